@@ -1,0 +1,263 @@
+"""SkipblockNet (Abrahamyan, Ziatchin, Chen, Deligiannis: Bias Loss for Mobile Neural Networks, ICCV 2021, arXiv 2107.11170)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from biasloss_ext.nn import ClassificationHead, InvertedResidual, SkipBlock, round_channels
+from biasloss_ext.nn.conv_norm import conv_norm
+
+ReturnFeatures = Literal["none", "features", "variance"]
+
+MIN_IMAGE_SIZE = 32
+
+
+class _Block(NamedTuple):
+    """One inverted residual at width 1.0; the hidden channels are `expansion` times the channels that come in."""
+
+    kernel_size: int
+    expansion: float
+    channels: int
+    squeeze_excite: bool
+    activation: type[nn.Module]
+    stride: int
+
+
+# Grouped as in the authors' checkpoint: a skip block adds to the output of the first group and of the second.
+_STEM_CHANNELS = 16
+_GROUPS = (
+    (
+        _Block(3, 4, 24, False, nn.ReLU, 2),
+        _Block(3, 3, 24, False, nn.ReLU, 1),
+        _Block(5, 3, 40, True, nn.ReLU, 2),
+        _Block(5, 3, 40, True, nn.ReLU, 1),
+        _Block(5, 6, 40, True, nn.Hardswish, 1),
+    ),
+    (
+        _Block(3, 6, 80, False, nn.Hardswish, 2),
+        _Block(3, 2.5, 80, False, nn.Hardswish, 1),
+        _Block(3, 2.3, 80, False, nn.Hardswish, 1),
+        _Block(3, 2.3, 80, False, nn.Hardswish, 1),
+    ),
+    (
+        _Block(3, 6, 112, True, nn.Hardswish, 1),
+        _Block(3, 6, 112, True, nn.Hardswish, 1),
+    ),
+    (
+        _Block(5, 6, 160, True, nn.Hardswish, 2),
+        _Block(5, 6, 160, True, nn.Hardswish, 1),
+        _Block(5, 6, 160, True, nn.Hardswish, 1),
+    ),
+)
+_LAST_EXPANSION = 6
+_SKIP_EXPANSIONS = (6, 2.3)
+_SKIP_KERNEL_SIZES = (5, 3)
+
+
+def default_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> dict[str, Any]:
+    """What timm wants to know of a model: the images it expects and where its first and last layers are.
+
+    The preprocessing is the one that the authors evaluate with.
+    """
+    return {
+        "num_classes": num_classes,
+        "input_size": input_size,
+        "min_input_size": (input_size[0], MIN_IMAGE_SIZE, MIN_IMAGE_SIZE),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "first_layer.0",
+        "classifier": "classifier.3",
+    }
+
+
+def feature_variance(features: Tensor) -> Tensor:
+    """Unbiased variance of each sample's features, (N,), in float32 (float64 for float64), without gradient; 0 for one activation."""
+    samples = features.detach().flatten(1)
+    samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
+    return samples.var(1) if samples.shape[1] > 1 else samples[:, 0] * 0
+
+
+@torch.fx.wrap  # a leaf for torch.fx, which cannot trace a branch on a shape
+def _check_images(images: Tensor, channels: int) -> None:
+    shape = images.shape
+    if len(shape) != 4 or shape[1] != channels or shape[2] < MIN_IMAGE_SIZE or shape[3] < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"images must be of shape (N, {channels}, H, W) with H and W at least {MIN_IMAGE_SIZE}, got {tuple(shape)}"
+        )
+
+
+class SkipblockNet(nn.Module):
+    """A MobileNetV3-style network in which two skip blocks carry the first block's map to later stages.
+
+    Input: (N, in_chans, H, W), H and W at least 32, square or not, contiguous or channels_last; floating dtype of the parameters (any
+    under autocast). Output: scores (N, num_classes), alone or after the features or their variance: see `return_features`.
+    A ValueError names the expected and the given shape of other inputs.
+
+    The features are the ones that Bias Loss looks at: the last convolution's, batch-normalised and activated,
+    (N, num_features, H / 32, W / 32), sizes rounded up.
+
+    Parameters and buffers bear the names of the authors' checkpoints, so that `load_state_dict` takes the published one of
+    SkipblockNet-M as it is.
+
+    Args:
+        num_classes: width of the scores; 0 for a model without the last layer, which returns (N, head_hidden_size).
+        in_chans: channels of the images.
+        drop_rate: dropout before the last layer.
+        small_input: for images of about 32 x 32: the first convolution has stride 1 instead of 2, so that every map is twice as
+            high and wide. Parameters stay the same.
+        width: multiplies the channels of every layer before the classifier, rounded by `round_channels`.
+        classifier_width: units between the features and the scores; not multiplied by `width`.
+        return_features: what `forward` returns, in training and in evaluation; an attribute too, to be set at any time.
+            "none": the scores.
+            "features": the pair (features, scores), as `FusedBiasLoss()(features, scores, target)` takes them.
+            "variance": the pair (variance, scores) with each sample's unbiased variance of its features, (N,), float32 (float64 for
+            float64 features), detached, for `FusedBiasLoss()(None, scores, target, variance=variance)`. The features are then freed
+            as soon as autograd allows and never leave the model.
+
+    Attributes, as in timm:
+        num_features: channels of the features.
+        head_hidden_size: `classifier_width`.
+        feature_info: for each reduction of the image's size, the last module there, its channels and the reduction.
+        default_cfg: see `default_cfg`.
+
+    The initial weights are the authors': convolutions normal with deviation sqrt(2 / (kernel area * output channels)), linear layers
+    normal with deviation 0.01.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.2,
+        small_input: bool = False,
+        *,
+        width: float = 1.0,
+        classifier_width: int = 1280,
+        return_features: ReturnFeatures = "none",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.return_features = return_features
+
+        # Attribute names from here on are the checkpoint's.
+        base_channels = round_channels(_STEM_CHANNELS * width)
+        stem_stride = 1 if small_input else 2
+        self.first_layer = nn.Sequential(*conv_norm(in_chans, base_channels, 3, stem_stride), nn.Hardswish())
+        self.base_block = InvertedResidual(base_channels, base_channels, base_channels, kernel_size=3)
+
+        groups, widths = [], [base_channels]
+        for group in _GROUPS:
+            groups.append(_make_group(widths[-1], group, width))
+            widths.append(round_channels(group[-1].channels * width))
+        self.blocks = nn.ModuleList(groups)
+
+        self.skip1, self.skip2 = (
+            SkipBlock(base_channels, round_channels(base_channels * expansion), out_channels, kernel_size)
+            for expansion, kernel_size, out_channels in zip(_SKIP_EXPANSIONS, _SKIP_KERNEL_SIZES, widths[1:])
+        )
+
+        self.num_features = round_channels(widths[-1] * _LAST_EXPANSION)
+        self.conv = nn.Sequential(*conv_norm(widths[-1], self.num_features), nn.Hardswish())
+
+        self.head_hidden_size = classifier_width
+        self.classifier = ClassificationHead(self.num_features, classifier_width, num_classes, drop_rate)
+
+        last_modules = (
+            ("base_block", base_channels),
+            ("blocks.0.1", round_channels(_GROUPS[0][1].channels * width)),
+            ("skip1", widths[1]),
+            ("blocks.2", widths[3]),
+            ("conv", self.num_features),
+        )
+        self.feature_info = [
+            {"num_chs": channels, "reduction": stem_stride * 2**index, "module": module}
+            for index, (module, channels) in enumerate(last_modules)
+        ]
+        self.default_cfg = default_cfg(num_classes, (in_chans, 32, 32) if small_input else (in_chans, 224, 224))
+        self.apply(_init_weights)
+
+    @property
+    def return_features(self) -> ReturnFeatures:
+        return self._return_features
+
+    @return_features.setter
+    def return_features(self, value: ReturnFeatures) -> None:
+        choices = get_args(ReturnFeatures)
+        if value not in choices:
+            raise ValueError(f"return_features must be one of {', '.join(choices)}, got {value!r}")
+        self._return_features = value
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) to features (N, num_features, H / 32, W / 32), sizes rounded up."""
+        _check_images(x, self.in_chans)
+        base = self.base_block(self.first_layer(x))
+        x = self.skip1(base, self.blocks[0](base))
+        x = self.skip2(base, self.blocks[1](x))
+        x = self.blocks[3](self.blocks[2](x))
+        features: Tensor = self.conv(x)
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to scores (N, num_classes), or with `pre_logits` to the last layer's input before dropout, (N, head_hidden_size)."""
+        scores: Tensor = self.classifier(x, pre_logits)
+        return scores
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.forward_features(x)
+        scores = self.forward_head(features)
+        if self.return_features == "features":
+            return features, scores
+        if self.return_features == "variance":
+            return feature_variance(features), scores
+        return scores
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer: `nn.Linear`, or `nn.Identity` when `num_classes` is 0."""
+        return self.classifier[3]
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
+        """Replaces the last layer by a new one for `num_classes` classes (0: none); a pooling other than "avg" is a ValueError."""
+        if global_pool != "avg":
+            raise ValueError(f"global_pool must be 'avg', the only pooling that SkipblockNet has, got {global_pool!r}")
+        self.num_classes = num_classes
+        hidden = self.classifier[0].weight
+        self.classifier[3] = nn.Identity()
+        if num_classes > 0:
+            self.classifier[3] = nn.Linear(self.head_hidden_size, num_classes, device=hidden.device, dtype=hidden.dtype)
+            _init_weights(self.classifier[3])
+
+
+def _make_group(in_channels: int, group: tuple[_Block, ...], width: float) -> nn.Sequential:
+    blocks = []
+    for block in group:
+        hidden_channels = round_channels(in_channels * block.expansion)
+        out_channels = round_channels(block.channels * width)
+        blocks.append(
+            InvertedResidual(
+                in_channels,
+                hidden_channels,
+                out_channels,
+                block.kernel_size,
+                block.stride,
+                block.squeeze_excite,
+                block.activation,
+            )
+        )
+        in_channels = out_channels
+    return nn.Sequential(*blocks)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels)))
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)

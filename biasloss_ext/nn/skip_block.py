@@ -1,0 +1,39 @@
+"""The skip block of SkipblockNet (Abrahamyan et al., Bias Loss for Mobile Neural Networks, ICCV 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biasloss_ext.nn.conv_norm import conv_norm
+
+
+class SkipBlock(nn.Module):
+    """Adds an early, large map to a later, smaller one: average pool, 1x1 expand, depthwise k x k, 1x1 project, with ReLU.
+
+    Batch normalisation follows each convolution.
+
+    Inputs: the early map (N, in_channels, H, W) and the later one (N, out_channels, h, w), to whose size the early one is averaged;
+    output: their sum, (N, out_channels, h, w). Any floating dtype, contiguous or channels_last (kept).
+
+    Args:
+        in_channels: channels of the early map.
+        hidden_channels: channels of the expanded map.
+        out_channels: channels of the later map.
+        kernel_size: of the depthwise convolution, odd.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.core_block = nn.Sequential(
+            *conv_norm(in_channels, hidden_channels),  # expand
+            nn.ReLU(),
+            *conv_norm(hidden_channels, hidden_channels, kernel_size, groups=hidden_channels),  # depthwise
+            nn.ReLU(),
+            *conv_norm(hidden_channels, out_channels),  # project
+        )
+
+    def forward(self, early: Tensor, later: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1]))
+        carried: Tensor = self.core_block(pooled)
+        return later + carried
