@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from biasloss_ext.functional import feature_variance
 from biasloss_ext.nn import ClassificationHead, InvertedResidual, SkipBlock, round_channels
 from biasloss_ext.nn.conv_norm import conv_norm
 
@@ -75,13 +76,6 @@ def default_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 
         "first_conv": "first_layer.0",
         "classifier": "classifier.3",
     }
-
-
-def feature_variance(features: Tensor) -> Tensor:
-    """Unbiased variance of each sample's features, (N,), in float32 (float64 for float64), without gradient; 0 for one activation."""
-    samples = features.detach().flatten(1)
-    samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
-    return samples.var(1) if samples.shape[1] > 1 else samples[:, 0] * 0
 
 
 @torch.fx.wrap  # a leaf for torch.fx, which cannot trace a branch on a shape

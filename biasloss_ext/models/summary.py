@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from biasloss_ext.models.multiply_adds import count_multiply_adds
 from biasloss_ext.models.registry import create_model
 from biasloss_ext.models.variants import VARIANTS
@@ -17,9 +19,10 @@ def variants_table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, variant in VARIANTS.items():
-        model = create_model(name)
+        with torch.device("meta"):
+            model = create_model(name)
+            small = create_model(name, num_classes=100, small_input=True)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        small = create_model(name, num_classes=100, small_input=True)
         lines.append(
             f"| {name} | {variant.width} | {variant.classifier_width}"
             f" | {parameters:,} | {variant.paper_million_parameters} M"
