@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
     """Multiply-adds of one image's forward pass in evaluation: convolutions and matrix products, as papers count them.
 
-    Normalisation, activations, pooling and additions are not counted. Shapes alone are computed with (a copy of the model on the meta
-    device), so this costs no arithmetic and leaves the model as it is.
+    Normalisation, activations, pooling and additions are not counted. A copy of the model on the meta device is run,
+    which works on shapes alone: this costs no arithmetic and leaves the model as it is.
 
     Args:
         model: any model that takes one batch of images.

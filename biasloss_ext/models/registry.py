@@ -24,7 +24,11 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
-    """Builds the model `name` with its builder's `options`; a ValueError lists the names when there is no such model."""
+    """Builds the model `name` with its builder's `options`.
+
+    Raises:
+        ValueError: no model of that name; the message lists them all.
+    """
     if name not in _builders:
         raise ValueError(f"unknown model {name!r}; the models are {', '.join(list_models())}")
     return _builders[name](**options)

@@ -1,4 +1,4 @@
-"""SkipblockNet (Abrahamyan, Ziatchin, Chen, Deligiannis: Bias Loss for Mobile Neural Networks, ICCV 2021, arXiv 2107.11170)."""
+"""SkipblockNet (Abrahamyan et al., Bias Loss for Mobile Neural Networks, ICCV 2021, arXiv 2107.11170)."""
 
 from __future__ import annotations
 
@@ -54,9 +54,6 @@ _GROUPS = (
         _Block(5, 6, 160, True, nn.Hardswish, 1),
     ),
 )
-_LAST_EXPANSION = 6
-_SKIP_EXPANSIONS = (6, 2.3)
-_SKIP_KERNEL_SIZES = (5, 3)
 
 
 def default_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> dict[str, Any]:
@@ -90,39 +87,37 @@ def _check_images(images: Tensor, channels: int) -> None:
 class SkipblockNet(nn.Module):
     """A MobileNetV3-style network in which two skip blocks carry the first block's map to later stages.
 
-    Input: (N, in_chans, H, W), H and W at least 32, square or not, contiguous or channels_last; floating dtype of the parameters (any
-    under autocast). Output: scores (N, num_classes), alone or after the features or their variance: see `return_features`.
-    A ValueError names the expected and the given shape of other inputs.
+    Input: (N, in_chans, H, W), H and W at least 32, square or not, contiguous or channels_last, in the floating dtype
+    of the parameters (any under autocast). Output: scores (N, num_classes), alone or after the features or their
+    variance, see `return_features`. A ValueError names the expected and the given shape of other inputs.
 
     The features are the ones that Bias Loss looks at: the last convolution's, batch-normalised and activated,
-    (N, num_features, H / 32, W / 32), sizes rounded up.
+    (N, num_features, H / 32, W / 32), sizes rounded up (H / 16, W / 16 with `small_input`).
 
-    Parameters and buffers bear the names of the authors' checkpoints, so that `load_state_dict` takes the published one of
-    SkipblockNet-M as it is.
+    Parameters and buffers bear the names of the authors' checkpoints, so that `load_state_dict` takes the published
+    one of SkipblockNet-M as it is. The initial weights are the authors' too: convolutions normal with deviation
+    sqrt(2 / (kernel area * output channels)), linear layers normal with deviation 0.01.
 
     Args:
         num_classes: width of the scores; 0 for a model without the last layer, which returns (N, head_hidden_size).
         in_chans: channels of the images.
         drop_rate: dropout before the last layer.
-        small_input: for images of about 32 x 32: the first convolution has stride 1 instead of 2, so that every map is twice as
-            high and wide. Parameters stay the same.
+        small_input: for images of about 32 x 32: the first convolution has stride 1 instead of 2, so that every map
+            is twice as high and wide. Parameters stay the same.
         width: multiplies the channels of every layer before the classifier, rounded by `round_channels`.
         classifier_width: units between the features and the scores; not multiplied by `width`.
         return_features: what `forward` returns, in training and in evaluation; an attribute too, to be set at any time.
             "none": the scores.
             "features": the pair (features, scores), as `FusedBiasLoss()(features, scores, target)` takes them.
-            "variance": the pair (variance, scores) with each sample's unbiased variance of its features, (N,), float32 (float64 for
-            float64 features), detached, for `FusedBiasLoss()(None, scores, target, variance=variance)`. The features are then freed
-            as soon as autograd allows and never leave the model.
+            "variance": the pair (variance, scores), as `FusedBiasLoss()(None, scores, target, variance=variance)`
+            takes them; the variance is `biasloss_ext.feature_variance` of the features, (N,), float32 (float64 for
+            float64), detached. The maps never leave the model.
 
     Attributes, as in timm:
         num_features: channels of the features.
         head_hidden_size: `classifier_width`.
         feature_info: for each reduction of the image's size, the last module there, its channels and the reduction.
         default_cfg: see `default_cfg`.
-
-    The initial weights are the authors': convolutions normal with deviation sqrt(2 / (kernel area * output channels)), linear layers
-    normal with deviation 0.01.
     """
 
     def __init__(
@@ -153,12 +148,10 @@ class SkipblockNet(nn.Module):
             widths.append(round_channels(group[-1].channels * width))
         self.blocks = nn.ModuleList(groups)
 
-        self.skip1, self.skip2 = (
-            SkipBlock(base_channels, round_channels(base_channels * expansion), out_channels, kernel_size)
-            for expansion, kernel_size, out_channels in zip(_SKIP_EXPANSIONS, _SKIP_KERNEL_SIZES, widths[1:])
-        )
+        self.skip1 = SkipBlock(base_channels, round_channels(base_channels * 6), widths[1], kernel_size=5)
+        self.skip2 = SkipBlock(base_channels, round_channels(base_channels * 2.3), widths[2], kernel_size=3)
 
-        self.num_features = round_channels(widths[-1] * _LAST_EXPANSION)
+        self.num_features = round_channels(widths[-1] * 6)
         self.conv = nn.Sequential(*conv_norm(widths[-1], self.num_features), nn.Hardswish())
 
         self.head_hidden_size = classifier_width
@@ -190,7 +183,7 @@ class SkipblockNet(nn.Module):
         self._return_features = value
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to features (N, num_features, H / 32, W / 32), sizes rounded up."""
+        """Images (N, in_chans, H, W) to features (N, num_features, h, w), a 32nd of H and W (16th with `small_input`), rounded up."""
         _check_images(x, self.in_chans)
         base = self.base_block(self.first_layer(x))
         x = self.skip1(base, self.blocks[0](base))
@@ -200,7 +193,7 @@ class SkipblockNet(nn.Module):
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to scores (N, num_classes), or with `pre_logits` to the last layer's input before dropout, (N, head_hidden_size)."""
+        """Features to scores (N, num_classes), or with `pre_logits` to what enters the last layer's dropout."""
         scores: Tensor = self.classifier(x, pre_logits)
         return scores
 
@@ -218,7 +211,11 @@ class SkipblockNet(nn.Module):
         return self.classifier[3]
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """Replaces the last layer by a new one for `num_classes` classes (0: none); a pooling other than "avg" is a ValueError."""
+        """Replaces the last layer by a new one for `num_classes` classes, or by none for 0.
+
+        Raises:
+            ValueError: `global_pool` is not "avg", the only pooling here.
+        """
         if global_pool != "avg":
             raise ValueError(f"global_pool must be 'avg', the only pooling that SkipblockNet has, got {global_pool!r}")
         self.num_classes = num_classes

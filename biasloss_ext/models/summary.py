@@ -15,7 +15,8 @@ def variants_table() -> str:
     The last column is the count for `small_input=True` at 32 x 32 with 100 classes.
     """
     lines = [
-        "| model | width | classifier width | parameters | paper | multiply-adds | paper | paper's top-1 | multiply-adds, 32 x 32 |",
+        "| model | width | classifier width | parameters | paper | multiply-adds | paper"
+        " | paper's top-1 | multiply-adds, 32 x 32 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, variant in VARIANTS.items():

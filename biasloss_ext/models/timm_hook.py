@@ -1,4 +1,4 @@
-"""Registers the models with timm as soon as timm is there, and never imports timm by itself: that takes seconds, and may fail."""
+"""Registers the models with timm once timm is there. It never imports timm itself: that takes seconds, and may fail."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def skipblocknet_m(
     small_input: bool = False,
     return_features: ReturnFeatures = "none",
 ) -> SkipblockNet:
-    """SkipblockNet-M, 5.5 million parameters; the arguments are those of `SkipblockNet`. It takes the authors' checkpoint."""
+    """SkipblockNet-M, 5.5 million parameters; the arguments are those of `SkipblockNet`. Takes published weights."""
     return _build("skipblocknet_m", num_classes, in_chans, drop_rate, small_input, return_features)
 
 

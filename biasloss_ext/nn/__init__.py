@@ -1,7 +1,8 @@
 """Layers of the mobile networks, in plain PyTorch.
 
-Each layer holds its parameters in ordinary `torch.nn` modules under the names of the SkipblockNet authors' checkpoints. A faster forward pass
-may therefore replace the plain one in a subclass: parameters, state-dict keys and checkpoints stay as they are.
+Each layer holds its parameters in ordinary `torch.nn` modules under the names of the SkipblockNet authors'
+checkpoints. A faster forward pass may therefore replace the plain one in a subclass: parameters, state-dict keys and
+checkpoints stay as they are.
 """
 
 from biasloss_ext.nn.channels import round_channels

@@ -6,7 +6,7 @@ from __future__ import annotations
 def round_channels(channels: float) -> int:
     """The multiple of 8 nearest to `channels` (halves go up), at least 8 and never below 90 % of `channels`.
 
-    Source: the reference implementation of MobileNetV2 (Sandler et al., 2018), which every later mobile network follows.
+    Source: the reference implementation of MobileNetV2 (Sandler et al., 2018), which later mobile networks follow.
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class ClassificationHead(nn.Sequential):
     """Global average pool, linear, hard-swish, dropout, linear.
 
-    Input (N, in_features, H, W), any floating dtype and memory format; output (N, num_classes), or (N, hidden_features) when
-    num_classes is 0: the last layer is then an identity.
+    Input (N, in_features, H, W), any floating dtype and memory format; output (N, num_classes), or (N, hidden_features)
+    when num_classes is 0: the last layer is then an identity.
     """
 
     def __init__(self, in_features: int, hidden_features: int, num_classes: int, drop_rate: float) -> None:

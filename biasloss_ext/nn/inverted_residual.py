@@ -11,11 +11,11 @@ from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 class InvertedResidual(nn.Module):
     """1x1 expand, depthwise k x k, optional squeeze-and-excitation, 1x1 project; plus the input when the shapes agree.
 
-    Batch normalisation follows each convolution, the activation follows the first two. The expand step is there even where the
-    expansion is 1, as in the SkipblockNet checkpoints.
+    Batch normalisation follows each convolution, the activation follows the first two. The expand step is there even
+    where the expansion is 1, as in the SkipblockNet checkpoints.
 
-    Input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)); any floating dtype, contiguous or
-    channels_last (kept).
+    Input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)); any floating dtype,
+    contiguous or channels_last (kept).
 
     Args:
         in_channels: channels of the input.

@@ -9,12 +9,13 @@ from biasloss_ext.nn.conv_norm import conv_norm
 
 
 class SkipBlock(nn.Module):
-    """Adds an early, large map to a later, smaller one: average pool, 1x1 expand, depthwise k x k, 1x1 project, with ReLU.
+    """Adds an early, large map to a later, smaller one: average pool, 1x1 expand, depthwise k x k, 1x1 project.
 
-    Batch normalisation follows each convolution.
+    Batch normalisation follows each convolution, ReLU follows the first two.
 
-    Inputs: the early map (N, in_channels, H, W) and the later one (N, out_channels, h, w), to whose size the early one is averaged;
-    output: their sum, (N, out_channels, h, w). Any floating dtype, contiguous or channels_last (kept).
+    Inputs: the early map (N, in_channels, H, W) and the later one (N, out_channels, h, w), to whose size the early
+    one is averaged; output: their sum, (N, out_channels, h, w). Any floating dtype, contiguous or channels_last
+    (kept).
 
     Args:
         in_channels: channels of the early map.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def random_state(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A state dict of these keys and shapes; the scores of a SkipblockNet with it are near 1 and differ from image to image."""
+    """A state dict of these keys and shapes; with it, a SkipblockNet's scores are near 1 and vary with the image."""
     torch.manual_seed(0)
     return {key: _random_tensor(key, shape, dtype) for key, shape in shapes.items()}
 

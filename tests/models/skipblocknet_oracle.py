@@ -1,7 +1,7 @@
-"""SkipblockNet-M computed a second time: functions of a state dict, from the paper's description, sharing no code with the package.
+"""SkipblockNet-M a second time, from its description: functions of a state dict that share no code with the package.
 
-Everything is written out from convolutions, matrix products and elementary operations, to be run in float64. The dictionary of running
-statistics is updated in place in training mode, as batch normalisation does.
+Everything is written out from convolutions, matrix products and elementary operations, to be run in float64. The
+running statistics in the state dict are replaced in training mode, as batch normalisation does.
 """
 
 from __future__ import annotations

@@ -50,8 +50,10 @@ def test_compiled_model_refuses_small_images() -> None:
 def test_torch_export(return_features: str) -> None:
     model = random_model(return_features=return_features)
     batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=({0: batch},))
-    images = torch.randn(5, 3, 64, 96)
+    height, width = (torch.export.Dim(name, min=33, max=1024) for name in ("height", "width"))
+    shapes = ({0: batch, 2: height, 3: width},)
+    exported = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
+    images = torch.randn(5, 3, 75, 50)
     torch.testing.assert_close(exported.module()(images), model(images))
 
 
@@ -64,7 +66,7 @@ def test_onnx_runtime_gives_the_same_scores(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # the exporter's own, about its dependencies
         torch.onnx.export(
             model,
-            (torch.randn(2, 3, 64, 96),),
+            (torch.randn(2, 3, 75, 50),),
             file,
             dynamo=True,
             verbose=False,
@@ -73,7 +75,7 @@ def test_onnx_runtime_gives_the_same_scores(tmp_path: Path) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
         )
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    images = torch.randn(5, 3, 64, 96) * torch.arange(1, 6)[:, None, None, None]
+    images = torch.randn(5, 3, 75, 50) * torch.arange(1, 6)[:, None, None, None]
     (scores,) = session.run(["scores"], {"images": images.numpy()})
     expected = model(images).detach()
     assert expected.std(0).min() > 1e-3

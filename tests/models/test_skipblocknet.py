@@ -41,7 +41,8 @@ def test_forward_and_backward_at_every_size(name: str, size: tuple[int, int]) ->
     assert scores.shape == (2, 10)
     F.cross_entropy(scores, torch.tensor([1, 9])).backward()
     for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
     assert model.first_layer[0].weight.grad.abs().max() > 0
 
 
@@ -71,7 +72,9 @@ def test_features_and_variance_come_with_the_scores() -> None:
     assert torch.equal(scores, scores_beside_features)
     assert torch.equal(scores, scores_beside_variance)
     assert torch.equal(features, model.forward_features(images))
-    assert scores.requires_grad and features.requires_grad and not variance.requires_grad
+    assert scores.requires_grad
+    assert features.requires_grad
+    assert not variance.requires_grad
     expected = torch.stack([sample.double().var() for sample in features])
     torch.testing.assert_close(variance.double(), expected, rtol=1e-5, atol=0)
 
@@ -80,7 +83,8 @@ def test_variance_of_16_bit_features_is_float32() -> None:
     model = small_model(return_features="variance")
     with torch.autocast("cpu", torch.bfloat16):
         variance, scores = model(torch.randn(2, 3, 32, 32))
-    assert variance.dtype == torch.float32 and scores.dtype == torch.bfloat16
+    assert variance.dtype == torch.float32
+    assert scores.dtype == torch.bfloat16
 
 
 def test_unknown_return_features_is_refused() -> None:
@@ -106,8 +110,11 @@ def test_channels_last_is_kept() -> None:
     assert features.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_dropout_rate() -> None:
+def test_dropout_is_before_the_last_layer() -> None:
     assert [module.p for module in small_model(drop_rate=0.7).modules() if isinstance(module, nn.Dropout)] == [0.7]
+    model = small_model(drop_rate=1.0).train()
+    nn.init.constant_(model.get_classifier().bias, 3.0)
+    assert (model(torch.randn(2, 3, 32, 32)) == 3).all()
 
 
 def test_initial_weights() -> None:
@@ -119,4 +126,5 @@ def test_initial_weights() -> None:
     for linear in (model.classifier[0], model.blocks[3][1].conv[6].fc[0], model.get_classifier()):
         assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)
         assert not linear.bias.any()
-    assert (model.conv[1].weight == 1).all() and not model.conv[1].bias.any()
+    assert (model.conv[1].weight == 1).all()
+    assert not model.conv[1].bias.any()

@@ -1,4 +1,4 @@
-"""SkipblockNet-M against an independent float64 computation, with weights under the names of the authors' checkpoint."""
+"""SkipblockNet-M against an independent float64 computation, with weights under the authors' key names."""
 
 from __future__ import annotations
 

@@ -56,4 +56,4 @@ def test_python_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.Mo
     runnable = [block for block in blocks if not any(word in block for word in needs_more)]
     assert len(blocks) - len(runnable) == len(needs_more)
     for block in runnable:
-        exec(block, {})  # noqa: S102
+        exec(block, {})

@@ -53,7 +53,8 @@ def test_reset_classifier() -> None:
     hidden = model.forward_head(model.forward_features(images), pre_logits=True)
 
     model.reset_classifier(7)
-    assert model(images).shape == (1, 7) and model(images).dtype == torch.float64
+    assert model(images).shape == (1, 7)
+    assert model(images).dtype == torch.float64
     assert model.num_classes == 7
     assert model.get_classifier().weight.std().item() == pytest.approx(0.01, rel=0.05)
 
@@ -120,12 +121,13 @@ def test_an_unknown_timm_goes_on_working(tmp_path: Path) -> None:
 def test_in_timm_itself() -> None:
     try:
         import timm
-    except Exception as error:  # noqa: BLE001  # timm fails in many ways beside a torch that its torchvision was not built for
+    except Exception as error:  # timm fails in many ways beside a torch that its torchvision was not built for
         pytest.skip(f"timm cannot be imported: {error!r}")
     assert timm.list_models("skipblocknet_*") == sorted(models.list_models())
     model = timm.create_model("skipblocknet_xs", num_classes=4, in_chans=1, return_features="features").eval()
     features, scores = model(torch.randn(1, 1, 64, 64))
-    assert features.shape == (1, 480, 2, 2) and scores.shape == (1, 4)
+    assert features.shape == (1, 480, 2, 2)
+    assert scores.shape == (1, 4)
     assert timm.data.resolve_data_config(model=model)["crop_pct"] == 0.875
 
     pyramid = timm.create_model("skipblocknet_xs", features_only=True, out_indices=(1, 4)).eval()
