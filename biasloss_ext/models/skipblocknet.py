@@ -183,7 +183,7 @@ class SkipblockNet(nn.Module):
         self._return_features = value
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to features (N, num_features, h, w), a 32nd of H and W (16th with `small_input`), rounded up."""
+        """Images (N, in_chans, H, W) to the features, see the class."""
         _check_images(x, self.in_chans)
         base = self.base_block(self.first_layer(x))
         x = self.skip1(base, self.blocks[0](base))
