@@ -1,0 +1,137 @@
+"""What every public function demands of its arguments: each error says what was given and what is expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")  # in the order of torch's own reduction codes
+NORMALISATION_MODES = ("global", "local")
+CLASS_DTYPES = (torch.int64, torch.int32, torch.uint8)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_check_targets = False
+
+
+def check_targets(enabled: bool) -> None:
+    """Turn a synchronising check of class targets on or off, for all Bias Losses of the process.
+
+    On a GPU an out-of-range class costs nothing and makes the loss of its sample NaN. With this check it raises an
+    ``IndexError`` that names the sample, the value and the number of classes, at the price of waiting for the GPU at every
+    step. On a CPU that error is always raised.
+    """
+    global _check_targets
+    _check_targets = bool(enabled)
+
+
+def hyperparameters(
+    alpha: float,
+    beta: float,
+    label_smoothing: float = 0.0,
+    normalisation_mode: str = "global",
+    reduction: str = "mean",
+) -> None:
+    for name, value in (("alpha", alpha), ("beta", beta), ("label_smoothing", label_smoothing)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0.0 <= alpha < float("inf"):
+        raise ValueError(f"alpha must be finite and at least 0, got {alpha}")
+    if not -float("inf") < beta < 1.0:
+        raise ValueError(f"beta must be finite and below 1, got {beta}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if normalisation_mode not in NORMALISATION_MODES:
+        raise ValueError(f"normalisation_mode must be one of {NORMALISATION_MODES}, got {normalisation_mode!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+
+
+def features(features: Tensor) -> None:
+    _floating("features", features)
+    if features.dim() < 1:
+        raise ValueError("features must have shape (N, *), got a tensor without dimensions")
+    if 0 in features.shape[1:]:
+        raise ValueError(f"features must have at least one activation per sample, got shape {tuple(features.shape)}")
+
+
+def variance(variance: Tensor) -> None:
+    _floating("variance", variance)
+    if variance.dim() != 1:
+        raise ValueError(f"variance must have shape (N,), got {tuple(variance.shape)}")
+
+
+def tensors(
+    given_features: Tensor | None,
+    given_variance: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+) -> None:
+    _floating("output", output)
+    if output.dim() < 2 or output.shape[1] < 1:
+        raise ValueError(f"output must have shape (N, K, *d) with K >= 1, got {tuple(output.shape)}")
+    _target(output, target, ignore_index)
+    if weight is not None:
+        _floating("weight", weight)
+        if weight.shape != (output.shape[1],):
+            raise ValueError(f"weight must have shape ({output.shape[1]},), one per class, got {tuple(weight.shape)}")
+        _same_device("weight", weight, output)
+    if given_features is not None and given_variance is not None:
+        raise ValueError("give either features or variance=, not both")
+    if given_features is not None:
+        features(given_features)
+        _same_batch("features", given_features, output)
+    elif given_variance is not None:
+        variance(given_variance)
+        _same_batch("variance", given_variance, output)
+    else:
+        raise ValueError("features is None: give the features, or their variance as variance=")
+
+
+def _target(output: Tensor, target: Tensor, ignore_index: int) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    _same_device("target", target, output)
+    if target.is_floating_point():
+        if target.shape != output.shape:
+            raise ValueError(
+                f"probability targets must have the shape of output, {tuple(output.shape)}, got {tuple(target.shape)}"
+            )
+        return
+    if target.dtype not in CLASS_DTYPES:
+        raise TypeError(f"class targets must be int64, int32 or uint8, got {target.dtype}")
+    expected = (output.shape[0], *output.shape[2:])
+    if target.shape != expected:
+        raise ValueError(
+            f"class targets must have shape {expected} for output of shape {tuple(output.shape)}, got {tuple(target.shape)}"
+        )
+    if _check_targets:
+        _classes_in_range(output, target, ignore_index)
+
+
+def _classes_in_range(output: Tensor, target: Tensor, ignore_index: int) -> None:
+    classes = target.long()
+    wrong = ((classes < 0) | (classes >= output.shape[1])) & (classes != ignore_index)
+    if bool(wrong.any()):
+        first = wrong.nonzero()[0]
+        value = int(classes[tuple(first)])
+        raise IndexError(f"target of sample {int(first[0])} is {value}, expected a class in [0, {output.shape[1]})")
+
+
+def _floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def _same_device(name: str, tensor: Tensor, output: Tensor) -> None:
+    if tensor.device != output.device:
+        raise ValueError(f"{name} is on {tensor.device}, output on {output.device}: move them to one device")
+
+
+def _same_batch(name: str, tensor: Tensor, output: Tensor) -> None:
+    if tensor.shape[0] != output.shape[0]:
+        raise ValueError(f"{name} has {tensor.shape[0]} samples, output has {output.shape[0]}")
+    _same_device(name, tensor, output)

@@ -1,0 +1,226 @@
+"""Stateless functions: the documented face of the ops."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from biasloss_ext import checks
+from biasloss_ext.ops import backends
+from biasloss_ext.ops.bias_loss import op as bias_loss_op
+from biasloss_ext.ops.bias_loss import reference as bias_loss_reference
+from biasloss_ext.ops.feature_variance import op as feature_variance_op
+from biasloss_ext.ops.feature_variance import reference as feature_variance_reference
+from biasloss_ext.ops.library import accumulation_dtype
+
+__all__ = ["BiasLossOutput", "bias_loss", "bias_weight", "feature_variance"]
+
+
+class BiasLossOutput(NamedTuple):
+    """What :func:`bias_loss` returns.
+
+    Attributes:
+        loss: the reduced loss, or (N, *d) for ``reduction="none"``; float32, float64 for float64 scores.
+        weight: w_i of every sample, (N,), detached, dtype of ``loss``.
+        running_min: the moved running minimum, 0-d float32; None in local mode.
+    """
+
+    loss: Tensor
+    weight: Tensor
+    running_min: Tensor | None
+
+
+def feature_variance(features: Tensor, *, backend: str = "auto") -> Tensor:
+    """Unbiased variance (divisor n - 1) over all n activations of each sample; 0 where n is 1.
+
+    Args:
+        features: (N, *) of float16, bfloat16, float32 or float64. Contiguous, channels_last and every other layout whose
+            samples are dense is read in place; any other is made contiguous once. Treated as a constant.
+        backend: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Returns:
+        (N,) in float32 (float64 for float64 features), detached. Relative error at most 1e-5 up to mean/std = 1000.
+        NaN for a sample with NaN or infinite activations. Deterministic.
+
+    Raises:
+        TypeError: ``features`` is no floating-point tensor.
+        ValueError: it has no batch dimension or no activations; unknown backend.
+        RuntimeError: the named backend cannot run on this device.
+    """
+    checks.features(features)
+    return _variance_and_extrema(features, backends.choose(backend, features.device))[0]
+
+
+def bias_weight(
+    variance: Tensor,
+    running_min: Tensor | None = None,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.3,
+) -> Tensor:
+    """``w_i = exp(alpha * v_i) - beta`` with ``v_i = (variance_i - low) / (max - min)`` over the batch.
+
+    ``low`` is the smallest variance of the batch, or ``min(running_min, that)`` where a running minimum is given (the
+    "global" mode). v is 0 where all variances are equal; ``alpha * v`` is capped at 60; every weight is NaN where a
+    variance is not finite. Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, equations 3 and 4, with
+    the constants of the authors' current code.
+
+    Args:
+        variance: (N,), floating point, as from :func:`feature_variance`.
+        running_min: 0-d, not changed.
+        alpha: at least 0.
+        beta: below 1.
+
+    Returns:
+        (N,) in float32 (float64 for float64 variances), detached.
+
+    Raises:
+        TypeError, ValueError: arguments of another kind, naming what was given.
+    """
+    checks.hyperparameters(alpha, beta)
+    checks.variance(variance)
+    variance = variance.detach().to(accumulation_dtype(variance.dtype))
+    extrema = feature_variance_reference.extrema_of(variance)
+    return bias_loss_reference.bias_weight(variance, extrema, running_min, alpha, beta, update_running_min=False)
+
+
+def bias_loss(
+    features: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    running_min: Tensor | None = None,
+    *,
+    variance: Tensor | None = None,
+    alpha: float = 0.3,
+    beta: float = 0.3,
+    normalisation_mode: str = "global",
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    process_group: dist.ProcessGroup | None = None,
+    backend: str = "auto",
+) -> BiasLossOutput:
+    """Cross-entropy weighted per sample by the variance of its features, without state.
+
+    The arguments are those of :class:`biasloss_ext.FusedBiasLoss`, whose documentation has the formulas, shapes and errors.
+
+    Args:
+        running_min: smallest variance seen so far, 0-d float32; None starts at infinity. Not changed: the moved one is
+            returned. Ignored in local mode.
+
+    Returns:
+        :class:`BiasLossOutput`: loss, weights and the running minimum to hand to the next call.
+    """
+    checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction)
+    moved = None
+    if normalisation_mode == "global":
+        if running_min is None:
+            moved = torch.full((), torch.inf, dtype=torch.float32, device=output.device)
+        else:
+            moved = running_min.detach().to(device=output.device, dtype=torch.float32, copy=True)
+    loss, sample_weight = weighted_cross_entropy(
+        features,
+        output,
+        target,
+        moved,
+        variance=variance,
+        alpha=alpha,
+        beta=beta,
+        update_running_min=True,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        process_group=process_group,
+        backend=backend,
+    )
+    return BiasLossOutput(loss, sample_weight, moved)
+
+
+def weighted_cross_entropy(
+    features: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    running_min: Tensor | None,
+    *,
+    variance: Tensor | None,
+    alpha: float,
+    beta: float,
+    update_running_min: bool,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    process_group: dist.ProcessGroup | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Check, choose the backend, run it. ``running_min`` is moved in place; None stands for the local mode."""
+    checks.tensors(features, variance, output, target, weight, ignore_index)
+    chosen = backends.choose(backend, output.device)
+    extrema = None
+    if process_group is not None:
+        if features is not None:
+            variance, extrema = _variance_and_extrema(features, chosen)
+            features = None
+        else:
+            assert variance is not None
+            variance = variance.detach()
+            extrema = feature_variance_reference.extrema_of(variance)
+        dist.all_reduce(extrema, dist.ReduceOp.MAX, group=process_group)
+
+    dtype = accumulation_dtype(output.dtype)
+    if variance is not None:
+        variance = variance.detach().to(dtype)
+        extrema = None if extrema is None else extrema.to(dtype)
+    if weight is not None:
+        weight = weight.detach().to(dtype).contiguous()
+    positions = output.shape[2:]
+    if len(positions) > 1:  # the kernels know one position dimension; a copy only where the strides allow no view
+        output = output.flatten(2)
+        target = target.flatten(2) if target.is_floating_point() else target.flatten(1)
+    if not target.is_floating_point():
+        target = target.contiguous()
+    elif target.dtype != output.dtype:
+        target = target.to(dtype)
+    arguments = (
+        features,
+        variance,
+        extrema,
+        output,
+        target,
+        weight,
+        running_min,
+        alpha,
+        beta,
+        update_running_min,
+        checks.REDUCTIONS.index(reduction),
+        ignore_index,
+        label_smoothing,
+    )
+    if chosen == "reference":
+        loss, sample_weight = bias_loss_reference.bias_loss(*arguments)
+    else:
+        op = bias_loss_op.triton if chosen == "triton" else bias_loss_op.native
+        try:
+            loss, sample_weight, *_ = op(*arguments)
+        except RuntimeError as error:
+            # C++ behind the stable ABI can throw nothing but a RuntimeError.
+            if "expected a class in" not in str(error):
+                raise
+            raise IndexError(str(error).splitlines()[0]) from None
+    if reduction == "none" and len(positions) > 1:
+        loss = loss.unflatten(1, positions)
+    return loss, sample_weight
+
+
+def _variance_and_extrema(features: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    features = features.detach()
+    if backend == "reference":
+        return feature_variance_reference.feature_variance(features)
+    op = feature_variance_op.triton if backend == "triton" else feature_variance_op.native
+    variance, extrema = op(features)
+    return variance, extrema

@@ -1,0 +1,157 @@
+"""The loss as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from biasloss_ext import checks
+from biasloss_ext.functional import weighted_cross_entropy
+from biasloss_ext.ops import backends
+
+
+class FusedBiasLoss(nn.Module):
+    r"""Bias Loss: cross-entropy weighted per sample by the variance of its feature maps.
+
+    .. math::
+        v_i = \frac{\mathrm{var}_i - lo}{\max_j \mathrm{var}_j - \min_j \mathrm{var}_j} \qquad
+        w_i = e^{\alpha v_i} - \beta \qquad
+        L = \frac{1}{N} \sum_i w_i \, \mathrm{CE}(output_i, target_i)
+
+    where var is the unbiased variance over all activations of a sample, and lo the smallest variance of the batch
+    ("local") or the smallest seen in training so far ("global"). Abrahamyan, Ziatchin, Chen and Deligiannis, "Bias Loss for
+    Mobile Neural Networks", ICCV 2021; the constants are those of the authors' current code. Their first version,
+    ``exp(b * v) - 1 + a``, is the same family: pass ``alpha=b, beta=1 - a``.
+
+    The first three parameters and the call keep the authors' names and order.
+
+    Args:
+        alpha: at least 0.
+        beta: below 1.
+        normalisation_mode: "global" or "local".
+        weight: (K,) class weights, as in :class:`torch.nn.CrossEntropyLoss`; a buffer.
+        ignore_index: class targets of this value count nothing.
+        reduction: "mean" (divides by the number of counted targets, or by the sum of their class weights; never by the sum
+            of w), "sum" or "none".
+        label_smoothing: in [0, 1].
+        process_group: in training mode the smallest and largest variance are taken over all its ranks, by one all-reduce
+            of two floats and no wait of the host.
+        backend: "auto" takes the fastest that can run; "reference", "cpu", "cuda" and "triton" are taken at their word.
+
+    Shape:
+        - features: (N, *), float16, bfloat16, float32 or float64. Any memory format: contiguous, channels_last and all
+          others with dense samples are read in place. A constant: no gradient flows to it. None where ``variance`` is given.
+        - output: (N, K) or (N, K, *d) scores of the same choice of dtypes, any strides; never overwritten.
+        - target: (N, *d) classes in int64, int32 or uint8, or probabilities of the shape of ``output``.
+        - variance: (N,), for a model that computed it already.
+        - returns the loss, 0-d or (N, *d), in float32 (float64 for float64 scores); with ``return_weights=True`` also the
+          w_i, (N,), detached.
+
+    The buffer ``running_min`` (0-d float32, at first infinity) is part of the state_dict, moves in training mode only, and is
+    left alone by a batch with a variance that is not finite; the loss of such a batch is NaN, so that a gradient scaler skips
+    it. It follows the scores to their device. Where all variances are equal, v is 0; ``alpha * v`` is capped at 60.
+
+    Deterministic. Works under ``torch.compile(fullgraph=True)``, ``torch.export``, autocast and CUDA graph capture. There is
+    no second derivative, except with ``backend="reference"``.
+
+    Raises:
+        TypeError, ValueError: arguments of another kind or shape; the message has what was given and what is expected.
+        IndexError: a class out of range, on a CPU. On a GPU that sample's loss is NaN; see :func:`check_targets`.
+        RuntimeError: a named backend cannot run on this device; the message has the cause.
+
+    Example::
+
+        loss_fn = FusedBiasLoss()
+        features, output = model(images)
+        loss_fn(features, output, target).backward()
+    """
+
+    running_min: Tensor
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.3,
+        normalisation_mode: str = "global",
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        process_group: dist.ProcessGroup | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction)
+        if backend != "auto" and backend not in backends.BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}; there are: auto, {', '.join(backends.BACKENDS)}")
+        self.alpha = alpha
+        self.beta = beta
+        self.normalisation_mode = normalisation_mode
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.process_group = process_group
+        self.backend = backend
+        self.register_buffer("weight", weight)
+        self.register_buffer("running_min", torch.full((), torch.inf, dtype=torch.float32))
+
+    def forward(
+        self,
+        features: Tensor | None,
+        output: Tensor,
+        target: Tensor,
+        *,
+        variance: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if self.running_min.device != output.device:
+            # People build losses without moving them; the state goes where the scores are.
+            self.running_min = self.running_min.to(output.device)
+        loss, sample_weight = weighted_cross_entropy(
+            features,
+            output,
+            target,
+            self.running_min if self.normalisation_mode == "global" else None,
+            variance=variance,
+            alpha=self.alpha,
+            beta=self.beta,
+            update_running_min=self.training,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            process_group=self.process_group if self.training else None,
+            backend=self.backend,
+        )
+        return (loss, sample_weight) if return_weights else loss
+
+    def reset_running_min(self) -> None:
+        """Forget the variances seen so far."""
+        self.running_min.fill_(torch.inf)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedBiasLoss:
+        # model.half() and the like convert every floating buffer; the running minimum stays what it is.
+        exact = self.running_min
+        super()._apply(fn, recurse)
+        if self.running_min.dtype != torch.float32:
+            self.running_min = exact.to(self.running_min.device)
+        return self
+
+    def extra_repr(self) -> str:
+        shown: dict[str, Any] = {
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "normalisation_mode": self.normalisation_mode,
+            "reduction": self.reduction,
+        }
+        if self.label_smoothing:
+            shown["label_smoothing"] = self.label_smoothing
+        if self.backend != "auto":
+            shown["backend"] = self.backend
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -1,0 +1,1 @@
+"""The ops: schemas, reference implementations, kernels and the choice between them."""

@@ -1,0 +1,99 @@
+"""Which backends can run here, why not, and which one is chosen."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from biasloss_ext.ops.native import covers, native
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+OPS = ("feature_variance", "bias_loss")
+OLDEST_CAPABILITY_FOR_TRITON = (7, 5)
+
+
+def why_not(backend: str, device: torch.device) -> str | None:
+    """The reason why ``backend`` cannot run on tensors of ``device``, or None when it can.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        return f"it runs on CPU tensors, not on {device.type}" if device.type != "cpu" else native().problem
+    if backend == "cuda":
+        return f"it runs on CUDA tensors, not on {device.type}" if device.type != "cuda" else _why_not_cuda(device)
+    if backend == "triton":
+        return _why_not_triton(device)
+    raise ValueError(f"unknown backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """The backend that runs: the fastest that can for "auto", the named one otherwise.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the named backend cannot run on ``device``; the message has the cause.
+    """
+    if backend == "auto":
+        return _fastest(device.type, device.index)
+    reason = why_not(backend, device)
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
+    return backend
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import all of Dynamo with this package.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _fastest(device_type: str, index: int | None) -> str:
+    device = torch.device(device_type, index)
+    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
+    return next((name for name in candidates if why_not(name, device) is None), "reference")
+
+
+def _why_not_gpu() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU"
+    return None
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    reason = _why_not_gpu() or native().problem
+    if reason is not None:
+        return reason
+    architectures = native().cuda_architectures
+    if not architectures:
+        return "the package was built without CUDA kernels (nvcc was not found); set CUDA_HOME and reinstall"
+    capability = torch.cuda.get_device_capability(device)
+    if not covers(architectures, capability):
+        return (
+            f"the CUDA kernels are built for {', '.join(architectures)}, the GPU has compute capability "
+            f"{capability[0]}.{capability[1]}; reinstall with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
+        )
+    return None
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cpu":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interpreted else "it runs on CUDA tensors (on CPU tensors only under TRITON_INTERPRET=1)"
+    if device.type != "cuda":
+        return f"it runs on CUDA tensors, not on {device.type}"
+    reason = _why_not_gpu()
+    if reason is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY_FOR_TRITON:
+        return f"Triton needs compute capability 7.5, the GPU has {capability[0]}.{capability[1]}"
+    return None

@@ -1,0 +1,96 @@
+"""Bias Loss in plain PyTorch: the fallback on every device and the oracle of the tests.
+
+Differentiable by PyTorch itself, any number of times.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biasloss_ext.ops.feature_variance.reference import extrema_of, feature_variance
+from biasloss_ext.ops.library import accumulation_dtype
+
+NONE, MEAN, SUM = 0, 1, 2
+LARGEST_EXPONENT = 60.0  # exp(60) = 1e26 still leaves room for the loss in float32
+
+
+def bias_weight(
+    variance: Tensor,
+    extrema: Tensor,
+    running_min: Tensor | None,
+    alpha: float,
+    beta: float,
+    update_running_min: bool,
+) -> Tensor:
+    """``exp(alpha * v) - beta`` of every sample; moves ``running_min`` in place where asked to."""
+    smallest, largest = -extrema[0], extrema[1]
+    finite = extrema.isfinite().all()
+    low = smallest
+    if running_min is not None:
+        low = torch.minimum(running_min.to(smallest.dtype), smallest)
+        if update_running_min:
+            moved = torch.minimum(running_min, smallest.to(running_min.dtype))
+            running_min.copy_(torch.where(finite, moved, running_min))
+    spread = largest - smallest
+    scaled = torch.where(spread == 0, torch.zeros_like(variance), (variance - low) / spread)
+    weight = torch.exp((alpha * scaled).clamp(max=LARGEST_EXPONENT)) - beta
+    return torch.where(finite, weight, torch.nan)
+
+
+def cross_entropy(
+    output: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every position, and how much each counts in the denominator of the mean."""
+    scores = output.to(accumulation_dtype(output.dtype))
+    classes = scores.shape[1]
+    if target.is_floating_point():
+        losses = F.cross_entropy(
+            scores, target.to(scores.dtype), class_weight, reduction="none", label_smoothing=label_smoothing
+        )
+        return losses, torch.ones_like(losses)
+    target = target.long()
+    counted = target != ignore_index
+    valid = (target >= 0) & (target < classes)
+    known = torch.where(counted & valid, target, 0)
+    losses = F.cross_entropy(
+        scores, known, class_weight, ignore_index=-1, reduction="none", label_smoothing=label_smoothing
+    )
+    counts = torch.ones_like(losses) if class_weight is None else class_weight[known]
+    # An invalid class makes the loss NaN, and by the product its gradient too. An ignored one must not hand on the NaN of
+    # its scores, so its loss is replaced, not multiplied.
+    losses = losses * torch.where(valid | ~counted, 1.0, torch.nan).to(losses.dtype)
+    return torch.where(counted, losses, 0.0), torch.where(counted, counts, 0.0)
+
+
+def bias_loss(
+    features: Tensor | None,
+    variance: Tensor | None,
+    extrema: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    running_min: Tensor | None,
+    alpha: float,
+    beta: float,
+    update_running_min: bool,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """The loss and the weights; arguments as in the op ``biasloss_ext::bias_loss``."""
+    if variance is None:
+        assert features is not None
+        variance, extrema = feature_variance(features)
+    elif extrema is None:
+        extrema = extrema_of(variance)
+    assert extrema is not None
+    losses, counts = cross_entropy(output, target, class_weight, ignore_index, label_smoothing)
+    weight = bias_weight(variance, extrema, running_min, alpha, beta, update_running_min).to(losses.dtype)
+    weighted = weight.view(-1, *[1] * (losses.dim() - 1)) * losses
+    if reduction == NONE:
+        return weighted, weight
+    if reduction == SUM:
+        return weighted.sum(), weight
+    return weighted.sum() / counts.sum(), weight

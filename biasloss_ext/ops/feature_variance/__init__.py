@@ -1,0 +1,1 @@
+"""Per-sample variance of feature maps."""

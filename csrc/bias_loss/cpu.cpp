@@ -1,0 +1,336 @@
+#include "../feature_variance/cpu.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../cpu/parallel.h"
+#include "../math/bias_weight.h"
+#include "cpu_scores.h"
+#include "ops.h"
+
+namespace biasloss {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+
+// exp and log make a score about as dear as this many activations of the variance.
+constexpr int64_t kActivationsPerScore = 8;
+
+// What a row's cross-entropy is taken against: a class, or a distribution over the classes where there are
+// probabilities or smoothing. q_k holds the class weight as well; the loss is -sum_k q_k log p_k, its gradient (sum_j
+// q_j) p_k - q_k.
+template <class Scalar>
+class Targets {
+ public:
+  Targets(const Tensor& target, const ScoreTensor& scores, const Scalar* class_weight, int64_t ignore_index,
+          double label_smoothing)
+      : classes_(scores.classes),
+        class_weight_(class_weight),
+        ignore_index_(ignore_index),
+        smoothing_(static_cast<Scalar>(label_smoothing)) {
+    const ScalarType dtype = target.scalar_type();
+    if (dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Byte)
+      indices_.emplace(target);
+    else
+      probabilities_.emplace(target);
+  }
+
+  bool soft() const { return probabilities_ || smoothing_ != Scalar(0); }
+  bool ignored(int64_t row) const { return indices_ && (*indices_)[row] == ignore_index_; }
+  bool valid(int64_t row) const { return !indices_ || ((*indices_)[row] >= 0 && (*indices_)[row] < classes_); }
+  int64_t index(int64_t row) const { return (*indices_)[row]; }
+  Scalar weight_of(int64_t k) const { return class_weight_ == nullptr ? Scalar(1) : class_weight_[k]; }
+  // How much a counted row adds to the denominator of the mean.
+  Scalar count(int64_t row) const { return probabilities_ ? Scalar(1) : weight_of(index(row)); }
+
+  // Writes q and returns its sum.
+  Scalar distribution(int64_t row, Scalar* q) const {
+    const Scalar uniform = smoothing_ / Scalar(classes_), sharp = Scalar(1) - smoothing_;
+    if (probabilities_) {
+      const Scalar* p = probabilities_->read(row, q);
+      for (int64_t k = 0; k < classes_; ++k)
+        q[k] = weight_of(k) * (smoothing_ == Scalar(0) ? p[k] : p[k] * sharp + uniform);
+    } else {
+      for (int64_t k = 0; k < classes_; ++k) q[k] = weight_of(k) * uniform;
+      q[index(row)] += weight_of(index(row)) * sharp;
+    }
+    double total = 0;
+    for (int64_t k = 0; k < classes_; ++k) total += q[k];
+    return static_cast<Scalar>(total);
+  }
+
+ private:
+  int64_t classes_;
+  const Scalar* class_weight_;
+  int64_t ignore_index_;
+  Scalar smoothing_;
+  std::optional<ClassTargets> indices_;
+  std::optional<ScoreTensor> probabilities_;
+};
+
+// Rows are summed in pieces of a fixed length, none of which spans two samples: the result does not depend on the
+// number of threads, and the weight of a sample, known only at the end, multiplies sums of its rows.
+struct RowPieces {
+  static constexpr int64_t kLength = 1024;
+  explicit RowPieces(const ScoreTensor& scores)
+      : positions(scores.positions),
+        per_sample((positions + kLength - 1) / kLength),
+        count(scores.samples * per_sample) {}
+  int64_t begin(int64_t piece) const { return piece / per_sample * positions + piece % per_sample * kLength; }
+  int64_t end(int64_t piece) const { return std::min(begin(piece) + kLength, (piece / per_sample + 1) * positions); }
+  int64_t positions, per_sample, count;
+};
+
+struct PieceSums {
+  double loss = 0, count = 0;
+};
+
+template <class Scalar>
+struct Forward {
+  const ScoreTensor& scores;
+  const Targets<Scalar>& targets;
+  Scalar *row_max, *row_log_sum;
+  Scalar* losses;  // of every row, unweighted; null where only sums are wanted
+  std::atomic<int64_t> first_invalid_row{std::numeric_limits<int64_t>::max()};
+
+  PieceSums run(int64_t begin, int64_t end, Scalar* row_scratch, Scalar* target_scratch) {
+    PieceSums sums;
+    for (int64_t row = begin; row < end; ++row) {
+      Scalar loss = 0;
+      row_max[row] = row_log_sum[row] = 0;
+      if (!targets.ignored(row)) {
+        if (!targets.valid(row)) {
+          report_invalid(row);
+          continue;
+        }
+        loss = loss_of(row, row_scratch, target_scratch);
+        sums.count += targets.count(row);
+      }
+      if (losses != nullptr) losses[row] = loss;
+      sums.loss += loss;
+    }
+    return sums;
+  }
+
+ private:
+  Scalar loss_of(int64_t row, Scalar* row_scratch, Scalar* target_scratch) {
+    const RowTable<Scalar>& table = row_table<Scalar>();
+    const Scalar* x = scores.read(row, row_scratch);
+    table.max_and_log_sum(x, scores.classes, row_max + row, row_log_sum + row);
+    if (!targets.soft()) {
+      const int64_t t = targets.index(row);
+      return (row_log_sum[row] - (x[t] - row_max[row])) * targets.weight_of(t);
+    }
+    targets.distribution(row, target_scratch);
+    return table.soft_loss(x, target_scratch, scores.classes, row_max[row], row_log_sum[row]);
+  }
+
+  void report_invalid(int64_t row) {
+    int64_t first = first_invalid_row;
+    while (row < first && !first_invalid_row.compare_exchange_weak(first, row)) {
+    }
+  }
+};
+
+[[noreturn]] void throw_invalid_class(int64_t sample, int64_t value, int64_t classes) {
+  throw std::runtime_error("target of sample " + std::to_string(sample) + " is " + std::to_string(value) +
+                           ", expected a class in [0, " + std::to_string(classes) + ")");
+}
+
+template <class Scalar>
+Extrema<Scalar> extrema_of_batch(const Scalar* variance, int64_t samples) {
+  Extrema<Scalar> extrema = empty_extrema<Scalar>();
+  for (int64_t i = 0; i < samples; ++i) extrema = merge(extrema, extrema_of(variance[i]));
+  return extrema;
+}
+
+// Turns variances into weights in place, and moves the running minimum.
+template <class Scalar>
+void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, float* running_min, bool update,
+           double alpha, double beta) {
+  if (!is_finite_batch(extrema)) {
+    std::fill_n(weight, samples, std::numeric_limits<Scalar>::quiet_NaN());
+    return;
+  }
+  Scalar low = -extrema.negated_min;
+  if (running_min != nullptr) {
+    if (Scalar(*running_min) < low) low = *running_min;
+    if (update) *running_min = std::min(*running_min, static_cast<float>(-extrema.negated_min));
+  }
+  for (int64_t i = 0; i < samples; ++i) weight[i] = bias_weight<Scalar>(weight[i], low, extrema, alpha, beta);
+}
+
+Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) { return torch::stable::empty(shape, dtype); }
+
+template <class Scalar>
+BiasLossResult forward(const std::optional<Tensor>& features, const std::optional<Tensor>& variance,
+                       const std::optional<Tensor>& extrema, const Tensor& output, const Tensor& target,
+                       const std::optional<Tensor>& class_weight, const std::optional<Tensor>& running_min,
+                       double alpha, double beta, bool update_running_min, int64_t reduction, int64_t ignore_index,
+                       double label_smoothing) {
+  const ScalarType dtype = std::is_same_v<Scalar, double> ? ScalarType::Double : ScalarType::Float;
+  const ScoreTensor scores(output);
+  const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
+                                ignore_index, label_smoothing);
+  Tensor row_max = empty({scores.rows()}, dtype), row_log_sum = empty({scores.rows()}, dtype);
+  Tensor weight = empty({scores.samples}, dtype), denominator = empty({}, dtype);
+  Tensor loss = reduction != kNone ? empty({}, dtype)
+                : output.dim() > 2 ? empty({scores.samples, scores.positions}, dtype)
+                                   : empty({scores.samples}, dtype);
+  Scalar* losses = reduction == kNone ? loss.mutable_data_ptr<Scalar>() : nullptr;
+  Forward<Scalar> rows{scores, targets, row_max.mutable_data_ptr<Scalar>(), row_log_sum.mutable_data_ptr<Scalar>(),
+                       losses};
+
+  // One parallel region over both inputs: every thread takes its share of the features and its share of the rows.
+  std::optional<FeatureMoments> moments;
+  if (features) moments.emplace(*features);
+  const RowPieces pieces(scores);
+  std::vector<PieceSums> sums(static_cast<size_t>(pieces.count));
+  const int64_t elements =
+      scores.rows() * scores.classes * kActivationsPerScore + (moments ? moments->activations() : 0);
+  parallel_shares(elements, [&](int64_t share, int64_t shares) {
+    if (moments) moments->compute(moments->pieces() * share / shares, moments->pieces() * (share + 1) / shares);
+    std::vector<Scalar> scratch(static_cast<size_t>(2 * scores.classes));
+    for (int64_t i = pieces.count * share / shares; i < pieces.count * (share + 1) / shares; ++i)
+      sums[i] = rows.run(pieces.begin(i), pieces.end(i), scratch.data(), scratch.data() + scores.classes);
+  });
+  if (rows.first_invalid_row < scores.rows()) {
+    const int64_t row = rows.first_invalid_row;
+    throw_invalid_class(row / scores.positions, targets.index(row), scores.classes);
+  }
+
+  Scalar* w = weight.mutable_data_ptr<Scalar>();
+  for (int64_t i = 0; i < scores.samples; ++i)
+    w[i] = static_cast<Scalar>(moments ? moments->variance(i) : variance->const_data_ptr<Scalar>()[i]);
+  Extrema<Scalar> reached = extrema_of_batch(w, scores.samples);
+  if (extrema) reached = {extrema->const_data_ptr<Scalar>()[0], extrema->const_data_ptr<Scalar>()[1]};
+  weigh(w, scores.samples, reached, running_min ? running_min->mutable_data_ptr<float>() : nullptr, update_running_min,
+        alpha, beta);
+
+  double total = 0, count = 0;
+  for (int64_t i = 0; i < pieces.count; ++i) {
+    total += w[i / pieces.per_sample] * sums[i].loss;
+    count += sums[i].count;
+  }
+  *denominator.mutable_data_ptr<Scalar>() = static_cast<Scalar>(reduction == kMean ? count : 1.0);
+  if (reduction != kNone) {
+    *loss.mutable_data_ptr<Scalar>() = static_cast<Scalar>(reduction == kMean ? total / count : total);
+  } else {
+    parallel_shares(scores.rows(), [&](int64_t share, int64_t shares) {
+      for (int64_t row = scores.rows() * share / shares; row < scores.rows() * (share + 1) / shares; ++row)
+        losses[row] *= w[row / scores.positions];
+    });
+  }
+  return {loss, weight, row_max, row_log_sum, denominator};
+}
+
+template <class Scalar>
+struct Backward {
+  const ScoreTensor& scores;
+  const ScoreTensor& gradient;
+  const Targets<Scalar>& targets;
+  const Scalar *row_max, *row_log_sum, *weight;
+  Scalar inverse_denominator;
+
+  void run(int64_t row, Scalar grad_loss, Scalar* row_scratch, Scalar* target_scratch) const {
+    const RowTable<Scalar>& table = row_table<Scalar>();
+    Scalar* g = gradient.destination(row, row_scratch);
+    if (targets.ignored(row)) {
+      std::fill_n(g, scores.classes, Scalar(0));
+    } else {
+      // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
+      const Scalar* x = scores.read(row, row_scratch);
+      const Scalar max = row_max[row], log_sum = row_log_sum[row];
+      const Scalar scale = grad_loss * weight[row / scores.positions] * inverse_denominator;
+      if (targets.soft()) {
+        const Scalar total = targets.distribution(row, target_scratch);
+        table.soft_gradient(x, target_scratch, scores.classes, max, log_sum, scale, total, g);
+      } else {
+        const int64_t t = targets.index(row);
+        const Scalar scale_of_class = scale * targets.weight_of(t);
+        // p - 1 without the cancellation of a confident prediction
+        const Scalar of_target = std::expm1((x[t] - max) - log_sum) * scale_of_class;
+        table.hard_gradient(x, scores.classes, max, log_sum, scale_of_class, g);
+        g[t] = of_target;
+      }
+    }
+    gradient.write(row, g);
+  }
+};
+
+// grad_loss of a row: one value for all, or (N) or (N, S) with any strides.
+template <class Scalar>
+class LossGradient {
+ public:
+  LossGradient(const Tensor& t, int64_t positions)
+      : data_(t.const_data_ptr<Scalar>()),
+        positions_(positions),
+        sample_stride_(t.dim() > 0 ? t.stride(0) : 0),
+        position_stride_(t.dim() > 1 ? t.stride(1) : 0) {}
+  Scalar operator[](int64_t row) const {
+    return data_[row / positions_ * sample_stride_ + row % positions_ * position_stride_];
+  }
+
+ private:
+  const Scalar* data_;
+  int64_t positions_, sample_stride_, position_stride_;
+};
+
+template <class Scalar>
+Tensor backward(const Tensor& grad_loss, const Tensor& output, const Tensor& target,
+                const std::optional<Tensor>& class_weight, const Tensor& weight, const Tensor& row_max,
+                const Tensor& row_log_sum, const Tensor& denominator, int64_t ignore_index, double label_smoothing) {
+  Tensor grad_output = torch::stable::empty_like(output);
+  const ScoreTensor scores(output), gradient(grad_output);
+  const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
+                                ignore_index, label_smoothing);
+  const LossGradient<Scalar> grad(grad_loss, std::max<int64_t>(scores.positions, 1));
+  const Backward<Scalar> rows{scores,
+                              gradient,
+                              targets,
+                              row_max.const_data_ptr<Scalar>(),
+                              row_log_sum.const_data_ptr<Scalar>(),
+                              weight.const_data_ptr<Scalar>(),
+                              Scalar(1) / *denominator.const_data_ptr<Scalar>()};
+  parallel_shares(scores.rows() * scores.classes * kActivationsPerScore, [&](int64_t share, int64_t shares) {
+    std::vector<Scalar> scratch(static_cast<size_t>(2 * scores.classes));
+    for (int64_t row = scores.rows() * share / shares; row < scores.rows() * (share + 1) / shares; ++row)
+      rows.run(row, grad[row], scratch.data(), scratch.data() + scores.classes);
+  });
+  return grad_output;
+}
+
+}  // namespace
+
+BiasLossResult bias_loss_cpu(std::optional<Tensor> features, std::optional<Tensor> variance,
+                             std::optional<Tensor> extrema, Tensor output, Tensor target,
+                             std::optional<Tensor> class_weight, std::optional<Tensor> running_min, double alpha,
+                             double beta, bool update_running_min, int64_t reduction, int64_t ignore_index,
+                             double label_smoothing) {
+  const auto run = output.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
+  return run(features, variance, extrema, output, target, class_weight, running_min, alpha, beta, update_running_min,
+             reduction, ignore_index, label_smoothing);
+}
+
+Tensor bias_loss_backward_cpu(Tensor grad_loss, Tensor output, Tensor target, std::optional<Tensor> class_weight,
+                              Tensor weight, Tensor row_max, Tensor row_log_sum, Tensor denominator,
+                              int64_t /*reduction: the denominator holds what it needs of it*/, int64_t ignore_index,
+                              double label_smoothing) {
+  const auto run = output.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
+  return run(grad_loss, output, target, class_weight, weight, row_max, row_log_sum, denominator, ignore_index,
+             label_smoothing);
+}
+
+}  // namespace biasloss

@@ -1,0 +1,124 @@
+// Scores, targets and gradients of any dtype and strides, handed to the row kernels as contiguous rows of Scalar.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "rows_simd.h"
+
+namespace biasloss {
+
+template <class Scalar>
+const RowTable<Scalar>& row_table() {
+  if constexpr (std::is_same_v<Scalar, float>)
+    return row_tables().float32;
+  else
+    return row_tables().float64;
+}
+
+// (N, K) or (N, K, S); a row is the K scores of one position. Scalar is double for float64 tensors and float for all
+// others.
+class ScoreTensor {
+ public:
+  using ScalarType = torch::headeronly::ScalarType;
+
+  explicit ScoreTensor(const torch::stable::Tensor& t)
+      : data_(static_cast<char*>(t.data_ptr())),
+        dtype_(t.scalar_type()),
+        samples(t.size(0)),
+        classes(t.size(1)),
+        positions(t.dim() > 2 ? t.size(2) : 1),
+        sample_stride_(t.stride(0)),
+        class_stride_(t.stride(1)),
+        position_stride_(t.dim() > 2 ? t.stride(2) : 0) {}
+
+  // The row itself where it lies ready, a copy in `scratch` otherwise.
+  template <class Scalar>
+  const Scalar* read(int64_t row, Scalar* scratch) const {
+    const int64_t offset = offset_of(row);
+    if constexpr (std::is_same_v<Scalar, float>) {
+      if (dtype_ == ScalarType::Half || dtype_ == ScalarType::BFloat16) {
+        if (dtype_ == ScalarType::Half)
+          row_tables().widen_float16(at<Float16>(offset, 2), class_stride_, classes, scratch);
+        else
+          row_tables().widen_bfloat16(at<BFloat16>(offset, 2), class_stride_, classes, scratch);
+        return scratch;
+      }
+    }
+    const Scalar* from = at<Scalar>(offset, sizeof(Scalar));
+    if (class_stride_ == 1) return from;
+    for (int64_t k = 0; k < classes; ++k) scratch[k] = from[k * class_stride_];
+    return scratch;
+  }
+
+  // Where the row kernel may write its result: in place, or in `scratch` to be handed to write().
+  template <class Scalar>
+  Scalar* destination(int64_t row, Scalar* scratch) const {
+    return in_place<Scalar>() ? at<Scalar>(offset_of(row), sizeof(Scalar)) : scratch;
+  }
+
+  template <class Scalar>
+  void write(int64_t row, const Scalar* values) const {
+    if (in_place<Scalar>()) return;
+    const int64_t offset = offset_of(row);
+    if constexpr (std::is_same_v<Scalar, float>) {
+      if (dtype_ == ScalarType::Half)
+        return row_tables().narrow_float16(values, classes, at<Float16>(offset, 2), class_stride_);
+      if (dtype_ == ScalarType::BFloat16)
+        return row_tables().narrow_bfloat16(values, classes, at<BFloat16>(offset, 2), class_stride_);
+    }
+    Scalar* to = at<Scalar>(offset, sizeof(Scalar));
+    for (int64_t k = 0; k < classes; ++k) to[k * class_stride_] = values[k];
+  }
+
+  int64_t rows() const { return samples * positions; }
+
+ private:
+  char* data_;
+  ScalarType dtype_;
+
+ public:
+  const int64_t samples, classes, positions;
+
+ private:
+  int64_t sample_stride_, class_stride_, position_stride_;
+
+  int64_t offset_of(int64_t row) const { return row / positions * sample_stride_ + row % positions * position_stride_; }
+
+  template <class T>
+  T* at(int64_t offset, int64_t element_size) const {
+    return reinterpret_cast<T*>(data_ + offset * element_size);
+  }
+
+  template <class Scalar>
+  bool in_place() const {
+    const bool same = dtype_ == (std::is_same_v<Scalar, float> ? ScalarType::Float : ScalarType::Double);
+    return same && class_stride_ == 1;
+  }
+};
+
+// Class targets, contiguous, one a row.
+class ClassTargets {
+ public:
+  explicit ClassTargets(const torch::stable::Tensor& t) : data_(t.const_data_ptr()), dtype_(t.scalar_type()) {}
+
+  int64_t operator[](int64_t row) const {
+    switch (dtype_) {
+      case torch::headeronly::ScalarType::Long:
+        return static_cast<const int64_t*>(data_)[row];
+      case torch::headeronly::ScalarType::Int:
+        return static_cast<const int32_t*>(data_)[row];
+      default:
+        return static_cast<const uint8_t*>(data_)[row];
+    }
+  }
+
+ private:
+  const void* data_;
+  torch::headeronly::ScalarType dtype_;
+};
+
+}  // namespace biasloss

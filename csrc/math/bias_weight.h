@@ -1,0 +1,59 @@
+// w_i = exp(alpha * v_i) - beta of Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021.
+#pragma once
+
+#include <cmath>
+
+#include "log_sum_exp.h"
+#include "macros.h"
+
+namespace biasloss {
+
+// Beyond this exponent the weight is capped: exp(60) = 1e26 still leaves room for the loss in float32.
+constexpr double kLargestExponent = 60.0;
+
+// Smallest and largest variance of a batch, over all ranks. Kept as (-min, max), so that one maximum reduces both. A
+// batch with a variance that is NaN or infinite is (+infinity, +infinity), which every maximum carries along, while NaN
+// would be lost in some implementations of a collective; an empty batch is (-infinity, -infinity).
+template <class T>
+struct Extrema {
+  T negated_min;
+  T max;
+};
+
+template <class T>
+BIASLOSS_HOST_DEVICE Extrema<T> empty_extrema() {
+  return {-static_cast<T>(INFINITY), -static_cast<T>(INFINITY)};
+}
+
+template <class T>
+BIASLOSS_HOST_DEVICE bool is_finite(T x) {
+  return x - x == T(0);
+}
+
+template <class T>
+BIASLOSS_HOST_DEVICE Extrema<T> merge(const Extrema<T>& a, const Extrema<T>& b) {
+  return {a.negated_min > b.negated_min ? a.negated_min : b.negated_min, a.max > b.max ? a.max : b.max};
+}
+
+template <class T>
+BIASLOSS_HOST_DEVICE Extrema<T> extrema_of(T variance) {
+  const T infinity = static_cast<T>(INFINITY);
+  if (!is_finite(variance)) return {infinity, infinity};
+  return {-variance, variance};
+}
+
+// False for a batch with a non-finite variance: its weights are NaN and the running minimum does not move.
+template <class T>
+BIASLOSS_HOST_DEVICE bool is_finite_batch(const Extrema<T>& e) {
+  return is_finite(e.negated_min) && is_finite(e.max);
+}
+
+template <class T>
+BIASLOSS_HOST_DEVICE T bias_weight(T variance, T low, const Extrema<T>& extrema, T alpha, T beta) {
+  const T range = extrema.max + extrema.negated_min;
+  T exponent = range == T(0) ? T(0) : alpha * ((variance - low) / range);
+  if (exponent > static_cast<T>(kLargestExponent)) exponent = static_cast<T>(kLargestExponent);
+  return exponential(exponent) - beta;
+}
+
+}  // namespace biasloss
