@@ -1,0 +1,74 @@
+"""``biasloss info``: what runs here, and why the rest does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+
+import torch
+
+from biasloss_ext.ops.backends import BACKENDS, OPS, choose, why_not
+from biasloss_ext.ops.native import native
+from biasloss_ext.version import __version__
+
+
+def info() -> None:
+    """Show versions, build, devices, and which backend of every op can run here, or why not."""
+    print(report())
+
+
+def report() -> str:
+    """The text of ``biasloss info``."""
+    lines = [
+        f"biasloss_ext {__version__}",
+        f"python {platform.python_version()}, torch {torch.__version__}, triton {_triton_version()}",
+        f"threads {torch.get_num_threads()}, {platform.machine()}",
+        *_build(),
+    ]
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    else:
+        devices.append(torch.device("cuda"))
+    for device in devices:
+        lines += ["", _device_name(device)]
+        for op in OPS:
+            lines.append(f"  {op}: auto takes {choose('auto', device)}" if _present(device) else f"  {op}")
+            for backend in BACKENDS:
+                reason = why_not(backend, device) if _present(device) else _absent(backend, device)
+                lines.append(f"    {backend:<10} {'can run' if reason is None else f'no: {reason}'}")
+    return "\n".join(lines)
+
+
+def _build() -> list[str]:
+    built = native()
+    if built.problem is not None:
+        return [f"compiled kernels: no, {built.problem}"]
+    facts = built.build
+    cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else "no CUDA kernels"
+    return [
+        f"compiled kernels: built beside torch {facts['torch']} by {facts['compiler']}, {cuda}",
+        f"CPU kernels: {facts['cpu_variant_in_use']} of {facts['cpu_variants'].replace(';', ', ')}",
+    ]
+
+
+def _triton_version() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    from importlib.metadata import version
+
+    return version("triton")
+
+
+def _present(device: torch.device) -> bool:
+    return device.type == "cpu" or torch.cuda.is_available()
+
+
+def _absent(backend: str, device: torch.device) -> str:
+    return why_not(backend, device) or "torch finds no CUDA GPU"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device}: {torch.cuda.get_device_name(device)}" if _present(device) else "cuda: no GPU here"
