@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# PYTHON picks the interpreter of the virtual environment, TORCH the torch that is installed into it.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -o -name '*.c*' -o -name '*.h')
+
+.PHONY: demo test lint bench test-abi test-integrations clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m biasloss_ext.recipes.demo --out demo
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+bench: $(VENV)/.installed
+	$(BIN)/biasloss bench
+
+# The wheel of this build under the oldest and the newest torch: the stable ABI's promise.
+test-abi: $(VENV)/.installed
+	$(BIN)/python -m tests.abi --python $(PYTHON)
+
+# timm and torchvision need a CUDA build of torch beside them (about 5.5 GB); it imports without a GPU.
+test-integrations:
+	$(PYTHON) -m venv $(VENV)-integrations
+	$(VENV)-integrations/bin/pip install -q torch torchvision timm
+	$(VENV)-integrations/bin/pip install -q 'setuptools>=77' wheel ninja pybind11
+	$(VENV)-integrations/bin/pip install -q --no-build-isolation -e '.[train,dev]'
+	$(VENV)-integrations/bin/python -m pytest tests/models tests/recipes
+
+$(VENV)/.environment: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q '$(TORCH)' 'setuptools>=77' wheel ninja pybind11
+	touch $@
+
+# Editable, so that the tests see the tree; the kernels are compiled in place.
+$(VENV)/.installed: $(VENV)/.environment $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e '.[train,bench,dev]'
+	touch $@
+
+clean:
+	rm -rf build dist demo $(VENV) $(VENV)-integrations *.egg-info biasloss_ext/*.so
