@@ -81,8 +81,8 @@ def find_cuda() -> Cuda | None:
     version = nvcc_version(nvcc)
     if version < OLDEST_CUDA:
         sys.exit(
-            f"biasloss_ext: {nvcc} is CUDA {version[0]}.{version[1]}, needed is {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer:"
-            " set CUDA_HOME to a newer toolkit, or BIASLOSS_CUDA=0 to build without CUDA kernels"
+            f"biasloss_ext: {nvcc} is CUDA {version[0]}.{version[1]}, needed is {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or"
+            " newer: set CUDA_HOME to a newer toolkit, or BIASLOSS_CUDA=0 to build without CUDA kernels"
         )
     check_against_torch(version)
     return Cuda(nvcc, version, architectures(nvcc))
@@ -103,11 +103,13 @@ def check_against_torch(version: tuple[int, int]) -> None:
     if major != version[0]:
         sys.exit(
             f"biasloss_ext: nvcc is CUDA {version[0]}.{version[1]}, torch {torch.__version__} is built for CUDA"
-            f" {torch.version.cuda}: set CUDA_HOME to a CUDA {major} toolkit, or BIASLOSS_CUDA=0 to build without CUDA kernels"
+            f" {torch.version.cuda}: set CUDA_HOME to a CUDA {major} toolkit, or BIASLOSS_CUDA=0 to build without CUDA"
+            " kernels"
         )
     if minor != version[1]:
         say(
-            f"warning: nvcc is CUDA {version[0]}.{version[1]}, torch is built for {torch.version.cuda}; this should work"
+            f"warning: nvcc is CUDA {version[0]}.{version[1]}, torch is built for {torch.version.cuda};"
+            " this should work"
         )
 
 
@@ -121,7 +123,8 @@ def architectures(nvcc: str) -> tuple[str, ...]:
     for name in asked:
         if name.removesuffix("+PTX") not in known:
             sys.exit(
-                f"biasloss_ext: TORCH_CUDA_ARCH_LIST asks for {name!r}, {nvcc} knows {', '.join(sorted(known, key=float))}"
+                f"biasloss_ext: TORCH_CUDA_ARCH_LIST asks for {name!r},"
+                f" {nvcc} knows {', '.join(sorted(known, key=float))}"
             )
     return tuple(asked)
 

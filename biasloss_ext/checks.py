@@ -17,8 +17,8 @@ def check_targets(enabled: bool) -> None:
     """Turn a synchronising check of class targets on or off, for all Bias Losses of the process.
 
     On a GPU an out-of-range class costs nothing and makes the loss of its sample NaN. With this check it raises an
-    ``IndexError`` that names the sample, the value and the number of classes, at the price of waiting for the GPU at every
-    step. On a CPU that error is always raised.
+    ``IndexError`` that names the sample, the value and the number of classes, at the price of waiting for the GPU at
+    every step. On a CPU that error is always raised.
     """
     global _check_targets
     _check_targets = bool(enabled)
@@ -104,7 +104,8 @@ def _target(output: Tensor, target: Tensor, ignore_index: int) -> None:
     expected = (output.shape[0], *output.shape[2:])
     if target.shape != expected:
         raise ValueError(
-            f"class targets must have shape {expected} for output of shape {tuple(output.shape)}, got {tuple(target.shape)}"
+            f"class targets must have shape {expected} for output of shape {tuple(output.shape)}, "
+            f"got {tuple(target.shape)}"
         )
     if _check_targets:
         _classes_in_range(output, target, ignore_index)

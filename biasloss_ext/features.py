@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ class FeatureTap(nn.Module):
             ``"layer4"``.
 
     Returns of a call:
-        ``(features, output)``: the module's output, detached, any shape (N, *); and what the model returns. Extra arguments
-        of the call are handed to the model.
+        ``(features, output)``: the module's output, detached, any shape (N, *); and what the model returns. All
+        arguments of the call are handed to the model.
 
     Wrap first, then compile or distribute: ``DistributedDataParallel(FeatureTap(model, "layer4"))``,
-    ``torch.compile(FeatureTap(model, "layer4"), fullgraph=True)``. The state_dict is that of the model, without a prefix, so
-    that checkpoints move between the two.
+    ``torch.compile(FeatureTap(model, "layer4"), fullgraph=True)``. The state_dict is that of the model, without a
+    prefix, so that checkpoints move between the two.
 
     Raises:
         ValueError: no module of that name; the message lists similar ones.
@@ -34,6 +35,8 @@ class FeatureTap(nn.Module):
         model = FeatureTap(torchvision.models.mobilenet_v3_large(), "features")
         loss = FusedBiasLoss()(*model(images), target)
     """
+
+    model: nn.Module
 
     def __init__(self, model: nn.Module, module_name: str) -> None:
         super().__init__()
@@ -63,18 +66,16 @@ class FeatureTap(nn.Module):
 
 
 def _similar(name: str, names: list[str]) -> str:
-    import difflib
-
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or [n for n in names if n and "." not in n]
     return f"similar ones: {', '.join(close)}"
 
 
-def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _drop_prefix(module: FeatureTap, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}model.")]:
         state[prefix + key.removeprefix(f"{prefix}model.")] = state.pop(key)
 
 
-def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _add_prefix(module: FeatureTap, state: dict[str, Any], prefix: str, *_: Any) -> None:
     own = {f"{prefix}{key}" for key in module.model.state_dict()}
     for key in [key for key in state if key in own]:
         state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -37,8 +37,8 @@ def feature_variance(features: Tensor, *, backend: str = "auto") -> Tensor:
     """Unbiased variance (divisor n - 1) over all n activations of each sample; 0 where n is 1.
 
     Args:
-        features: (N, *) of float16, bfloat16, float32 or float64. Contiguous, channels_last and every other layout whose
-            samples are dense is read in place; any other is made contiguous once. Treated as a constant.
+        features: (N, *) of float16, bfloat16, float32 or float64. Contiguous, channels_last and every other layout
+            whose samples are dense is read in place; any other is made contiguous once. Treated as a constant.
         backend: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
@@ -65,8 +65,8 @@ def bias_weight(
 
     ``low`` is the smallest variance of the batch, or ``min(running_min, that)`` where a running minimum is given (the
     "global" mode). v is 0 where all variances are equal; ``alpha * v`` is capped at 60; every weight is NaN where a
-    variance is not finite. Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, equations 3 and 4, with
-    the constants of the authors' current code.
+    variance is not finite. Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, with the constants of
+    the authors' current code.
 
     Args:
         variance: (N,), floating point, as from :func:`feature_variance`.
@@ -106,7 +106,8 @@ def bias_loss(
 ) -> BiasLossOutput:
     """Cross-entropy weighted per sample by the variance of its features, without state.
 
-    The arguments are those of :class:`biasloss_ext.FusedBiasLoss`, whose documentation has the formulas, shapes and errors.
+    The arguments are those of :class:`biasloss_ext.FusedBiasLoss`, whose documentation has the formulas, shapes and
+    errors.
 
     Args:
         running_min: smallest variance seen so far, 0-d float32; None starts at infinity. Not changed: the moved one is

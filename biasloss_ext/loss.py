@@ -23,8 +23,8 @@ class FusedBiasLoss(nn.Module):
         L = \frac{1}{N} \sum_i w_i \, \mathrm{CE}(output_i, target_i)
 
     where var is the unbiased variance over all activations of a sample, and lo the smallest variance of the batch
-    ("local") or the smallest seen in training so far ("global"). Abrahamyan, Ziatchin, Chen and Deligiannis, "Bias Loss for
-    Mobile Neural Networks", ICCV 2021; the constants are those of the authors' current code. Their first version,
+    ("local") or the smallest seen in training so far ("global"). Abrahamyan, Ziatchin, Chen and Deligiannis, "Bias Loss
+    for Mobile Neural Networks", ICCV 2021; the constants are those of the authors' current code. Their first version,
     ``exp(b * v) - 1 + a``, is the same family: pass ``alpha=b, beta=1 - a``.
 
     The first three parameters and the call keep the authors' names and order.
@@ -35,28 +35,30 @@ class FusedBiasLoss(nn.Module):
         normalisation_mode: "global" or "local".
         weight: (K,) class weights, as in :class:`torch.nn.CrossEntropyLoss`; a buffer.
         ignore_index: class targets of this value count nothing.
-        reduction: "mean" (divides by the number of counted targets, or by the sum of their class weights; never by the sum
-            of w), "sum" or "none".
+        reduction: "mean" (divides by the number of counted targets, or by the sum of their class weights; never by the
+            sum of w), "sum" or "none".
         label_smoothing: in [0, 1].
-        process_group: in training mode the smallest and largest variance are taken over all its ranks, by one all-reduce
-            of two floats and no wait of the host.
+        process_group: in training mode the smallest and largest variance are taken over all its ranks, by one
+            all-reduce of two floats and no wait of the host.
         backend: "auto" takes the fastest that can run; "reference", "cpu", "cuda" and "triton" are taken at their word.
 
     Shape:
         - features: (N, *), float16, bfloat16, float32 or float64. Any memory format: contiguous, channels_last and all
-          others with dense samples are read in place. A constant: no gradient flows to it. None where ``variance`` is given.
+          others with dense samples are read in place. A constant: no gradient flows to it. None where ``variance`` is
+          given.
         - output: (N, K) or (N, K, *d) scores of the same choice of dtypes, any strides; never overwritten.
         - target: (N, *d) classes in int64, int32 or uint8, or probabilities of the shape of ``output``.
         - variance: (N,), for a model that computed it already.
-        - returns the loss, 0-d or (N, *d), in float32 (float64 for float64 scores); with ``return_weights=True`` also the
-          w_i, (N,), detached.
+        - returns the loss, 0-d or (N, *d), in float32 (float64 for float64 scores); with ``return_weights=True`` also
+          the w_i, (N,), detached.
 
-    The buffer ``running_min`` (0-d float32, at first infinity) is part of the state_dict, moves in training mode only, and is
-    left alone by a batch with a variance that is not finite; the loss of such a batch is NaN, so that a gradient scaler skips
-    it. It follows the scores to their device. Where all variances are equal, v is 0; ``alpha * v`` is capped at 60.
+    The buffer ``running_min`` (0-d float32, at first infinity) is part of the state_dict, moves in training mode only,
+    and is left alone by a batch with a variance that is not finite; the loss of such a batch is NaN, so that a gradient
+    scaler skips it. It follows the scores to their device. Where all variances are equal, v is 0; ``alpha * v`` is
+    capped at 60.
 
-    Deterministic. Works under ``torch.compile(fullgraph=True)``, ``torch.export``, autocast and CUDA graph capture. There is
-    no second derivative, except with ``backend="reference"``.
+    Deterministic. Works under ``torch.compile(fullgraph=True)``, ``torch.export``, autocast and CUDA graph capture.
+    There is no second derivative, except with ``backend="reference"``.
 
     Raises:
         TypeError, ValueError: arguments of another kind or shape; the message has what was given and what is expected.

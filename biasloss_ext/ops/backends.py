@@ -53,7 +53,7 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _fastest(device_type: str, index: int | None) -> str:
-    device = torch.device(device_type, index)
+    device = torch.device(device_type) if index is None else torch.device(device_type, index)
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
     return next((name for name in candidates if why_not(name, device) is None), "reference")
 

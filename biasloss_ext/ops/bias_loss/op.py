@@ -81,7 +81,7 @@ class _BiasLoss(torch.autograd.Function):
     def forward(ctx: Any, op: torch._ops.OpOverload, backward_op: torch._ops.OpOverload, *arguments: Any) -> Outputs:
         with torch._C._AutoDispatchBelowAutograd():
             outputs: Outputs = op(*arguments)
-        loss, weight, row_max, row_log_sum, denominator = outputs
+        _, weight, row_max, row_log_sum, denominator = outputs
         _, _, _, output, target, class_weight, *_, reduction, ignore_index, label_smoothing = arguments
         ctx.save_for_backward(output, target, class_weight, weight, row_max, row_log_sum, denominator)
         ctx.options = reduction, ignore_index, label_smoothing

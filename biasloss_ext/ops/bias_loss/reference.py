@@ -58,8 +58,8 @@ def cross_entropy(
         scores, known, class_weight, ignore_index=-1, reduction="none", label_smoothing=label_smoothing
     )
     counts = torch.ones_like(losses) if class_weight is None else class_weight[known]
-    # An invalid class makes the loss NaN, and by the product its gradient too. An ignored one must not hand on the NaN of
-    # its scores, so its loss is replaced, not multiplied.
+    # An invalid class makes the loss NaN, and by the product its gradient too. An ignored one must not hand on the NaN
+    # of its scores, so its loss is replaced, not multiplied.
     losses = losses * torch.where(valid | ~counted, 1.0, torch.nan).to(losses.dtype)
     return torch.where(counted, losses, 0.0), torch.where(counted, counts, 0.0)
 
