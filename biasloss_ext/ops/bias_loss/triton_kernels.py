@@ -1,0 +1,657 @@
+"""Triton kernels of the Bias Loss.
+
+Forward, two launches: `partials_kernel` reduces every slice of the features to its moments and every block of score rows to
+its loss, in one grid; `finish_kernel`, a single program, takes the extrema, moves the running minimum, forms the weights and
+reduces the loss. The boundary between launches is the only ordering across programs that they rely on: no counter outlives a
+call, so calls on any streams and replays of captured graphs may overlap. Backward, one launch: `gradient_kernel`.
+
+A row is the scores of one position, classes along it. A program holds ROWS x CLASSES of them at a time. Without positions
+(2-d scores) its rows are samples; with positions (DENSE) they are positions of one sample, so that their losses can be summed
+before the weight of the sample is known.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from biasloss_ext.ops.bias_loss.reference import LARGEST_EXPONENT, MEAN, NONE
+from biasloss_ext.ops.feature_variance.triton_kernels import merged_variance, store_slice_moments, widen_extrema
+
+_LARGEST_EXPONENT = tl.constexpr(LARGEST_EXPONENT)
+_NONE = tl.constexpr(NONE)
+_MEAN = tl.constexpr(MEAN)
+# log2(e) as the sum of two float32
+_LOG2_E = tl.constexpr(1.44269502162933349609375)
+_LOG2_E_REST = tl.constexpr(1.925963033500e-08)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_NEAR_ZERO = tl.constexpr(-0.5)
+
+
+@triton.jit
+def divided(x, y, DTYPE: tl.constexpr):
+    """x / y, rounded correctly: Triton's own operator is an approximation in float32."""
+    if DTYPE == tl.float32:
+        return tl.div_rn(x, y)
+    else:
+        return x / y
+
+
+@triton.jit
+def exponential(x, DTYPE: tl.constexpr):
+    """exp(x) for finite x. The fast exp of float32 loses about |x| units in the last place; these exponents reach 60."""
+    if DTYPE == tl.float32:
+        power = x * _LOG2_E
+        rest = tl.fma(x, _LOG2_E, -power) + x * _LOG2_E_REST
+        return tl.exp2(power) * (1.0 + rest * _LN_2)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
+def exponential_minus_one(x, DTYPE: tl.constexpr):
+    """exp(x) - 1 for x <= 0, without the cancellation near 0."""
+    TERMS: tl.constexpr = 9 if DTYPE == tl.float32 else 16
+    series = tl.full(x.shape, 1.0, DTYPE)
+    for term in tl.static_range(TERMS, 1, -1):
+        series = 1.0 + series * x * (1.0 / term)
+    return tl.where(x > _NEAR_ZERO, series * x, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def rows_of_block(block, samples, positions, blocks_per_sample, DENSE: tl.constexpr, ROWS: tl.constexpr):
+    """(sample, position, whether they exist) of the rows of a block, in 64 bits: what they multiply may be large."""
+    lanes = tl.arange(0, ROWS).to(tl.int64)
+    if DENSE:
+        sample = tl.zeros([ROWS], tl.int64) + block // blocks_per_sample
+        position = (block % blocks_per_sample).to(tl.int64) * ROWS + lanes
+        return sample, position, position < positions
+    else:
+        sample = block.to(tl.int64) * ROWS + lanes
+        return sample, tl.zeros([ROWS], tl.int64), sample < samples
+
+
+@triton.jit
+def load_tile(row_ptr, class_stride, class_index, classes, inside, DTYPE: tl.constexpr):
+    """ROWS x CLASSES of a tensor, and which of them exist; 0 elsewhere."""
+    exists = inside[:, None] & (class_index < classes)[None, :]
+    pointers = row_ptr[:, None] + class_index.to(tl.int64)[None, :] * class_stride
+    return tl.load(pointers, mask=exists, other=0.0).to(DTYPE), exists
+
+
+@triton.jit
+def load_class_weight(class_weight_ptr, class_index, exists, DTYPE: tl.constexpr):
+    if class_weight_ptr is not None:
+        return tl.load(class_weight_ptr + class_index, mask=exists, other=0.0).to(DTYPE)
+    else:
+        return tl.full(class_index.shape, 1.0, DTYPE)
+
+
+@triton.jit
+def load_class(target_ptr, classes, inside, ignore_index):
+    """(class, counted, valid) of a block of class targets. The class is 0 where the target names none, so that it can be
+    used as an index without a look at the other two."""
+    target = tl.load(target_ptr, mask=inside, other=0).to(tl.int64)
+    counted = target != ignore_index
+    valid = (target >= 0) & (target < classes)
+    return tl.where(counted & valid, target, 0), counted, valid
+
+
+@triton.jit
+def online_log_sum_exp(
+    row_ptr, class_stride, classes, inside, ROWS: tl.constexpr, CLASSES: tl.constexpr, DTYPE: tl.constexpr
+):
+    """(maximum, log of the sum of exp(x - maximum)) of every row, in one read of the scores.
+
+    Each lane keeps its own maximum and sum, so that there is one exponential a score and no exchange between lanes until the
+    end. NaN and +infinity make the sum NaN, -infinity adds nothing, a row of -infinity alone has maximum and log_sum
+    -infinity: the losses are then what torch's log_softmax makes of such rows.
+    """
+    infinity = float("inf")
+    maximum = tl.full([ROWS, CLASSES], -infinity, DTYPE)
+    total = tl.zeros([ROWS, CLASSES], DTYPE)
+    for start in range(0, classes, CLASSES):
+        x, exists = load_tile(row_ptr, class_stride, start + tl.arange(0, CLASSES), classes, inside, DTYPE)
+        x = tl.where(exists, x, -infinity)
+        # One of exp(x - maximum) and exp(maximum - x) is needed; both -infinity would make it NaN.
+        smaller = tl.where(x == -infinity, 0.0, tl.exp(-tl.abs(x - maximum)))
+        total = tl.where(x > maximum, total * smaller + 1.0, total + smaller)
+        maximum = tl.where(x > maximum, x, maximum)
+    row_max = tl.max(maximum, 1)
+    scaled = tl.where(maximum == row_max[:, None], total, total * tl.exp(maximum - row_max[:, None]))
+    row_sum = tl.where(row_max == infinity, float("nan"), tl.sum(scaled, 1))
+    return row_max, tl.log(row_sum)
+
+
+@triton.jit
+def class_losses(
+    row_ptr,
+    class_stride,
+    target_ptr,
+    class_weight_ptr,
+    classes,
+    inside,
+    row_max,
+    row_log_sum,
+    ignore_index,
+    label_smoothing,
+    SMOOTHED: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(loss, count) of rows with class targets; log p = (x - max) - log_sum is more exact than x - log_sum_exp."""
+    known, counted, valid = load_class(target_ptr, classes, inside, ignore_index)
+    count = load_class_weight(class_weight_ptr, known, inside, DTYPE)
+    score = tl.load(row_ptr + known * class_stride, mask=inside, other=0.0).to(DTYPE)
+    loss = (row_log_sum - (score - row_max)) * count
+    if SMOOTHED:
+        smoothing = tl.full([], label_smoothing, DTYPE)
+        spread = tl.zeros([ROWS], DTYPE)
+        for start in range(0, classes, CLASSES):
+            class_index = start + tl.arange(0, CLASSES)
+            x, exists = load_tile(row_ptr, class_stride, class_index, classes, inside, DTYPE)
+            class_weight = load_class_weight(class_weight_ptr, class_index, class_index < classes, DTYPE)
+            terms = class_weight[None, :] * (row_log_sum[:, None] - (x - row_max[:, None]))
+            spread += tl.sum(tl.where(exists, terms, 0.0), 1)
+        loss = loss * (1.0 - smoothing) + spread * (smoothing / classes)
+    loss = tl.where(valid, loss, float("nan"))
+    return tl.where(counted, loss, 0.0), tl.where(counted, count, 0.0)
+
+
+@triton.jit
+def target_shares(
+    target_ptr,
+    target_class_stride,
+    class_weight_ptr,
+    class_index,
+    classes,
+    inside,
+    label_smoothing,
+    SMOOTHED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Probability targets, smoothed and times the class weight; 0 outside."""
+    probability, exists = load_tile(target_ptr, target_class_stride, class_index, classes, inside, DTYPE)
+    if SMOOTHED:
+        smoothing = tl.full([], label_smoothing, DTYPE)
+        probability = probability * (1.0 - smoothing) + smoothing / classes
+    class_weight = load_class_weight(class_weight_ptr, class_index, class_index < classes, DTYPE)
+    return tl.where(exists, probability * class_weight[None, :], 0.0)
+
+
+@triton.jit
+def probability_losses(
+    row_ptr,
+    class_stride,
+    target_ptr,
+    target_class_stride,
+    class_weight_ptr,
+    classes,
+    inside,
+    row_max,
+    row_log_sum,
+    label_smoothing,
+    SMOOTHED: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    loss = tl.zeros([ROWS], DTYPE)
+    for start in range(0, classes, CLASSES):
+        class_index = start + tl.arange(0, CLASSES)
+        x, exists = load_tile(row_ptr, class_stride, class_index, classes, inside, DTYPE)
+        shares = target_shares(
+            target_ptr,
+            target_class_stride,
+            class_weight_ptr,
+            class_index,
+            classes,
+            inside,
+            label_smoothing,
+            SMOOTHED,
+            DTYPE,
+        )
+        terms = shares * (row_log_sum[:, None] - (x - row_max[:, None]))
+        loss += tl.sum(tl.where(exists, terms, 0.0), 1)
+    return loss
+
+
+@triton.jit
+def store_row_losses(
+    block,
+    output_ptr,
+    output_sample_stride,
+    output_class_stride,
+    output_position_stride,
+    target_ptr,
+    target_sample_stride,
+    target_class_stride,
+    target_position_stride,
+    class_weight_ptr,
+    row_max_ptr,
+    row_log_sum_ptr,
+    losses_ptr,
+    counts_ptr,
+    samples,
+    classes,
+    positions,
+    blocks_per_sample,
+    ignore_index,
+    label_smoothing,
+    REDUCTION: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    DENSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Log-sum-exp and unweighted loss of a block of rows; the losses are summed where rows share a sample."""
+    sample, position, inside = rows_of_block(block, samples, positions, blocks_per_sample, DENSE, ROWS)
+    row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
+    row_max, row_log_sum = online_log_sum_exp(row_ptr, output_class_stride, classes, inside, ROWS, CLASSES, DTYPE)
+    row = sample * positions + position
+    tl.store(row_max_ptr + row, row_max, mask=inside)
+    tl.store(row_log_sum_ptr + row, row_log_sum, mask=inside)
+
+    target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride
+    if PROBABILITIES:
+        loss = probability_losses(
+            row_ptr,
+            output_class_stride,
+            target_row_ptr,
+            target_class_stride,
+            class_weight_ptr,
+            classes,
+            inside,
+            row_max,
+            row_log_sum,
+            label_smoothing,
+            SMOOTHED,
+            ROWS,
+            CLASSES,
+            DTYPE,
+        )
+        count = tl.full([ROWS], 1.0, DTYPE)
+    else:
+        loss, count = class_losses(
+            row_ptr,
+            output_class_stride,
+            target_row_ptr,
+            class_weight_ptr,
+            classes,
+            inside,
+            row_max,
+            row_log_sum,
+            ignore_index,
+            label_smoothing,
+            SMOOTHED,
+            ROWS,
+            CLASSES,
+            DTYPE,
+        )
+
+    if DENSE and REDUCTION != _NONE:
+        tl.store(losses_ptr + block, tl.sum(tl.where(inside, loss, 0.0), 0))
+        if REDUCTION == _MEAN:
+            tl.store(counts_ptr + block, tl.sum(tl.where(inside, count, 0.0), 0))
+    else:
+        tl.store(losses_ptr + row, loss, mask=inside)
+        if REDUCTION == _MEAN:
+            tl.store(counts_ptr + row, count, mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=["row_blocks", "total_slices", "samples", "positions", "blocks_per_sample", "ignore_index"]
+)
+def partials_kernel(
+    row_blocks,
+    output_ptr,
+    output_sample_stride,
+    output_class_stride,
+    output_position_stride,
+    target_ptr,
+    target_sample_stride,
+    target_class_stride,
+    target_position_stride,
+    class_weight_ptr,
+    row_max_ptr,
+    row_log_sum_ptr,
+    losses_ptr,
+    counts_ptr,
+    samples,
+    classes,
+    positions,
+    blocks_per_sample,
+    ignore_index,
+    label_smoothing: tl.float64,
+    features_ptr,
+    moments_ptr,
+    feature_sample_stride,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    REDUCTION: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    DENSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    LANES: tl.constexpr,
+    UNROLLED: tl.constexpr,
+    FEATURE_DTYPE: tl.constexpr,
+):
+    """Programs below ``row_blocks`` take the scores, the others a slice of the features each."""
+    program = tl.program_id(0)
+    if program < row_blocks:
+        store_row_losses(
+            program,
+            output_ptr,
+            output_sample_stride,
+            output_class_stride,
+            output_position_stride,
+            target_ptr,
+            target_sample_stride,
+            target_class_stride,
+            target_position_stride,
+            class_weight_ptr,
+            row_max_ptr,
+            row_log_sum_ptr,
+            losses_ptr,
+            counts_ptr,
+            samples,
+            classes,
+            positions,
+            blocks_per_sample,
+            ignore_index,
+            label_smoothing,
+            REDUCTION,
+            PROBABILITIES,
+            SMOOTHED,
+            DENSE,
+            ROWS,
+            CLASSES,
+            DTYPE,
+        )
+    else:
+        if features_ptr is not None:
+            store_slice_moments(
+                program - row_blocks,
+                features_ptr,
+                moments_ptr,
+                feature_sample_stride,
+                length,
+                slices,
+                slice_length,
+                total_slices,
+                VECTOR,
+                LANES,
+                UNROLLED,
+                FEATURE_DTYPE,
+            )
+
+
+@triton.jit
+def load_or_reduce_extrema(
+    moments_ptr,
+    variance_ptr,
+    variance_stride,
+    extrema_ptr,
+    weight_ptr,
+    samples,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    SAMPLES: tl.constexpr,
+    SLICES: tl.constexpr,
+    FEATURE_DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(-min, max) of the variances, which are left where the weights will be."""
+    negated_min = tl.full([SAMPLES], -float("inf"), DTYPE)
+    maximum = tl.full([SAMPLES], -float("inf"), DTYPE)
+    for start in range(0, samples, SAMPLES):
+        sample = start + tl.arange(0, SAMPLES)
+        in_batch = sample < samples
+        if moments_ptr is not None:
+            variance = merged_variance(
+                moments_ptr, sample, in_batch, slices, total_slices, length, slice_length, SLICES, FEATURE_DTYPE
+            ).to(DTYPE)
+        else:
+            variance = tl.load(variance_ptr + sample.to(tl.int64) * variance_stride, mask=in_batch, other=0.0).to(DTYPE)
+        tl.store(weight_ptr + sample, variance, mask=in_batch)
+        negated_min, maximum = widen_extrema(negated_min, maximum, variance, in_batch)
+    if extrema_ptr is not None:
+        return tl.load(extrema_ptr).to(DTYPE), tl.load(extrema_ptr + 1).to(DTYPE)
+    else:
+        return tl.max(negated_min, 0), tl.max(maximum, 0)
+
+
+@triton.jit
+def bias_weight(variance, low, spread, finite, alpha, beta, DTYPE: tl.constexpr):
+    """exp(alpha * v) - beta, Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, equations 3 and 4."""
+    scaled = tl.where(spread == 0.0, 0.0, divided(variance - low, tl.where(spread == 0.0, 1.0, spread), DTYPE))
+    exponent = tl.full([], alpha, DTYPE) * scaled
+    exponent = tl.where(exponent > _LARGEST_EXPONENT, _LARGEST_EXPONENT, exponent)
+    weight = exponential(exponent, DTYPE) - tl.full([], beta, DTYPE)
+    return tl.where(finite, weight, float("nan"))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "samples",
+        "length",
+        "slices",
+        "slice_length",
+        "total_slices",
+        "blocks_per_sample",
+    ]
+)
+def finish_kernel(
+    moments_ptr,
+    variance_ptr,
+    variance_stride,
+    extrema_ptr,
+    running_min_ptr,
+    losses_ptr,
+    counts_ptr,
+    loss_ptr,
+    weight_ptr,
+    denominator_ptr,
+    samples,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    blocks_per_sample,
+    alpha: tl.float64,
+    beta: tl.float64,
+    UPDATE_RUNNING_MIN: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    SLICES: tl.constexpr,
+    LOSS_SAMPLES: tl.constexpr,
+    LOSS_BLOCKS: tl.constexpr,
+    FEATURE_DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """One program."""
+    negated_min, maximum = load_or_reduce_extrema(
+        moments_ptr,
+        variance_ptr,
+        variance_stride,
+        extrema_ptr,
+        weight_ptr,
+        samples,
+        length,
+        slices,
+        slice_length,
+        total_slices,
+        SAMPLES,
+        SLICES,
+        FEATURE_DTYPE,
+        DTYPE,
+    )
+    finite = (negated_min - negated_min == 0.0) & (maximum - maximum == 0.0)
+    low = -negated_min
+    if running_min_ptr is not None:
+        running_min = tl.load(running_min_ptr)
+        low = tl.minimum(running_min.to(DTYPE), low)
+    # Threads read below what others wrote above: the variances, and with it the running minimum before it moves.
+    tl.debug_barrier()
+    if running_min_ptr is not None and UPDATE_RUNNING_MIN:
+        moved = tl.minimum(running_min, (-negated_min).to(running_min.dtype))
+        tl.store(running_min_ptr, tl.where(finite, moved, running_min))
+
+    total = tl.zeros([LOSS_SAMPLES], DTYPE)
+    total_count = tl.zeros([LOSS_SAMPLES], DTYPE)
+    for start in range(0, samples, LOSS_SAMPLES):
+        sample = start + tl.arange(0, LOSS_SAMPLES)
+        in_batch = sample < samples
+        variance = tl.load(weight_ptr + sample, mask=in_batch, other=0.0)
+        weight = bias_weight(variance, low, maximum + negated_min, finite, alpha, beta, DTYPE)
+        tl.store(weight_ptr + sample, weight, mask=in_batch)
+        if REDUCTION != _NONE:
+            loss = tl.zeros([LOSS_SAMPLES], DTYPE)
+            for first_block in range(0, blocks_per_sample, LOSS_BLOCKS):
+                block = first_block + tl.arange(0, LOSS_BLOCKS)
+                inside = in_batch[:, None] & (block < blocks_per_sample)[None, :]
+                offsets = sample.to(tl.int64)[:, None] * blocks_per_sample + block[None, :]
+                loss += tl.sum(tl.load(losses_ptr + offsets, mask=inside, other=0.0), 1)
+                if REDUCTION == _MEAN:
+                    total_count += tl.sum(tl.load(counts_ptr + offsets, mask=inside, other=0.0), 1)
+            total += tl.where(in_batch, weight * loss, 0.0)
+
+    denominator = tl.full([], 1.0, DTYPE)
+    if REDUCTION == _MEAN:
+        denominator = tl.sum(total_count, 0)
+    tl.store(denominator_ptr, denominator)
+    if REDUCTION != _NONE:
+        tl.store(loss_ptr, divided(tl.sum(total, 0), denominator, DTYPE))
+
+
+@triton.jit(do_not_specialize=["samples", "positions", "blocks_per_sample", "ignore_index"])
+def gradient_kernel(
+    grad_loss_ptr,
+    grad_loss_sample_stride,
+    grad_loss_position_stride,
+    output_ptr,
+    output_sample_stride,
+    output_class_stride,
+    output_position_stride,
+    target_ptr,
+    target_sample_stride,
+    target_class_stride,
+    target_position_stride,
+    class_weight_ptr,
+    weight_ptr,
+    row_max_ptr,
+    row_log_sum_ptr,
+    denominator_ptr,
+    gradient_ptr,
+    gradient_sample_stride,
+    gradient_class_stride,
+    gradient_position_stride,
+    samples,
+    classes,
+    positions,
+    blocks_per_sample,
+    classes_per_program,
+    ignore_index,
+    label_smoothing: tl.float64,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    DENSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """grad_loss * w / denominator * (p * sum(q) - q), q the target's distribution times the class weight."""
+    sample, position, inside = rows_of_block(tl.program_id(0), samples, positions, blocks_per_sample, DENSE, ROWS)
+    row = sample * positions + position
+    row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
+    target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride
+    gradient_row_ptr = gradient_ptr + sample * gradient_sample_stride + position * gradient_position_stride
+    grad_loss_row_ptr = grad_loss_ptr + sample * grad_loss_sample_stride + position * grad_loss_position_stride
+
+    row_max = tl.load(row_max_ptr + row, mask=inside, other=0.0)
+    row_log_sum = tl.load(row_log_sum_ptr + row, mask=inside, other=0.0)
+    weight = tl.load(weight_ptr + sample, mask=inside, other=0.0)
+    grad_loss = tl.load(grad_loss_row_ptr, mask=inside, other=0.0).to(DTYPE)
+    scale = divided(grad_loss * weight, tl.zeros([ROWS], DTYPE) + tl.load(denominator_ptr), DTYPE)
+    smoothing = tl.full([], label_smoothing, DTYPE)
+
+    first_class = tl.program_id(1) * classes_per_program
+    last_class = tl.minimum(first_class + classes_per_program, classes)
+    total = tl.zeros([ROWS], DTYPE)
+    if PROBABILITIES:
+        for start in range(0, classes, CLASSES):
+            class_index = start + tl.arange(0, CLASSES)
+            shares = target_shares(
+                target_row_ptr,
+                target_class_stride,
+                class_weight_ptr,
+                class_index,
+                classes,
+                inside,
+                label_smoothing,
+                SMOOTHED,
+                DTYPE,
+            )
+            total += tl.sum(shares, 1)
+    else:
+        known, counted, valid = load_class(target_row_ptr, classes, inside, ignore_index)
+        weight_of_known = load_class_weight(class_weight_ptr, known, inside, DTYPE)
+        scale = tl.where(valid, scale, float("nan"))
+        if SMOOTHED:
+            if class_weight_ptr is not None:
+                weights = tl.zeros([CLASSES], DTYPE)
+                for start in range(0, classes, CLASSES):
+                    class_index = start + tl.arange(0, CLASSES)
+                    weights += load_class_weight(class_weight_ptr, class_index, class_index < classes, DTYPE)
+                mean_weight = tl.sum(weights, 0) / classes
+            else:
+                mean_weight = tl.full([], 1.0, DTYPE)
+            total = weight_of_known * (1.0 - smoothing) + mean_weight * smoothing
+        else:
+            total = weight_of_known
+            score = tl.load(row_ptr + known * output_class_stride, mask=inside, other=0.0).to(DTYPE)
+            # p - 1 of a confident prediction, as the small number it is
+            gradient_of_known = exponential_minus_one((score - row_max) - row_log_sum, DTYPE) * total * scale
+
+    for start in range(first_class, last_class, CLASSES):
+        class_index = start + tl.arange(0, CLASSES)
+        x, exists = load_tile(row_ptr, output_class_stride, class_index, last_class, inside, DTYPE)
+        probability = tl.exp((x - row_max[:, None]) - row_log_sum[:, None])
+        if PROBABILITIES:
+            shares = target_shares(
+                target_row_ptr,
+                target_class_stride,
+                class_weight_ptr,
+                class_index,
+                last_class,
+                inside,
+                label_smoothing,
+                SMOOTHED,
+                DTYPE,
+            )
+            gradient = (probability * total[:, None] - shares) * scale[:, None]
+        else:
+            is_known = class_index[None, :] == known[:, None]
+            if SMOOTHED:
+                class_weight = load_class_weight(class_weight_ptr, class_index, class_index < classes, DTYPE)
+                shares = (class_weight * (smoothing / classes))[None, :]
+                shares += tl.where(is_known, (weight_of_known * (1.0 - smoothing))[:, None], 0.0)
+                gradient = (probability * total[:, None] - shares) * scale[:, None]
+            else:
+                gradient = probability * (total * scale)[:, None]
+                gradient = tl.where(is_known, gradient_of_known[:, None], gradient)
+            gradient = tl.where(counted[:, None], gradient, 0.0)
+        pointers = gradient_row_ptr[:, None] + class_index.to(tl.int64)[None, :] * gradient_class_stride
+        tl.store(pointers, gradient.to(gradient_ptr.dtype.element_ty), mask=exists)

@@ -1,0 +1,178 @@
+"""Triton kernels of the per-sample variance, and the pieces of them that the Bias Loss kernels are built from.
+
+A sample is cut into slices, each reduced by one program to (shift, mean - shift, m2), with m2 the sum of squared deviations
+from the mean. Means are kept relative to a shift near the data, so that a mean of a thousand standard deviations costs no
+accuracy, neither within a slice nor when slices are merged. Every merge has a fixed order: results are deterministic.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def store_slice_moments(
+    program,
+    features_ptr,
+    moments_ptr,
+    sample_stride,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    VECTOR: tl.constexpr,
+    LANES: tl.constexpr,
+    UNROLLED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Reduce slice ``program % slices`` of sample ``program // slices``.
+
+    ``sample_stride``, ``length`` and ``slice_length`` count vectors of VECTOR elements: the multiplication by a constant
+    tells the compiler what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
+    """
+    sample = (program // slices).to(tl.int64)
+    begin = (program % slices).to(tl.int64) * slice_length
+    count = tl.minimum(length - begin, slice_length).to(tl.int32) * VECTOR
+    slice_ptr = features_ptr + sample * sample_stride * VECTOR + begin * VECTOR
+    lanes = tl.arange(0, LANES)
+
+    # B deviations from the mean of all, squared and summed, are at least B times the square of their mean: a shift taken
+    # from LANES elements inflates the sum of squares by at most the ratio of the slice's length to LANES, outliers or not.
+    head = tl.load(slice_ptr + lanes, mask=lanes < count, other=0.0).to(DTYPE)
+    shift = tl.sum(head, 0) / tl.minimum(count, LANES).to(DTYPE)
+
+    sums = tl.zeros([LANES], DTYPE)
+    squares = tl.zeros([LANES], DTYPE)
+    for start in range(0, count, LANES * UNROLLED):
+        for step in tl.static_range(UNROLLED):
+            index = start + step * LANES + lanes
+            inside = index < count
+            x = tl.load(slice_ptr + index, mask=inside, other=0.0).to(DTYPE)
+            deviation = tl.where(inside, x - shift, 0.0)
+            sums += deviation
+            squares += deviation * deviation
+
+    total = tl.sum(sums, 0)
+    mean = total / count.to(DTYPE)
+    m2 = tl.sum(squares, 0) - total * mean
+    m2 = tl.where(m2 < 0.0, 0.0, m2)  # not a maximum, which would swallow a NaN
+    slice_index = program.to(tl.int64)
+    tl.store(moments_ptr + slice_index, shift)
+    tl.store(moments_ptr + slice_index + total_slices, mean)
+    tl.store(moments_ptr + slice_index + total_slices * 2, m2)
+
+
+@triton.jit
+def merged_variance(
+    moments_ptr,
+    sample,
+    in_batch,
+    slices,
+    total_slices,
+    length,
+    slice_length,
+    SLICES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Unbiased variance of the samples ``sample``, a block of indices; ``length`` and ``slice_length`` count elements.
+
+    SLICES slices at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+    """
+    first = sample.to(tl.int64) * slices
+    reference = tl.load(moments_ptr + first, mask=in_batch, other=0.0)
+    mean = tl.zeros_like(reference)  # relative to the reference
+    m2 = tl.zeros_like(reference)
+    before = tl.full([], 0.0, DTYPE)
+    for start in range(0, slices, SLICES):
+        slice_index = start + tl.arange(0, SLICES)
+        rest = length - slice_index.to(tl.int64) * slice_length
+        count = tl.maximum(tl.minimum(rest, slice_length), 0).to(DTYPE)
+        inside = in_batch[:, None] & (slice_index < slices)[None, :]
+        pointers = moments_ptr + first[:, None] + slice_index[None, :]
+        shift = tl.load(pointers, mask=inside, other=0.0)
+        means = tl.load(pointers + total_slices, mask=inside, other=0.0)
+        # Where there is no slice the count is 0, but NaN or infinity would still come through a product with it.
+        means = tl.where(inside, (shift - reference[:, None]) + means, 0.0)
+        m2s = tl.load(pointers + total_slices * 2, mask=inside, other=0.0)
+
+        here = tl.sum(count, 0)
+        mean_here = tl.sum(means * count[None, :], 1) / here
+        deviation = means - mean_here[:, None]
+        delta = mean_here - mean
+        fraction = here / (before + here)
+        mean += delta * fraction
+        m2 += tl.sum(m2s + deviation * deviation * count[None, :], 1) + delta * delta * (before * fraction)
+        before += here
+    return m2 / tl.maximum(length - 1, 1).to(DTYPE)
+
+
+@triton.jit
+def widen_extrema(negated_min, maximum, variance, in_batch):
+    """Take a block of variances into the lane-wise (-min, max); one that is NaN or infinite makes both infinite."""
+    finite = variance - variance == 0.0
+    infinity = float("inf")
+    lower = tl.where(in_batch, tl.where(finite, -variance, infinity), -infinity)
+    upper = tl.where(in_batch, tl.where(finite, variance, infinity), -infinity)
+    return tl.maximum(negated_min, lower), tl.maximum(maximum, upper)
+
+
+@triton.jit
+def slice_moments_kernel(
+    features_ptr,
+    moments_ptr,
+    sample_stride,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    VECTOR: tl.constexpr,
+    LANES: tl.constexpr,
+    UNROLLED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    store_slice_moments(
+        tl.program_id(0),
+        features_ptr,
+        moments_ptr,
+        sample_stride,
+        length,
+        slices,
+        slice_length,
+        total_slices,
+        VECTOR,
+        LANES,
+        UNROLLED,
+        DTYPE,
+    )
+
+
+@triton.jit(do_not_specialize=["samples", "slices", "total_slices", "length", "slice_length"])
+def variance_kernel(
+    moments_ptr,
+    variance_ptr,
+    extrema_ptr,
+    samples,
+    slices,
+    total_slices,
+    length,
+    slice_length,
+    SAMPLES: tl.constexpr,
+    SLICES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """One program: the variance of every sample, and (-min, max) over the batch."""
+    negated_min = tl.full([SAMPLES], -float("inf"), DTYPE)
+    maximum = tl.full([SAMPLES], -float("inf"), DTYPE)
+    for start in range(0, samples, SAMPLES):
+        sample = start + tl.arange(0, SAMPLES)
+        in_batch = sample < samples
+        variance = merged_variance(
+            moments_ptr, sample, in_batch, slices, total_slices, length, slice_length, SLICES, DTYPE
+        )
+        tl.store(variance_ptr + sample, variance, mask=in_batch)
+        negated_min, maximum = widen_extrema(negated_min, maximum, variance, in_batch)
+    tl.store(extrema_ptr, tl.max(negated_min, 0))
+    tl.store(extrema_ptr + 1, tl.max(maximum, 0))

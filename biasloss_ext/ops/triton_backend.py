@@ -1,0 +1,36 @@
+"""Registers the Triton implementations of the ops. Triton itself is imported by their first call: it takes a while."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from biasloss_ext.ops.library import LIBRARY
+
+IMPLEMENTATIONS = {
+    "feature_variance_triton": ("biasloss_ext.ops.feature_variance.triton", "feature_variance"),
+    "bias_loss_triton": ("biasloss_ext.ops.bias_loss.triton", "bias_loss"),
+    "bias_loss_backward_triton": ("biasloss_ext.ops.bias_loss.triton", "bias_loss_backward"),
+}
+
+
+def _imported_by_first_call(module: str, function: str) -> Callable[..., Any]:
+    implementation: Callable[..., Any] | None = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal implementation
+        if implementation is None:
+            implementation = getattr(importlib.import_module(module), function)
+        return implementation(*arguments)
+
+    return call
+
+
+def register() -> None:
+    """Call once, after the ops are defined. On CPU tensors the kernels run under Triton's interpreter alone."""
+    keys = ("CUDA", "CPU") if os.environ.get("TRITON_INTERPRET") == "1" else ("CUDA",)
+    for name, (module, function) in IMPLEMENTATIONS.items():
+        for key in keys:
+            LIBRARY.impl(name, _imported_by_first_call(module, function), key)
