@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-# PYTHON picks the interpreter of the virtual environment, TORCH the torch that is installed into it.
+# PYTHON picks the interpreter of the virtual environment, TORCH what is installed into it first.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH ?= torch==2.13.0 triton==3.7.1
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -o -name '*.c*' -o -name '*.h')
@@ -37,7 +37,7 @@ test-integrations:
 
 $(VENV)/.environment: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q '$(TORCH)' 'setuptools>=77' wheel ninja pybind11
+	$(BIN)/pip install -q $(TORCH) 'setuptools>=77' wheel ninja pybind11
 	touch $@
 
 # Editable, so that the tests see the tree; the kernels are compiled in place.

@@ -87,7 +87,8 @@ def bias_loss(
         extrema = extrema_of(variance)
     assert extrema is not None
     losses, counts = cross_entropy(output, target, class_weight, ignore_index, label_smoothing)
-    weight = bias_weight(variance, extrema, running_min, alpha, beta, update_running_min).to(losses.dtype)
+    dtype = losses.dtype
+    weight = bias_weight(variance.to(dtype), extrema.to(dtype), running_min, alpha, beta, update_running_min)
     weighted = weight.view(-1, *[1] * (losses.dim() - 1)) * losses
     if reduction == NONE:
         return weighted, weight

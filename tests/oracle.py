@@ -1,0 +1,95 @@
+"""Bias Loss in float64, written from the formulas alone: what every backend is compared with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Expected:
+    loss: Tensor
+    gradient: Tensor
+    weight: Tensor
+    running_min: Tensor | None
+
+
+def variance(features: Tensor) -> Tensor:
+    rows = features.detach().double().reshape(features.shape[0], math.prod(features.shape[1:]))
+    return rows.var(1, correction=1) if rows.shape[1] > 1 else torch.zeros_like(rows[:, 0])
+
+
+def weights(var: Tensor, running_min: Tensor | None, alpha: float, beta: float) -> tuple[Tensor, Tensor | None]:
+    """The weights, and the running minimum after this batch."""
+    smallest, largest = var.min(), var.max()
+    low = smallest if running_min is None else torch.minimum(running_min.double(), smallest)
+    scaled = torch.zeros_like(var) if largest == smallest else (var - low) / (largest - smallest)
+    return torch.exp((alpha * scaled).clamp(max=60)) - beta, None if running_min is None else low
+
+
+def bias_loss(
+    var: Tensor,
+    output: Tensor,
+    target: Tensor,
+    running_min: Tensor | None = None,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.3,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> Expected:
+    """Op by op in ``dtype``: the truth in float64, and torch's own rounding in float32."""
+    scores = output.detach().to(dtype).requires_grad_()
+    w, moved = weights(var, running_min, alpha, beta)
+    w = w.to(dtype)
+    class_weight = None if weight is None else weight.to(dtype)
+    probabilities = target.is_floating_point()
+    losses = F.cross_entropy(
+        scores,
+        target.to(dtype) if probabilities else target.long(),
+        class_weight,
+        reduction="none",
+        label_smoothing=label_smoothing,
+        **({} if probabilities else {"ignore_index": ignore_index}),
+    )
+    loss = losses * w.view(-1, *[1] * (losses.dim() - 1))
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / denominator(output, target, class_weight, ignore_index)
+    # A gradient of ones for "none" would hide a kernel that reads one value for all.
+    (gradient,) = torch.autograd.grad(loss, scores, grad_of_loss(loss))
+    return Expected(loss.detach(), gradient, w, moved)
+
+
+def denominator(output: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int) -> Tensor | float:
+    if target.is_floating_point():
+        return output.numel() / output.shape[1]
+    counted = target.long() != ignore_index
+    if class_weight is None:
+        return counted.sum()
+    return class_weight[torch.where(counted, target.long(), 0)][counted].sum()
+
+
+def grad_of_loss(loss: Tensor) -> Tensor:
+    """Different for every element, the same for every backend."""
+    return torch.linspace(0.5, 1.5, loss.numel(), dtype=torch.float64).reshape(loss.shape).to(loss.dtype)
+
+
+def assert_as_close_as_torch(ours: Tensor, truth: Tensor, torch_own: Tensor, scale: float, what: str) -> None:
+    """The largest error of ours is at most twice torch's own, or four roundings of the terms it is made of (``scale``)."""
+    if truth.numel() == 0:
+        assert ours.shape == truth.shape
+        return
+    rounding = torch.finfo(ours.dtype).eps
+    own = (torch_own.double() - truth).abs().amax().item()
+    error = (ours.double() - truth).abs().amax().item()
+    bound = 2 * own + 4 * rounding * max(scale, truth.abs().amax().item())
+    assert error <= bound, f"{what}: error {error:.3g}, torch's own {own:.3g}, bound {bound:.3g}"
