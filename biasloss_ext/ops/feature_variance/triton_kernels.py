@@ -43,16 +43,17 @@ def store_slice_moments(
     head = tl.load(slice_ptr + lanes, mask=lanes < count, other=0.0).to(DTYPE)
     shift = tl.sum(head, 0) / tl.minimum(count, LANES).to(DTYPE)
 
+    # One load of UNROLLED x LANES elements, so that a thread has UNROLLED of its 16-byte loads in flight.
+    tile = tl.arange(0, UNROLLED)[:, None] * LANES + lanes[None, :]
     sums = tl.zeros([LANES], DTYPE)
     squares = tl.zeros([LANES], DTYPE)
     for start in range(0, count, LANES * UNROLLED):
-        for step in tl.static_range(UNROLLED):
-            index = start + step * LANES + lanes
-            inside = index < count
-            x = tl.load(slice_ptr + index, mask=inside, other=0.0).to(DTYPE)
-            deviation = tl.where(inside, x - shift, 0.0)
-            sums += deviation
-            squares += deviation * deviation
+        index = start + tile
+        inside = index < count
+        x = tl.load(slice_ptr + index, mask=inside, other=0.0).to(DTYPE)
+        deviation = tl.where(inside, x - shift, 0.0)
+        sums += tl.sum(deviation, 0)
+        squares += tl.sum(deviation * deviation, 0)
 
     total = tl.sum(sums, 0)
     mean = total / count.to(DTYPE)
