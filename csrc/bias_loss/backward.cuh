@@ -14,9 +14,9 @@ struct RowGradient {
   Acc scale;
   Acc max;
   Acc log_sum;
-  Acc mass;          // sum of q
-  Acc class_mass;    // q of the target class, besides its smoothed part
-  int64_t index;     // the target class; -1 for probabilities
+  Acc mass;        // sum of q
+  Acc class_mass;  // q of the target class, besides its smoothed part
+  int64_t index;   // the target class; -1 for probabilities
   bool ignored;
 };
 

@@ -2,16 +2,16 @@
 // weights, the reduced loss.
 #pragma once
 
-#include "../math/bias_weight.h"
 #include "../feature_variance/moments.cuh"
+#include "../math/bias_weight.h"
 #include "scores.cuh"
 
 namespace biasloss {
 
 constexpr unsigned kLargestBlockWarps = kLargestBlock / kWarpSize;
 
-// Merges the splits of every sample. Leaves the variances where the weights will be, and the samples' losses before their
-// weights; returns this thread's share of the extrema and of the denominator.
+// Merges the splits of every sample. Leaves the variances where the weights will be, and the samples' losses before
+// their weights; returns this thread's share of the extrema and of the denominator.
 template <class T, class Acc>
 __device__ __forceinline__ void merge_splits(const ForwardParameters<T, Acc>& p, Extrema<Acc>& extrema,
                                              Acc& denominator) {

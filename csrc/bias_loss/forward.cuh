@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kLargestBlock, 1) bias_loss_forward_kernel(con
 
 // reduction "none" with several positions: their losses wait for the weights, which the first launch knows at its end.
 template <class Acc>
-__global__ void __launch_bounds__(256) weigh_positions_kernel(Acc* loss, const Acc* weight, int64_t rows,
-                                                              int64_t positions) {
+__global__ void __launch_bounds__(256)
+    weigh_positions_kernel(Acc* loss, const Acc* weight, int64_t rows, int64_t positions) {
   for (int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < rows; row += int64_t(gridDim.x) * blockDim.x)
     loss[row] *= __ldg(weight + row / positions);
 }

@@ -78,8 +78,8 @@ struct BackwardParameters {
   unsigned chunk;            // classes a block takes
 };
 
-// How rows of scores are shared out. Side by side along the positions, one thread a row reads coalesced; classes that lie
-// side by side, or a single position, take a warp or more a row.
+// How rows of scores are shared out. Side by side along the positions, one thread a row reads coalesced; classes that
+// lie side by side, or a single position, take a warp or more a row.
 struct ForwardPlan {
   unsigned splits;
   int64_t split_positions;

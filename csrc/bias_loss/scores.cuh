@@ -16,8 +16,8 @@ BIASLOSS_HOST_DEVICE double logarithm(double x) { return ::log(x); }
 BIASLOSS_HOST_DEVICE float exponential_minus_one(float x) { return ::expm1f(x); }
 BIASLOSS_HOST_DEVICE double exponential_minus_one(double x) { return ::expm1(x); }
 
-// What a row is compared with when the target is a class. `index` is read, and `score` loaded through it, before the row is
-// scanned, so that their latency hides behind the scan.
+// What a row is compared with when the target is a class. `index` is read, and `score` loaded through it, before the
+// row is scanned, so that their latency hides behind the scan.
 template <class Acc>
 struct ClassTarget {
   int64_t index;
@@ -42,14 +42,15 @@ __device__ __forceinline__ ClassTarget<Acc> read_class_target(const ScoreBatch<T
   ClassTarget<Acc> target = {index, index == b.ignore_index, index >= 0 && index < b.classes, Acc(0), Acc(1)};
   if (target.valid) {
     const ScoreStrides& stride = b.output_stride;
-    target.score = static_cast<Acc>(b.output[sample * stride.sample + index * stride.klass + position * stride.position]);
+    target.score =
+        static_cast<Acc>(b.output[sample * stride.sample + index * stride.klass + position * stride.position]);
     if (b.class_weight != nullptr) target.weight = __ldg(b.class_weight + index);
   }
   return target;
 }
 
-// The distribution that the scores are compared with, times the class weights: q_k of score_row.h. For a class target only
-// its smoothed part, the same for every row; the class itself is added by whoever knows the row's target.
+// The distribution that the scores are compared with, times the class weights: q_k of score_row.h. For a class target
+// only its smoothed part, the same for every row; the class itself is added by whoever knows the row's target.
 template <class T, class Acc>
 __device__ __forceinline__ Acc target_mass(const ScoreBatch<T, Acc>& b, const T* probability, unsigned k) {
   Acc q = b.label_smoothing / static_cast<Acc>(b.classes);

@@ -41,8 +41,8 @@ __device__ __forceinline__ T shuffle_xor(const T& value, unsigned lane_mask) {
   return result;
 }
 
-// Over groups of `lanes` neighbours, a power of two. The first lane of each group holds the result: in the others operands
-// come in another order, which rounds differently.
+// Over groups of `lanes` neighbours, a power of two. The first lane of each group holds the result: in the others
+// operands come in another order, which rounds differently.
 template <class T, class Operation>
 __device__ __forceinline__ T warp_reduce(T value, Operation operation, unsigned lanes = kWarpSize) {
   for (unsigned mask = lanes / 2; mask != 0; mask /= 2) value = operation(value, shuffle_xor(value, mask));

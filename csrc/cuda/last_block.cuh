@@ -5,8 +5,8 @@
 
 namespace biasloss {
 
-// Static, hence zero when the library is loaded; atomicInc wraps to zero at the last block of each launch, so that nothing
-// ever has to be cleared. Which launch may use which counter: ticket_slots.h.
+// Static, hence zero when the library is loaded; atomicInc wraps to zero at the last block of each launch, so that
+// nothing ever has to be cleared. Which launch may use which counter: ticket_slots.h.
 constexpr unsigned kTickets = 4096;
 static __device__ unsigned int tickets[kTickets];
 

@@ -1,5 +1,5 @@
-// The little that device code needs besides the language: kernels include this, and so compile with nvcc for a GPU and with
-// an ordinary C++ compiler for the simulator of tests/cudasim, which brings its own header of this interface.
+// The little that device code needs besides the language: kernels include this, and so compile with nvcc for a GPU and
+// with an ordinary C++ compiler for the simulator of tests/cudasim, which brings its own header of this interface.
 #pragma once
 
 #ifdef CUDASIM
@@ -21,7 +21,7 @@ using SharedPointer = T*;
 }  // namespace biasloss
 
 // `count` elements of static shared memory. Raw bytes, so that T may have any constructors.
-#define BIASLOSS_SHARED(T, name, count)                                \
+#define BIASLOSS_SHARED(T, name, count)                                     \
   __shared__ __align__(16) unsigned char name##_bytes[sizeof(T) * (count)]; \
   T* const name = reinterpret_cast<T*>(name##_bytes)
 

@@ -18,8 +18,7 @@ __global__ void __launch_bounds__(kFeatureThreads) feature_variance_kernel(const
   const int64_t blocks = gridDim.x;
   const int64_t sample = blockIdx.x / p.splits;
 
-  const Moments<Acc> m =
-      warp_reduce(moments_of_slice<T, Acc>(p.features, sample, blockIdx.x % p.splits), Merge());
+  const Moments<Acc> m = warp_reduce(moments_of_slice<T, Acc>(p.features, sample, blockIdx.x % p.splits), Merge());
   if (lane_index() == 0) warp_moments[warp_index()] = m;
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -85,8 +85,8 @@ __device__ __forceinline__ Moments<Acc> moments_of_slice(const FeatureBatch<T>& 
   const int64_t left = features.activations - begin;
   const int64_t count = left < features.slice ? left : features.slice;
   if (count <= 0) return {Acc(0), Acc(0), Acc(0)};
-  return moments_of_run<T, Acc>(features.data + sample * features.sample_stride + begin,
-                                static_cast<unsigned>(count), threadIdx.x, kFeatureThreads);
+  return moments_of_run<T, Acc>(features.data + sample * features.sample_stride + begin, static_cast<unsigned>(count),
+                                threadIdx.x, kFeatureThreads);
 }
 
 // Partial results of all blocks, as three arrays: written by one block each, read by the last one past the L1 cache.

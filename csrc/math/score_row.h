@@ -1,6 +1,6 @@
-// What one pass over a row of scores has to keep for its cross-entropy: the largest score, the sum of exponentials, and,
-// against a distribution q over the classes, sum q_k and sum q_k (max - x_k). Both sums grow with every class: relative to
-// the running maximum nothing ever cancels.
+// What one pass over a row of scores has to keep for its cross-entropy: the largest score, the sum of exponentials,
+// and, against a distribution q over the classes, sum q_k and sum q_k (max - x_k). Both sums grow with every class:
+// relative to the running maximum nothing ever cancels.
 #pragma once
 
 #include <cmath>
@@ -23,8 +23,8 @@ BIASLOSS_HOST_DEVICE ScoreRow<T> empty_score_row() {
   return {-static_cast<T>(INFINITY), T(0), T(0), T(0)};
 }
 
-// What scores are taken relative to. While every score is -infinity that is 0, so that exp(-infinity - 0) is 0 rather than
-// NaN. A NaN score never becomes the maximum; it makes `sum` NaN.
+// What scores are taken relative to. While every score is -infinity that is 0, so that exp(-infinity - 0) is 0 rather
+// than NaN. A NaN score never becomes the maximum; it makes `sum` NaN.
 template <class T>
 BIASLOSS_HOST_DEVICE T score_base(T max) {
   return max == -static_cast<T>(INFINITY) ? T(0) : max;
