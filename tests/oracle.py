@@ -84,7 +84,7 @@ def grad_of_loss(loss: Tensor) -> Tensor:
 
 
 def assert_as_close_as_torch(ours: Tensor, truth: Tensor, torch_own: Tensor, scale: float, what: str) -> None:
-    """The largest error of ours is at most twice torch's own, or four roundings of the terms it is made of (``scale``)."""
+    """The largest error is at most twice torch's own, plus four roundings of the terms it is made of (``scale``)."""
     if truth.numel() == 0:
         assert ours.shape == truth.shape
         return

@@ -72,7 +72,9 @@ def cases(draw: st.DrawFn) -> Case:
         "weight": draw(st.sampled_from((None, torch.rand(classes, generator=generator) + 0.1))),
     }
     if draw(st.booleans()):
-        target = torch.softmax(normal(samples, classes, *positions), 1).to(draw(st.sampled_from((output.dtype, *FLOATS))))
+        target = torch.softmax(normal(samples, classes, *positions), 1).to(
+            draw(st.sampled_from((output.dtype, *FLOATS)))
+        )
         target = with_strides(target, draw(st.sampled_from(LAYOUTS)))
     else:
         target = torch.randint(classes, (samples, *positions), generator=generator)
@@ -133,4 +135,4 @@ def test_agrees_with_float64(backend: str, case: Case) -> None:
     if moved is None:
         assert exact.running_min is None
     else:
-        torch.testing.assert_close(moved.double(), exact.running_min, rtol=2e-6, atol=0)
+        torch.testing.assert_close(moved.double(), exact.running_min, rtol=1e-5, atol=0)

@@ -92,7 +92,9 @@ def test_no_gradient_and_16_bit_range(backend: str) -> None:
     features = torch.randn(4, 100, requires_grad=True)
     assert not feature_variance(features, backend=backend).requires_grad
     wide = (torch.randn(2, 1000) * 20000).clamp(-65000, 65000).half()  # squares far beyond float16
-    torch.testing.assert_close(feature_variance(wide, backend=backend).double(), oracle.variance(wide), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        feature_variance(wide, backend=backend).double(), oracle.variance(wide), rtol=1e-5, atol=0
+    )
 
 
 def test_does_not_depend_on_the_number_of_threads() -> None:
@@ -107,7 +109,7 @@ def test_does_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(TypeError, match="features must be float16, bfloat16, float32 or float64, got torch.int64"):
+    with pytest.raises(TypeError, match=r"features must be float16, bfloat16, float32 or float64, got torch\.int64"):
         feature_variance(torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(TypeError, match="features must be a tensor, got list"):
         feature_variance([1.0])  # type: ignore[arg-type]

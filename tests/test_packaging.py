@@ -1,0 +1,130 @@
+"""The source distribution builds, the wheel works with the source tree out of reach, and a build says what it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CUDA_HOME", "NVCC")}
+    return subprocess.run(
+        command, cwd=cwd, env={**variables, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    done = run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", str(folder), cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+@pytest.mark.slow
+def test_wheel_from_the_source_distribution(source: Path, tmp_path: Path) -> None:
+    assert (source / "csrc" / "bias_loss" / "kernels.cuh").exists()
+    assert (source / "csrc" / "math" / "moments.h").exists()
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path)]
+    done = run(*build, cwd=source, BIASLOSS_CUDA="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "biasloss_ext: no CUDA kernels: BIASLOSS_CUDA=0" in said
+    assert "biasloss_ext: CPU kernels: baseline" in said
+
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "installed")
+    assert "biasloss_ext/_ops.so" in names
+    assert any(name.startswith("biasloss_ext/_C.") for name in names)
+    assert not [name for name in names if name.startswith(("tests", "bench", "csrc", "build"))]
+    code = (
+        "import torch, biasloss_ext; from biasloss_ext.ops.native import native; assert native().problem is None;"
+        "print(biasloss_ext.FusedBiasLoss(backend='cpu')(torch.ones(2, 3), torch.zeros(2, 4), torch.arange(2)).item(),"
+        "biasloss_ext.__file__)"
+    )
+    installed = tmp_path / "installed"
+    done = run(sys.executable, "-c", code, cwd=installed, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    value, file = done.stdout.split()
+    assert float(value) == pytest.approx(0.7 * 1.3862944)
+    assert file.startswith(str(installed))
+
+
+def fake_nvcc(folder: Path, release: str) -> str:
+    path = folder / "nvcc"
+    path.write_text(
+        f'#!/bin/sh\ncase "$1" in\n--version) echo "Cuda compilation tools, release {release}, V{release}.1";;\n'
+        "--list-gpu-arch) printf 'compute_80\\ncompute_90\\n';;\nesac\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+# What a build decides before it compiles anything, seen without compiling.
+DECIDE = "import sys, runpy, setuptools; setuptools.setup = lambda **k: None; m = runpy.run_path('setup.py'); "
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"BIASLOSS_CUDA": "0"}, "no CUDA kernels: BIASLOSS_CUDA=0"),
+        ({"BIASLOSS_CUDA": "yes"}, "BIASLOSS_CUDA must be 0 or 1, got 'yes'"),
+        ({"BIASLOSS_CUDA": "1", "PATH": "/nowhere", "MISSING": "1"}, "BIASLOSS_CUDA=1, but nvcc is not found: set"),
+        ({"FAKE": "11.8"}, "is CUDA 11.8, needed is 12.0 or newer: set CUDA_HOME to a newer toolkit"),
+        ({"FAKE": "13.1"}, "('8.0', '9.0+PTX')"),
+        ({"FAKE": "13.1", "TORCH_CUDA_ARCH_LIST": "9.0 8.0+PTX"}, "('9.0', '8.0+PTX')"),
+        ({"FAKE": "13.1", "TORCH_CUDA_ARCH_LIST": "9.0;5.2"}, "asks for '5.2'"),
+    ],
+)
+def test_decisions_about_cuda(environment: dict[str, str], said: str, tmp_path: Path) -> None:
+    if "FAKE" in environment:
+        environment = {**environment, "NVCC": fake_nvcc(tmp_path, environment["FAKE"])}
+    code = DECIDE + "import torch; torch.version.cuda = None; "
+    if "MISSING" in environment:
+        code += "m['find_cuda'].__globals__['find_nvcc'] = lambda: None; "
+    code += "c = m['find_cuda'](); print(c and c.architectures)"
+    done = run(sys.executable, "-c", code, cwd=ROOT, **environment)
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_cuda_major_than_torch_s_is_an_error(tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path, "13.1")
+    for version, code, said in (
+        ("12.8", 1, "is built for CUDA 12.8: set CUDA_HOME to a CUDA 12 toolkit, or BIASLOSS_CUDA=0"),
+        ("13.0", 0, "warning: nvcc is CUDA 13.1, torch is built for 13.0"),
+    ):
+        script = DECIDE + f"import torch; torch.version.cuda = '{version}'; m['find_cuda']()"
+        done = run(sys.executable, "-c", script, cwd=ROOT, NVCC=nvcc)
+        assert said in done.stderr
+        assert done.returncode == code
+
+
+def test_without_torch_the_build_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch')")
+    done = run(sys.executable, "setup.py", "--version", cwd=ROOT, PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "install torch first, then pip install --no-build-isolation ." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_jobs_are_limited_by_memory_and_by_max_jobs() -> None:
+    script = DECIDE + (
+        "import os; os.sysconf = lambda name: {'SC_AVPHYS_PAGES': 7 << 18, 'SC_PAGE_SIZE': 4096}[name];"
+        "os.sched_getaffinity = lambda _: range(64); print(m['jobs']())"
+    )
+    assert run(sys.executable, "-c", script, cwd=ROOT).stdout.strip() == "2"
+    assert run(sys.executable, "-c", script, cwd=ROOT, MAX_JOBS="5").stdout.strip() == "5"
