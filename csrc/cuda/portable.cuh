@@ -25,6 +25,11 @@ using SharedPointer = T*;
   __shared__ __align__(16) unsigned char name##_bytes[sizeof(T) * (count)]; \
   T* const name = reinterpret_cast<T*>(name##_bytes)
 
+// As much as the launch has asked for.
+#define BIASLOSS_DYNAMIC_SHARED(T, name)                       \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  T* const name = reinterpret_cast<T*>(name##_bytes)
+
 #endif
 
 namespace biasloss {
