@@ -71,8 +71,9 @@ void prepare(Fiber& fiber, const Stack& stack, void (*entry)()) {
   fiber.stack_low = stack.low();
   fiber.stack_size = stack.size();
 #if defined(__x86_64__)
-  // As after a call: the return address, above it the alignment that a function expects, below it six saved registers.
-  void** top = reinterpret_cast<void**>(stack.top()) - 2;
+  // The return address and, below it, six saved registers. Once they are popped the stack pointer is 8 below a multiple of
+  // 16, as a function finds it after a call.
+  void** top = reinterpret_cast<void**>(stack.top()) - 1;
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
   fiber.stack_pointer = top;
