@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -28,8 +29,9 @@ def _imported_by_first_call(module: str, function: str) -> Callable[..., Any]:
     return call
 
 
+@functools.cache
 def register() -> None:
-    """Call once, after the ops are defined. On CPU tensors the kernels run under Triton's interpreter alone."""
+    """To be called after the ops are defined. On CPU tensors the kernels run under Triton's interpreter alone."""
     keys = ("CUDA", "CPU") if os.environ.get("TRITON_INTERPRET") == "1" else ("CUDA",)
     for name, (module, function) in IMPLEMENTATIONS.items():
         for key in keys:
