@@ -1,0 +1,1 @@
+"""Training and comparing classifiers: what the commands ``biasloss train`` and ``biasloss compare`` run."""

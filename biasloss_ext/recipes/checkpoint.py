@@ -1,0 +1,79 @@
+"""Checkpoints: one file that holds the whole state of a run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from biasloss_ext.errors import UserError
+from biasloss_ext.recipes import recipe as recipes
+from biasloss_ext.recipes.files import whole_file
+from biasloss_ext.recipes.recipe import Recipe
+
+NAME = "checkpoint.pt"
+FORMAT = 1
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Writes the checkpoint of a run; the one before stays until the new one is whole and on the disk."""
+    with whole_file(folder / NAME) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
+
+
+def load(folder: Path, asked: Recipe) -> dict[str, Any] | None:
+    """The checkpoint of a run of the recipe ``asked``, on the CPU; None where the folder has none.
+
+    Raises:
+        UserError: not a checkpoint of a training run, or one of another recipe.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    state = read(path)
+    differing = recipes.differences(recipes.from_dict(state["recipe"]), asked)
+    if differing:
+        raise UserError(f"{path} is of another run ({differing}): choose another --out, or begin anew with --fresh")
+    return state
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Any checkpoint of a training run, on the CPU.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the file can be anything
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a checkpoint: {cause}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "recipe" not in state:
+        raise UserError(f"{path} is not a checkpoint of biasloss train, format {FORMAT}")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The random states of this process, in types that ``torch.load(weights_only=True)`` reads."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002, its state is what is asked
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of :func:`random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])

@@ -1,0 +1,119 @@
+"""CIFAR-10 and CIFAR-100 from the published python files."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.in_memory import InMemoryData
+
+
+@dataclass(frozen=True)
+class _Format:
+    title: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: str
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+_FORMATS = {
+    "cifar10": _Format(
+        "CIFAR-10",
+        "cifar-10-batches-py",
+        tuple(f"data_batch_{number}" for number in range(1, 6)),
+        ("test_batch",),
+        "labels",
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": _Format(
+        "CIFAR-100",
+        "cifar-100-python",
+        ("train",),
+        ("test",),
+        "fine_labels",
+        100,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+    ),
+}
+
+
+def load_cifar(name: str, data_dir: str, seed: int, device: torch.device) -> InMemoryData:
+    """ "cifar10" or "cifar100": padded by 4, cropped and mirrored in training.
+
+    Args:
+        data_dir: the folder that the published archive unpacks to, or the one that holds it.
+
+    Raises:
+        UserError: the files are not there, or not in the published format.
+    """
+    expected = _FORMATS[name]
+    folder = Path(data_dir)
+    if (folder / expected.folder).is_dir():
+        folder = folder / expected.folder
+    missing = [file for file in expected.train + expected.test if not (folder / file).is_file()]
+    if missing:
+        raise UserError(
+            f"no {expected.title} in {data_dir}: {', '.join(missing)} missing; expected the files of the published"
+            f" python version, {', '.join(expected.train + expected.test)}, there or in its folder {expected.folder}"
+        )
+    return InMemoryData(
+        _read(folder, expected.train, expected),
+        _read(folder, expected.test, expected),
+        classes=expected.classes,
+        mean=expected.mean,
+        std=expected.std,
+        padding=4,
+        flip=True,
+        seed=seed,
+        device=device,
+    )
+
+
+def _read(folder: Path, files: tuple[str, ...], expected: _Format) -> tuple[Tensor, Tensor]:
+    parts = [_read_file(folder / file, expected) for file in files]
+    return torch.cat([images for images, _ in parts]), torch.cat([classes for _, classes in parts])
+
+
+def _read_file(path: Path, expected: _Format) -> tuple[Tensor, Tensor]:
+    try:
+        with path.open("rb") as file:
+            content = _ArraysOnly(file, encoding="bytes").load()
+        data = np.asarray(content[b"data"])
+        labels = np.asarray(content[expected.labels.encode()], dtype=np.int64)
+    except Exception as error:  # a broken pickle can raise anything
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a file of {expected.title}'s published python version: {cause}") from None
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or len(data) == 0:
+        raise UserError(f"{path} should hold images as uint8 rows of 3 x 32 x 32 = 3072, has {data.dtype} {data.shape}")
+    if labels.shape != (len(data),) or labels.min() < 0 or labels.max() >= expected.classes:
+        raise UserError(
+            f"{path} should hold one class from 0 to {expected.classes - 1} for each of its {len(data)} images"
+        )
+    return torch.from_numpy(data.copy()).view(-1, 3, 32, 32), torch.from_numpy(labels)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what CIFAR's files are made of. A pickle can name any function to be called; these are refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.zeros(0).__reduce__()[0]  # that function, under whatever name this numpy keeps it
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

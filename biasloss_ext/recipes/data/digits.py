@@ -1,0 +1,47 @@
+"""scikit-learn's handwritten digits: 1797 grey images of 8 x 8 that come with the package."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.in_memory import InMemoryData
+
+TEST_IMAGES = 360
+
+
+def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryData:
+    """1437 training and 360 test images, enlarged to ``image_size``, the grey value in all three channels.
+
+    The split is always the same, with every class in its proportion: ``seed`` is that of the augmentation, a shift by
+    up to an eighth of the image. Digits are not mirrored.
+
+    Raises:
+        UserError: images smaller than the 8 x 8 of the data.
+    """
+    from sklearn import datasets, model_selection
+
+    if image_size < 8:
+        raise UserError(
+            f"the digits are 8 x 8 and can be enlarged only: --image-size must be at least 8, got {image_size}"
+        )
+    digits = datasets.load_digits()
+    grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    enlarged = F.interpolate(grey, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1)
+    classes = torch.from_numpy(digits.target).long()
+    train, test = model_selection.train_test_split(
+        range(len(classes)), test_size=TEST_IMAGES, stratify=digits.target, random_state=0
+    )
+    return InMemoryData(
+        (images[train], classes[train]),
+        (images[test], classes[test]),
+        classes=10,
+        mean=(0.31,) * 3,
+        std=(0.34,) * 3,
+        padding=image_size // 8,
+        flip=False,
+        seed=seed,
+        device=device,
+    )

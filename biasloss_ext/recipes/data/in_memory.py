@@ -1,0 +1,72 @@
+"""Data sets that fit into memory: small images, cropped and flipped as whole batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biasloss_ext.recipes.order import seeded
+
+
+class InMemoryData:
+    """A data set held on the device as uint8; see :class:`biasloss_ext.recipes.data.base.Data`.
+
+    Args:
+        train, test: pairs of images (n, channels, size, size), uint8, and classes (n,), int64.
+        classes: number of classes.
+        mean, std: of every channel of the images divided by 255.
+        padding: training images are padded by so many black pixels and cropped at a random place.
+        flip: half of the training images are mirrored.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        padding: int,
+        flip: bool,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.classes = classes
+        self.train_images, self.test_images = len(train[0]), len(test[0])
+        self.channels, self.image_size = train[0].shape[1], train[0].shape[3]
+        self._padding, self._flip, self._seed = padding, flip, seed
+        self._padded = F.pad(train[0], (padding,) * 4).to(device)
+        self._train_classes = train[1].to(device)
+        self._test, self._test_classes = test[0].to(device), test[1].to(device)
+        self._scale = 255 * torch.tensor(std, device=device).view(-1, 1, 1)
+        self._shift = 255 * torch.tensor(mean, device=device).view(-1, 1, 1)
+
+    def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        draws = torch.rand(self.train_images, 3, generator=seeded(self._seed, epoch, 1))
+        places = (draws[:, :2] * (2 * self._padding + 1)).long()
+        mirrored = (draws[:, 2] < 0.5) & self._flip
+        device = self._padded.device
+        for indices in batches:
+            images = self._crop(indices.to(device), places[indices].to(device), mirrored[indices].to(device))
+            yield self._normalised(images), self._train_classes[indices.to(device)]
+
+    def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in batches:
+            chosen = indices.to(self._test.device)
+            yield self._normalised(self._test[chosen]), self._test_classes[chosen]
+
+    def _crop(self, indices: Tensor, places: Tensor, mirrored: Tensor) -> Tensor:
+        along = torch.arange(self.image_size, device=indices.device)
+        rows = places[:, 0, None] + along
+        columns = places[:, 1, None] + torch.where(mirrored[:, None], along.flip(0), along)
+        channels = torch.arange(self.channels, device=indices.device)
+        return self._padded[
+            indices[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+        ]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images - self._shift) / self._scale

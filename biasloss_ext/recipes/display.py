@@ -1,0 +1,75 @@
+"""Progress on the terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from biasloss_ext.recipes.history import Row, accuracy_of
+
+
+class Display:
+    """Live bars for steps and, in a comparison, runs; one line for every epoch, which stays. A context manager.
+
+    Args:
+        shown: False for the processes that do not lead.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        console = Console(quiet=not shown)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,  # a file or a pipe gets the lines alone
+        )
+        self._all: TaskID | None = None
+        self._run: TaskID | None = None
+        self._title = ""
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin_all(self, title: str, runs: int) -> None:
+        """Announces several runs."""
+        self._all = self._progress.add_task(title, total=runs)
+
+    def begin_run(self, title: str, steps: int, done: int) -> None:
+        """A run of ``steps`` optimiser steps of which ``done`` were done earlier."""
+        self._title = title
+        self._run = self._progress.add_task(title, total=steps, completed=done)
+
+    def step(self) -> None:
+        """One optimiser step is done."""
+        if self._run is not None:
+            self._progress.advance(self._run)
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        """One epoch is done."""
+        self.say(
+            f"{self._title}  epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}"
+            f"  test loss {row['test_loss']:.4f}  test accuracy {accuracy_of(row):.2%}  {row['seconds']:.1f} s"
+        )
+
+    def end_run(self) -> None:
+        """The run is over."""
+        if self._run is not None:
+            self._progress.remove_task(self._run)
+            self._run = None
+        if self._all is not None:
+            self._progress.advance(self._all)

@@ -1,0 +1,267 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from biasloss_ext.errors import UserError
+from biasloss_ext.recipes import checkpoint
+from biasloss_ext.recipes.data import Data, load_data
+from biasloss_ext.recipes.display import Display
+from biasloss_ext.recipes.evaluation import evaluate
+from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
+from biasloss_ext.recipes.losses import build_loss
+from biasloss_ext.recipes.mixing import Mixing
+from biasloss_ext.recipes.models import build_model
+from biasloss_ext.recipes.order import Order
+from biasloss_ext.recipes.processes import Processes, processes
+from biasloss_ext.recipes.recipe import Recipe
+from biasloss_ext.recipes.report import write_report
+from biasloss_ext.recipes.schedule import build_optimizer, build_schedule
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        recipe: what was run.
+        folder: where its checkpoint, logs and report are.
+        history: one row an epoch, as in metrics.csv.
+        test_images: how many images the accuracy is taken over.
+    """
+
+    recipe: Recipe
+    folder: Path
+    history: list[Row]
+    test_images: int
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, in [0, 1]; that of the moving average where there is one."""
+        return accuracy_of(self.history[-1])
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    checkpoint_steps: int = 0,
+    fresh: bool = False,
+    display: Display | None = None,
+    title: str = "training",
+) -> Outcome:
+    """Trains, or goes on with the run whose checkpoint is in ``out``, or does nothing where that is finished.
+
+    Killed at any moment, the same call goes on from the last checkpoint; on one CPU it ends with the same bits as a run
+    that was never stopped. Under torchrun all processes call this; see docs/training.md.
+
+    Args:
+        out: folder for checkpoint.pt, metrics.csv, tensorboard/, report.md and its plots; made when all is checked.
+        device: "auto", "cpu" or "cuda".
+        workers: processes that read images from files.
+        checkpoint_steps: a checkpoint after so many steps too, not only after every epoch; 0 for none.
+        fresh: begins anew, whatever ``out`` holds.
+        display: shows progress there; one of its own by default.
+
+    Raises:
+        UserError: what the user can mend, see the modules that say so; ``out`` is then as before.
+    """
+    with processes(device) as here:
+        data = load_data(recipe, here.device, workers)
+        run = _Run(recipe, data, here)
+        if not fresh:
+            run.restore(checkpoint.load(out, recipe))
+        if display is not None:
+            return run.train(out, checkpoint_steps, display, title)
+        with Display(shown=here.leads) as own:
+            return run.train(out, checkpoint_steps, own, title)
+
+
+class _Run:
+    """Everything that changes during training, and where in the run it is."""
+
+    def __init__(self, recipe: Recipe, data: Data, here: Processes) -> None:
+        self.recipe, self.data, self.here = recipe, data, here
+        if recipe.sync_batchnorm and here.device.type != "cuda":
+            raise UserError("batch normalisation over all processes (--sync-batchnorm) runs on GPUs only")
+        self.order = Order(
+            data.train_images, recipe.batch_size, recipe.seed, recipe.accumulate, here.count, here.number
+        )
+        self.mixing = Mixing(recipe, data.classes, here.number)
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe, data.classes, data.channels, data.image_size).to(here.device)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.sync_batchnorm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model
+        self.ema: AveragedModel | None = None
+        if recipe.ema_decay > 0:
+            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+        if recipe.compile:
+            model.compile()  # in place: names in the state_dict stay
+        self.parallel: nn.Module = DistributedDataParallel(model) if here.count > 1 else model
+        self.loss = build_loss(recipe, here.group).to(here.device)
+        self.optimizer = build_optimizer(recipe, model)
+        self.schedule = build_schedule(recipe, self.optimizer, self.order.steps)
+        self.scaler = torch.amp.GradScaler(here.device.type, enabled=recipe.amp == "fp16")
+        self.autocast = torch.autocast(
+            here.device.type,
+            torch.float16 if recipe.amp == "fp16" else torch.bfloat16,
+            enabled=recipe.amp != "none",
+        )
+        # From here on every process has random numbers of its own, for dropout.
+        torch.manual_seed(recipe.seed + here.number)
+
+        self.epoch, self.step = 0, 0  # whole epochs done, and steps of the next
+        self.seconds = 0.0  # of that epoch, in this and earlier processes
+        self.losses: list[Tensor] = []  # of every part of it; on the device, since to look at them would wait for it
+        self.weights: list[Tensor] = []
+        self.history: list[Row] = []
+
+    def train(self, out: Path, checkpoint_steps: int, display: Display, title: str) -> Outcome:
+        """The rest of the run."""
+        outcome = Outcome(self.recipe, out, self.history, self.data.test_images)
+        log = None
+        done = self.epoch * self.order.steps + self.step
+        if self.here.leads:
+            _make_folder(out)
+            write_csv(out, self.history)
+            log = TensorBoard(out, done - self.step)
+        display.begin_run(title, self.recipe.epochs * self.order.steps, done)
+        try:
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch(out, checkpoint_steps, display)
+                self._end_epoch(out, log, display)
+        finally:
+            display.end_run()
+            if log is not None:
+                log.close()
+        if self.here.leads:
+            write_report(outcome)
+        self.here.wait()
+        return outcome
+
+    def _train_epoch(self, out: Path, checkpoint_steps: int, display: Display) -> None:
+        began = time.perf_counter() - self.seconds
+        self.parallel.train()
+        batches = iter(self.data.train_batches(self.epoch, self.order.batches(self.epoch, self.step)))
+        while self.step < self.order.steps:
+            for part in range(1, self.recipe.accumulate + 1):
+                self._backward(*next(batches), part)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            self.schedule.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+            self.step += 1
+            self.seconds = time.perf_counter() - began
+            display.step()
+            if checkpoint_steps and self.step % checkpoint_steps == 0 and self.step < self.order.steps:
+                self._save(out)
+
+    def _backward(self, images: Tensor, target: Tensor, part: int) -> None:
+        images, target = self.mixing(images, target, (self.epoch, self.step, part))
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        # Gradients are summed over the processes once a step, after the last part.
+        waits = isinstance(self.parallel, DistributedDataParallel) and part < self.recipe.accumulate
+        with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with self.autocast:
+                loss, weights = self.loss(self.parallel(images), target)
+            self.scaler.scale(loss / self.recipe.accumulate).backward()
+        self.losses.append(loss.detach())
+        if weights is not None:
+            self.weights.append(weights)
+
+    def _end_epoch(self, out: Path, log: TensorBoard | None, display: Display) -> None:
+        step_losses = self.here.sum(torch.stack(self.losses) / self.here.count)
+        step_losses = step_losses.view(-1, self.recipe.accumulate).mean(1)
+        # A gradient scaler skips steps whose gradients are not finite; without one such a loss is the end of the run.
+        counted = step_losses[step_losses.isfinite()] if self.scaler.is_enabled() else step_losses
+        train_loss = float(counted.mean())
+        if train_loss != train_loss or train_loss == float("inf"):
+            raise UserError(f"the training loss of epoch {self.epoch + 1} is not finite: try a lower --lr")
+        self.here.share_buffers(self.model)
+        row: Row = {"epoch": self.epoch + 1, "lr": self.schedule.get_last_lr()[0], "train_loss": train_loss}
+        for prefix, model in (("", self.model), ("ema_", self.ema)):
+            if model is not None:
+                figures = evaluate(model, self.data, 2 * self.recipe.batch_size, self.here, self.autocast)
+                row |= {f"{prefix}test_{name}": value for name, value in figures.items()}
+        if self.weights:
+            row |= weight_quantiles(self.here.gather(torch.cat(self.weights)))
+        row["seconds"] = round(self.seconds, 3)
+        self.history.append(row)
+        self.epoch, self.step, self.seconds, self.losses, self.weights = self.epoch + 1, 0, 0.0, [], []
+        if log is not None:
+            log.epoch(row, step_losses.tolist(), self.epoch * self.order.steps)
+        self._save(out)
+        if self.here.leads:
+            write_csv(out, self.history)
+        display.epoch(row, self.recipe.epochs)
+
+    def _save(self, out: Path) -> None:
+        random_states = self.here.gather_objects(checkpoint.random_state())
+        if self.here.leads:
+            checkpoint.save(
+                out,
+                {
+                    "recipe": self.recipe.as_dict(),
+                    "data": {name: getattr(self.data, name) for name in ("classes", "channels", "image_size")},
+                    "model": self.model.state_dict(),
+                    "ema": None if self.ema is None else self.ema.module.state_dict(),
+                    "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "loss": self.loss.state_dict(),
+                    "random_states": random_states,
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "losses": self.losses,
+                    "weights": self.weights,
+                    "history": self.history,
+                },
+            )
+        self.here.wait()
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Takes up the state of a checkpoint; None leaves the run at its beginning."""
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.fill_(state["ema_updates"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.loss.load_state_dict(state["loss"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        # Of a broken epoch the first process's losses and weights stand for those of the others, which are lost.
+        self.losses = [loss.to(self.here.device) for loss in state["losses"]]
+        self.weights = [weights.to(self.here.device) for weights in state["weights"]]
+        self.history[:] = state["history"]
+        if self.here.number < len(state["random_states"]):
+            checkpoint.restore_random_state(state["random_states"][self.here.number])
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None

@@ -1,0 +1,83 @@
+"""The losses that a recipe can name, all called as ``loss(outputs, target)`` with what the model returns."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biasloss_ext.loss import FusedBiasLoss
+from biasloss_ext.recipes.recipe import Recipe
+
+Outputs = Tensor | tuple[Tensor, Tensor]
+
+
+def build_loss(recipe: Recipe, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+    """A module that returns ``(loss, weights)``: the mean loss, 0-d, and the w_i (N,) of Bias Loss or None.
+
+    Targets are classes (N,) or probabilities (N, classes).
+
+    Args:
+        process_group: Bias Loss takes the smallest and largest variance over all its processes.
+    """
+    if recipe.loss == "bias":
+        return BiasLoss(
+            FusedBiasLoss(
+                recipe.alpha,
+                recipe.beta,
+                recipe.normalisation_mode,
+                label_smoothing=recipe.label_smoothing,
+                process_group=process_group,
+            )
+        )
+    if recipe.loss == "focal":
+        return FocalLoss(recipe.focal_gamma, recipe.label_smoothing)
+    return CrossEntropy(recipe.label_smoothing)
+
+
+class BiasLoss(nn.Module):
+    """Bias Loss of ``(features or variance, scores)``."""
+
+    def __init__(self, loss: FusedBiasLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        first, scores = outputs
+        if first.dim() == 1:
+            loss, weights = self.loss(None, scores, target, variance=first, return_weights=True)
+        else:
+            loss, weights = self.loss(first, scores, target, return_weights=True)
+        return loss, weights
+
+
+class CrossEntropy(nn.Module):
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(outputs, Tensor)
+        return F.cross_entropy(outputs.float(), target, label_smoothing=self.label_smoothing), None
+
+
+class FocalLoss(nn.Module):
+    """``mean_i (1 - p_i)^gamma * CE_i`` with p_i the probability of the true class: Lin et al., "Focal Loss for Dense
+    Object Detection", ICCV 2017, for many classes. With probability targets p_i is their mean under the scores."""
+
+    def __init__(self, gamma: float = 2.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.label_smoothing = label_smoothing
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(outputs, Tensor)
+        scores = outputs.float()
+        entropy = F.cross_entropy(scores, target, label_smoothing=self.label_smoothing, reduction="none")
+        if not target.is_floating_point():
+            target = F.one_hot(target, scores.shape[1]).float()
+        probability = (scores.softmax(1) * target).sum(1)
+        # The clamp keeps rounding from taking a fractional power of a negative number.
+        factor = (1 - probability).clamp(min=torch.finfo(torch.float32).tiny) ** self.gamma
+        return (factor * entropy).mean(), None

@@ -1,0 +1,177 @@
+"""The models that a recipe can name, with features for Bias Loss where the loss wants them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biasloss_ext.errors import UserError
+from biasloss_ext.features import FeatureTap
+from biasloss_ext.models import create_model, list_models
+from biasloss_ext.recipes.optional import optional, torchvision, why_not
+from biasloss_ext.recipes.recipe import Recipe
+
+ALIASES = {"mobilenet_v3_large": "torchvision:mobilenet_v3_large"}
+# Where families of torchvision keep everything before the pooling.
+_FEATURE_MODULES = ("features", "layer4", "conv5", "trunk_output", "layers")
+
+
+def unavailable(name: str) -> str | None:
+    """Why a model cannot be had here, because its package cannot be imported; None when it can."""
+    source, colon, _ = ALIASES.get(name, name).partition(":")
+    return why_not(source) if colon and source in ("timm", "torchvision") else None
+
+
+def build_model(recipe: Recipe, classes: int, channels: int, image_size: int) -> nn.Module:
+    """The model of a recipe, on the CPU, with initial weights from torch's global random state or ``recipe.weights``.
+
+    Returns:
+        A module that takes images (N, channels, image_size, image_size). For Bias Loss it returns a pair: the features
+        (N, *) or their variance (N,), then the scores; for the other losses the scores (N, classes) alone. Both
+        have the same state_dict.
+
+    Raises:
+        UserError: unknown model or module, weights of another model, or images that the model does not take.
+    """
+    model = _tapped(recipe, _bare(recipe, classes, channels))
+    if recipe.weights is not None:
+        load_weights(model, Path(recipe.weights), f"{recipe.model} with {classes} classes")
+    _try_out(model, recipe, classes, channels, image_size)
+    return model
+
+
+def scores_of(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """The scores in what such a model returns."""
+    return outputs if isinstance(outputs, Tensor) else outputs[1]
+
+
+def load_weights(model: nn.Module, path: Path, title: str) -> None:
+    """Loads a state_dict, or the one in a checkpoint of a training run (its moving average where it has one).
+
+    Raises:
+        UserError: no such file, not a file of weights, or weights of another model than ``title``.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path} to take weights from")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the file can be anything
+        raise UserError(
+            f"{path} is not a file of weights: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content.get("ema") or content["model"]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a file of weights: it holds a {type(content).__name__}")
+    differing = _differing(model.state_dict(), content)
+    if differing:
+        shown = ", ".join(sorted(differing)[:3])
+        raise UserError(
+            f"{path} is a checkpoint of another model than {title}: {len(differing)} entries differ, as {shown}"
+        )
+    model.load_state_dict(content)
+
+
+def _differing(own: dict[str, Any], given: dict[str, Any]) -> set[str]:
+    def shapes(state: dict[str, Any]) -> set[tuple[str, tuple[int, ...]]]:
+        return {(str(key), tuple(getattr(value, "shape", ()))) for key, value in state.items()}
+
+    return {key for key, _ in shapes(own) ^ shapes(given)}
+
+
+def _bare(recipe: Recipe, classes: int, channels: int) -> nn.Module:
+    """The model as its package builds it, returning scores."""
+    source, colon, name = ALIASES.get(recipe.model, recipe.model).partition(":")
+    if not colon and source in list_models():
+        return create_model(source, num_classes=classes, in_chans=channels, small_input=recipe.small_input)
+    if source == "timm" and colon:
+        timm = optional("timm", recipe.model)
+        model = _built(
+            recipe.model, name, timm.list_models(), timm.create_model, num_classes=classes, in_chans=channels
+        )
+    elif source == "torchvision" and colon:
+        models = torchvision(recipe.model).models
+        known = models.list_models(module=models)
+        model = _built(recipe.model, name, known, models.get_model, weights=None, num_classes=classes)
+    else:
+        names = [*list_models(), *ALIASES, "timm:NAME", "torchvision:NAME"]
+        raise UserError(f"unknown model {recipe.model!r}: there are {', '.join(names)}")
+    if recipe.small_input:
+        _adapt_to_small_input(model)
+    return model
+
+
+def _built(asked: str, name: str, known: Iterable[str], builder: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    names = list(known)
+    if name not in names:
+        similar = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or sorted(names)[:5]
+        raise UserError(f"unknown model {asked!r}: similar ones are {', '.join(similar)}")
+    return builder(name, **options)
+
+
+def _adapt_to_small_input(model: nn.Module) -> None:
+    """Keeps the size of the images in the stem: a 3 x 3 first convolution of stride 1, and no first pooling."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if module.kernel_size != (3, 3):
+                module = nn.Conv2d(module.in_channels, module.out_channels, 3, padding=1, bias=module.bias is not None)
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                _replace(model, name, module)
+            module.stride = (1, 1)
+            break
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MaxPool2d):
+            _replace(model, name, nn.Identity())
+            break
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _tapped(recipe: Recipe, model: nn.Module) -> nn.Module:
+    if recipe.loss != "bias":
+        return model
+    if recipe.features_from is None and recipe.model in list_models():
+        model.return_features = "variance"  # type: ignore[assignment]
+        return model
+    module = recipe.features_from or _last_feature_module(recipe.model, model)
+    try:
+        return FeatureTap(model, module)
+    except ValueError as error:
+        raise UserError(f"--features-from: {error}") from None
+
+
+def _last_feature_module(name: str, model: nn.Module) -> str:
+    info = getattr(model, "feature_info", None)  # timm's; a list of dicts or an object around one
+    if info is not None and len(info) > 0:
+        last = info[-1] if isinstance(info, list) else info.get_dicts()[-1]
+        return str(last["module"])
+    children = [child for child, _ in model.named_children()]
+    for module in _FEATURE_MODULES:
+        if module in children:
+            return module
+    raise UserError(
+        f"name the module of {name} whose output are the features, --features-from one of {', '.join(children)}"
+    )
+
+
+def _try_out(model: nn.Module, recipe: Recipe, classes: int, channels: int, image_size: int) -> None:
+    """One evaluation of two black images: what does not fit is told before anything is written."""
+    title = f"{recipe.model} cannot take images of {image_size} x {image_size}"
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(torch.zeros(2, channels, image_size, image_size))
+    except Exception as error:  # whatever the model's code raises
+        raise UserError(f"{title}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    if isinstance(outputs, tuple) and isinstance(outputs[0], Tensor) and outputs[0].numel() == 0:
+        raise UserError(f"{title}: its features are empty")
+    if not isinstance(scores_of(outputs), Tensor) or scores_of(outputs).shape != (2, classes):
+        raise UserError(f"{recipe.model} does not return scores of shape (N, {classes})")
+    model.train()

@@ -1,0 +1,38 @@
+"""Optimiser and learning rate of a recipe."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from biasloss_ext.recipes.recipe import Recipe
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """The schedule, to be stepped after every optimiser step; ``steps`` are those of an epoch."""
+    return LambdaLR(optimizer, lambda step: rate_factor(recipe, step / steps, 1 / steps))
+
+
+def rate_factor(recipe: Recipe, epoch: float, step: float) -> float:
+    """What ``recipe.lr`` is multiplied by at a moment of the run.
+
+    Args:
+        epoch: epochs done, with a fraction.
+        step: the part of an epoch that one step is; the first step of a warm-up has a rate above 0.
+    """
+    factor = min(1.0, (epoch + step) / recipe.warmup_epochs) if recipe.warmup_epochs else 1.0
+    if recipe.schedule == "cosine":
+        return factor * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+    # A quotient can come out a rounding below the whole number that it stands for.
+    passed = sum(epoch + step / 2 >= milestone for milestone in recipe.milestones)
+    return factor * recipe.gamma**passed
