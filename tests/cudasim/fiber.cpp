@@ -70,6 +70,10 @@ void prepare(Fiber& fiber, const Stack& stack, void (*entry)()) {
   fiber = Fiber();
   fiber.stack_low = stack.low();
   fiber.stack_size = stack.size();
+#if defined(__SANITIZE_ADDRESS__)
+  // Whoever used the stack before may have been abandoned in the middle, after a violation elsewhere.
+  ASAN_UNPOISON_MEMORY_REGION(stack.low(), stack.size());
+#endif
 #if defined(__x86_64__)
   // The return address and, below it, six saved registers. Once they are popped the stack pointer is 8 below a multiple of
   // 16, as a function finds it after a call.
