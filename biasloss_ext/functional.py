@@ -207,7 +207,7 @@ def weighted_cross_entropy(
     else:
         op = bias_loss_op.triton if chosen == "triton" else bias_loss_op.native
         try:
-            loss, sample_weight, *_ = op(*arguments)
+            loss, sample_weight = op.loss_and_weight(*arguments)
         except RuntimeError as error:
             # C++ behind the stable ABI can throw nothing but a RuntimeError.
             if "expected a class in" not in str(error):

@@ -91,11 +91,12 @@ def test_opcheck_of_the_loss(layout: str, positions: tuple[int, ...], reduction:
     loss_options = (reduction, -100, 0.1)
     for running_min in (None, torch.tensor(0.5)):
         arguments = (features, None, None, output.clone().requires_grad_(), target, None, running_min, 0.3, 0.3, True)
-        torch.library.opcheck(bias_loss_op.native, (*arguments, *loss_options))
-    _, *saved = bias_loss_op.native(features, None, None, output, target, None, None, 0.3, 0.3, True, *loss_options)
+        torch.library.opcheck(bias_loss_op.native.op, (*arguments, *loss_options))
+    _, *saved = bias_loss_op.native.op(features, None, None, output, target, None, None, 0.3, 0.3, True, *loss_options)
     grad_loss = torch.randn((4, *positions) if reduction == 0 else ())
-    backward = torch.ops.biasloss_ext.bias_loss_backward.default
-    torch.library.opcheck(backward, (grad_loss, output, target, torch.rand(7), *saved, *loss_options))
+    torch.library.opcheck(
+        bias_loss_op.native.backward_op, (grad_loss, output, target, torch.rand(7), *saved, *loss_options)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

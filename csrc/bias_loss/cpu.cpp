@@ -260,10 +260,10 @@ struct Backward {
       } else {
         const int64_t t = targets.index(row);
         const Scalar scale_of_class = scale * targets.weight_of(t);
-        // p - 1 without the cancellation of a confident prediction
-        const Scalar of_target = std::expm1((x[t] - max) - log_sum) * scale_of_class;
+        const Scalar log_p = (x[t] - max) - log_sum;
         table.hard_gradient(x, scores.classes, max, log_sum, scale_of_class, g);
-        g[t] = of_target;
+        // p - 1, without the cancellation of a confident prediction
+        g[t] = log_p > Scalar(-0.5) ? std::expm1(log_p) * scale_of_class : g[t] - scale_of_class;
       }
     }
     gradient.write(row, g);

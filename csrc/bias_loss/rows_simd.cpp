@@ -11,75 +11,79 @@ namespace {
 inline float logarithm(float x) { return __builtin_logf(x); }
 inline double logarithm(double x) { return __builtin_log(x); }
 
+// A row as whole vectors and a last one, which overlaps the vector before it. A row shorter than one vector is copied
+// into `padded`; the lanes in front of its values are no part of it either.
 template <class Scalar>
-inline Scalar exponential_of_one(Scalar x) {
-  return exponential(typename Compute<Scalar>::Vector{} + x)[0];
-}
+struct Row {
+  using Vector = typename Compute<Scalar>::Vector;
+  static constexpr int lanes = Compute<Scalar>::lanes;
+
+  explicit Row(int64_t classes) : whole(classes / lanes * lanes), rest(classes - whole), classes(classes) {}
+
+  Vector last(const Scalar* x) const {
+    if (whole > 0) return load(x + classes - lanes);
+    Scalar padded[lanes] = {};
+    for (int64_t k = 0; k < classes; ++k) padded[lanes - classes + k] = x[k];
+    return load(padded);
+  }
+
+  void store_last(Scalar* to, const Vector& v) const {
+    if (whole > 0) return store(to + classes - lanes, v);
+    for (int64_t k = 0; k < classes; ++k) to[k] = v[lanes - classes + k];
+  }
+
+  int64_t whole, rest, classes;
+};
 
 template <class Scalar>
-Scalar maximum_of_row(const Scalar* x, int64_t classes) {
+Scalar maximum_of_row(const Scalar* x, const Row<Scalar>& row) {
   using Vector = typename Compute<Scalar>::Vector;
-  constexpr int lanes = Compute<Scalar>::lanes;
-  Scalar largest = -static_cast<Scalar>(INFINITY);
-  int64_t k = 0;
-  if (classes >= 2 * lanes) {
-    Vector a = load(x), b = load(x + lanes);
-    for (k = 2 * lanes; k + 2 * lanes <= classes; k += 2 * lanes) {
-      a = maximum(load(x + k), a);
-      b = maximum(load(x + k + lanes), b);
-    }
-    largest = horizontal_maximum(maximum(a, b));
-  }
-  for (; k < classes; ++k) largest = x[k] > largest ? x[k] : largest;
-  return largest;
+  const Scalar lowest = -static_cast<Scalar>(INFINITY);
+  Vector largest = Vector{} + lowest;
+  for (int64_t k = 0; k < row.whole; k += row.lanes) largest = maximum(load(x + k), largest);
+  if (row.rest > 0) largest = maximum(keep_last(row.last(x), row.rest, lowest), largest);
+  return horizontal_maximum(largest);
 }
 
 // A NaN may or may not become the maximum; the sum of exponentials is NaN either way.
 template <class Scalar>
 void max_and_log_sum(const Scalar* x, int64_t classes, Scalar* max, Scalar* log_sum) {
-  using Vector = typename Compute<Scalar>::Vector;
-  constexpr int lanes = Compute<Scalar>::lanes;
-  const Scalar largest = maximum_of_row(x, classes);
-  Vector a = {}, b = {};
-  int64_t k = 0;
-  for (; k + 2 * lanes <= classes; k += 2 * lanes) {
-    a += exponential(load(x + k) - largest);
-    b += exponential(load(x + k + lanes) - largest);
-  }
-  Scalar sum = horizontal_sum(a + b);
-  for (; k < classes; ++k) sum += exponential_of_one(x[k] - largest);
+  const Row<Scalar> row(classes);
+  const Scalar largest = maximum_of_row(x, row);
+  typename Compute<Scalar>::Vector sum = {};
+  for (int64_t k = 0; k < row.whole; k += row.lanes) sum += exponential(load(x + k) - largest);
+  if (row.rest > 0) sum += keep_last(exponential(row.last(x) - largest), row.rest, Scalar(0));
   *max = largest;
-  *log_sum = logarithm(sum);
+  *log_sum = logarithm(horizontal_sum(sum));
 }
 
 template <class Scalar>
 Scalar soft_loss(const Scalar* x, const Scalar* q, int64_t classes, Scalar max, Scalar log_sum) {
-  using Vector = typename Compute<Scalar>::Vector;
-  constexpr int lanes = Compute<Scalar>::lanes;
-  Vector sums = {};
-  int64_t k = 0;
-  for (; k + lanes <= classes; k += lanes) sums += load(q + k) * (log_sum - (load(x + k) - max));
-  Scalar sum = horizontal_sum(sums);
-  for (; k < classes; ++k) sum += q[k] * (log_sum - (x[k] - max));
-  return sum;
+  const Row<Scalar> row(classes);
+  typename Compute<Scalar>::Vector sum = {};
+  for (int64_t k = 0; k < row.whole; k += row.lanes) sum += load(q + k) * (log_sum - (load(x + k) - max));
+  if (row.rest > 0) sum += keep_last(row.last(q) * (log_sum - (row.last(x) - max)), row.rest, Scalar(0));
+  return horizontal_sum(sum);
 }
 
+// The gradient may overwrite the scores: the last vector, which overlaps another, is read before anything is written.
 template <class Scalar>
 void hard_gradient(const Scalar* x, int64_t classes, Scalar max, Scalar log_sum, Scalar scale, Scalar* gradient) {
-  constexpr int lanes = Compute<Scalar>::lanes;
-  int64_t k = 0;
-  for (; k + lanes <= classes; k += lanes) store(gradient + k, exponential((load(x + k) - max) - log_sum) * scale);
-  for (; k < classes; ++k) gradient[k] = exponential_of_one((x[k] - max) - log_sum) * scale;
+  const Row<Scalar> row(classes);
+  const auto last = row.last(x);
+  for (int64_t k = 0; k < row.whole; k += row.lanes)
+    store(gradient + k, exponential((load(x + k) - max) - log_sum) * scale);
+  if (row.rest > 0) row.store_last(gradient, exponential((last - max) - log_sum) * scale);
 }
 
 template <class Scalar>
 void soft_gradient(const Scalar* x, const Scalar* q, int64_t classes, Scalar max, Scalar log_sum, Scalar scale,
                    Scalar total, Scalar* gradient) {
-  constexpr int lanes = Compute<Scalar>::lanes;
-  int64_t k = 0;
-  for (; k + lanes <= classes; k += lanes)
+  const Row<Scalar> row(classes);
+  const auto last = row.last(x);
+  for (int64_t k = 0; k < row.whole; k += row.lanes)
     store(gradient + k, (exponential((load(x + k) - max) - log_sum) * total - load(q + k)) * scale);
-  for (; k < classes; ++k) gradient[k] = (exponential_of_one((x[k] - max) - log_sum) * total - q[k]) * scale;
+  if (row.rest > 0) row.store_last(gradient, (exponential((last - max) - log_sum) * total - row.last(q)) * scale);
 }
 
 template <class T>

@@ -9,7 +9,7 @@
 namespace biasloss {
 
 // Elements of work below which waking another thread costs more than it brings.
-constexpr int64_t kElementsPerThread = 32768;
+constexpr int64_t kElementsPerThread = 131072;
 
 // Calls body(share, shares) for every share in [0, shares): as many as threads are worth waking for `elements` of work.
 // Several kinds of work in one region are each cut into `shares` equal parts, so that all threads end together.

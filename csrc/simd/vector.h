@@ -31,6 +31,7 @@ constexpr int kDoubleLanes = BIASLOSS_VECTOR_BYTES / 8;
 typedef float FloatVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES)));
 typedef int32_t IntVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES)));
+typedef int64_t LongVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES)));
 typedef uint32_t UnsignedVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES)));
 typedef uint16_t HalfBitsVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES / 2)));
 
@@ -91,6 +92,22 @@ inline void store(T* to, const V& v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
+// Which of the last `lanes` values of a row lie behind its last whole vector: the last vector overlaps the one before
+// it, and costs neither scalar arithmetic nor a copy.
+template <class V, class Index>
+inline auto last_lanes(int64_t count) {
+  constexpr int lanes = sizeof(V) / sizeof(V{}[0]);
+  Index number;
+  for (int i = 0; i < lanes; ++i) number[i] = i;
+  return number >= static_cast<decltype(number[0] + 0)>(lanes - count);
+}
+inline FloatVector keep_last(const FloatVector& v, int64_t count, float fill) {
+  return last_lanes<FloatVector, IntVector>(count) ? v : FloatVector{} + fill;
+}
+inline DoubleVector keep_last(const DoubleVector& v, int64_t count, double fill) {
+  return last_lanes<DoubleVector, LongVector>(count) ? v : DoubleVector{} + fill;
+}
+
 // Scalar conversions, for heads, tails and strided access.
 inline float to_compute(float x) { return x; }
 inline double to_compute(double x) { return x; }
@@ -144,9 +161,11 @@ inline V maximum(const V& a, const V& b) {
 template <class V>
 inline auto horizontal_maximum(const V& v) {
   constexpr int lanes = sizeof(V) / sizeof(v[0]);
-  auto largest = v[0] + 0;
-  for (int i = 1; i < lanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  typename Compute<__typeof__(v[0] + 0)>::Scalar parts[lanes];
+  store(parts, v);
+  for (int width = lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) parts[i] = parts[i] > parts[i + width] ? parts[i] : parts[i + width];
+  return parts[0];
 }
 
 // exp by range reduction to [-ln2/2, ln2/2] and a polynomial, within 1 ulp; results down to the smallest subnormal; NaN

@@ -111,8 +111,9 @@ def test_agrees_with_float64(backend: str, case: Case) -> None:
         assert torch.isnan(loss).all()
         return
     largest_weight = exact.weight.abs().max().item()
-    # A few roundings of the variance, which the division by their range magnifies.
-    rounding = torch.finfo(torch.float64 if case.features.dtype == torch.float64 else torch.float32).eps
+    # A few roundings of the variance and of the weight's exponent, which the division by their range magnifies.
+    narrower = torch.float64 if case.features.dtype == dtype == torch.float64 else torch.float32
+    rounding = torch.finfo(narrower).eps
     spread = (var.max() - var.min()).item()
     from_variance = 8 * rounding * case.options["alpha"] * var.max().item() / spread if spread > 0 else 0.0
     error_of_weight = from_variance * (largest_weight + abs(case.options["beta"])) + 4 * torch.finfo(dtype).eps

@@ -75,45 +75,65 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 class _BiasLoss(torch.autograd.Function):
-    """Gradients flow to ``output`` alone."""
+    """Gradients flow to ``output`` alone; everything else comes in one tuple, which autograd need not look through."""
 
     @staticmethod
-    def forward(ctx: Any, op: torch._ops.OpOverload, backward_op: torch._ops.OpOverload, *arguments: Any) -> Outputs:
+    def forward(
+        ctx: Any, output: Tensor, pair: BiasLossOp, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
+    ) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            outputs: Outputs = op(*arguments)
+            outputs: Outputs = pair.op(*before, output, *after)
         _, weight, row_max, row_log_sum, denominator = outputs
-        _, _, _, output, target, class_weight, *_, reduction, ignore_index, label_smoothing = arguments
-        ctx.save_for_backward(output, target, class_weight, weight, row_max, row_log_sum, denominator)
-        ctx.options = reduction, ignore_index, label_smoothing
-        ctx.backward_op = backward_op
-        ctx.mark_non_differentiable(weight, row_max, row_log_sum, denominator)
+        target, class_weight, *_, reduction, ignore_index, label_smoothing = after
+        ctx.save_for_backward(output, target)
+        # What no one else can change needs no watch over its version.
+        ctx.kept = class_weight, weight, row_max, row_log_sum, denominator, reduction, ignore_index, label_smoothing
+        ctx.backward_op = pair.backward_op
+        ctx.mark_non_differentiable(*outputs[1:wanted])
         ctx.set_materialize_grads(False)
-        return outputs
+        return outputs[:wanted]
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> Any:
         gradient = None
         if grad_loss is not None:
-            gradient = ctx.backward_op(grad_loss, *ctx.saved_tensors, *ctx.options)
-        return (None,) * 5 + (gradient,) + (None,) * 9
+            arguments = (grad_loss, *ctx.saved_tensors, *ctx.kept)
+            if torch.is_grad_enabled():  # create_graph=True
+                gradient = ctx.backward_op(*arguments)
+            else:
+                with torch._C._AutoDispatchBelowAutograd():
+                    gradient = ctx.backward_op(*arguments)
+        return gradient, None, None, None, None
 
 
-def _define_pair(suffix: str) -> torch._ops.OpOverload:
-    op = define(f"bias_loss{suffix}", SIGNATURE, _fake)
-    backward_op = define(f"bias_loss_backward{suffix}", BACKWARD_SIGNATURE, _fake_backward)
+class BiasLossOp:
+    """The op of one kind of kernels and its backward."""
 
-    def autograd(*arguments: Any) -> Outputs:
-        outputs: Outputs = _BiasLoss.apply(op, backward_op, *arguments)
+    def __init__(self, suffix: str) -> None:
+        self.op = define(f"bias_loss{suffix}", SIGNATURE, _fake)
+        self.backward_op = define(f"bias_loss_backward{suffix}", BACKWARD_SIGNATURE, _fake_backward)
+        LIBRARY.impl(self.op, self._autograd, "Autograd")
+        LIBRARY.impl(self.backward_op, self._autograd_of_backward, "Autograd")
+
+    def loss_and_weight(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """The first two outputs of the op; eager mode takes a short cut past the dispatcher."""
+        if torch.compiler.is_compiling():
+            outputs: Outputs = self.op(*arguments)
+            return outputs[:2]
+        return self._apply(arguments, 2)
+
+    def _apply(self, arguments: tuple[Any, ...], wanted: int) -> tuple[Tensor, ...]:
+        before, output, after = arguments[:3], arguments[3], arguments[4:]
+        outputs: tuple[Tensor, ...] = _BiasLoss.apply(output, self, before, after, wanted)
         return outputs
 
-    def autograd_of_backward(*arguments: Any) -> Tensor:
-        gradient: Tensor = _NoSecondDerivative.apply(backward_op, *arguments)
+    def _autograd(self, *arguments: Any) -> tuple[Tensor, ...]:
+        return self._apply(arguments, 5)
+
+    def _autograd_of_backward(self, *arguments: Any) -> Tensor:
+        gradient: Tensor = _NoSecondDerivative.apply(self.backward_op, *arguments)
         return gradient
 
-    LIBRARY.impl(op, autograd, "Autograd")
-    LIBRARY.impl(backward_op, autograd_of_backward, "Autograd")
-    return op
 
-
-native = _define_pair("")
-triton = _define_pair("_triton")
+native = BiasLossOp("")
+triton = BiasLossOp("_triton")
