@@ -1,4 +1,4 @@
-"""One wheel, several torch releases: ``python -m tests.abi`` builds beside the torch that runs it and tests beside others.
+"""One wheel, several torch releases: ``python -m tests.abi`` builds beside the torch that runs it, tests beside others.
 
 Every release gets a virtual environment of its own; the tests are those of the loss on a CPU.
 """
@@ -34,7 +34,9 @@ def test_beside(torch: str, wheel: Path, environment: Path, python: str) -> None
     run(interpreter, "-m", "pip", "install", "-q", torch, "numpy", "pytest", "hypothesis", "pytest-benchmark")
     run(interpreter, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", str(wheel))
     with tempfile.TemporaryDirectory() as empty:
-        script = f"import torch, sys, pytest; print('torch', torch.__version__); sys.path.insert(0, {str(ROOT / 'tests')!r})"
+        script = (
+            f"import torch, sys, pytest; print('torch', torch.__version__); sys.path.insert(0, {str(ROOT / 'tests')!r})"
+        )
         files = [str(ROOT / "tests" / name) for name in TESTS]
         options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", empty]
         run(interpreter, "-c", f"{script}; sys.exit(pytest.main({options + files}))", cwd=Path(empty))
