@@ -21,8 +21,10 @@ from biasloss_ext.ops.library import accumulation_dtype
 TILE = 1024  # scores that a program holds, in two states of 4 bytes each
 WIDE_TILE = 2048  # for rows that are longer than that
 MOST_ROWS = 64
-BLOCKS_OF_GRADIENT = 4  # tiles along the classes that a program of the backward pass takes, where programs need no sum of all
-LOSS_TILE = 2048  # samples x blocks of rows that one step of the last reduction holds
+BLOCKS_OF_GRADIENT = (
+    4  # tiles along the classes that a program of the backward pass takes, where programs need no sum of all
+)
+LOSS_TILE = 1024  # samples x blocks of rows that one step of the last reduction holds
 
 
 def score_tile(output: Tensor) -> dict[str, int]:
@@ -172,7 +174,7 @@ def bias_loss(
             UPDATE_RUNNING_MIN=update_running_min,
             REDUCTION=reduction,
             **merge_tile(slices),
-            LOSS_SAMPLES=LOSS_TILE // 2 // loss_blocks,
+            LOSS_SAMPLES=LOSS_TILE // loss_blocks,
             LOSS_BLOCKS=loss_blocks,
             FEATURE_DTYPE=feature_meta["FEATURE_DTYPE"],
             DTYPE=triton_dtype(dtype),
