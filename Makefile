@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -
 .PHONY: demo test lint bench test-abi test-integrations clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m biasloss_ext.recipes.demo --out demo
+	$(BIN)/python -m biasloss_ext.demo --out demo
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 bench: $(VENV)/.installed
-	$(BIN)/biasloss bench
+	$(BIN)/python -m pytest bench --benchmark-enable
 
 # The wheel of this build under the oldest and the newest torch: the stable ABI's promise.
 test-abi: $(VENV)/.installed
@@ -33,7 +33,7 @@ test-integrations:
 	$(VENV)-integrations/bin/pip install -q torch torchvision timm
 	$(VENV)-integrations/bin/pip install -q 'setuptools>=77' wheel ninja pybind11
 	$(VENV)-integrations/bin/pip install -q --no-build-isolation -e '.[train,dev]'
-	$(VENV)-integrations/bin/python -m pytest tests/models tests/recipes
+	$(VENV)-integrations/bin/python -m pytest tests/models
 
 $(VENV)/.environment: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
