@@ -26,7 +26,7 @@ using SharedPointer = T*;
   T* const name = reinterpret_cast<T*>(name##_bytes)
 
 // As much as the launch has asked for.
-#define BIASLOSS_DYNAMIC_SHARED(T, name)                       \
+#define BIASLOSS_DYNAMIC_SHARED(T, name)                        \
   extern __shared__ __align__(16) unsigned char name##_bytes[]; \
   T* const name = reinterpret_cast<T*>(name##_bytes)
 

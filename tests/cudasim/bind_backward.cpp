@@ -28,8 +28,8 @@ void bind_backward(py::module_& m) {
           p.row_max = data_of<Acc>(row_max);
           p.row_log_sum = data_of<Acc>(row_log_sum);
           p.denominator = data_of<Acc>(denominator);
-          const BackwardPlan plan = plan_backward(p.scores.samples, p.scores.classes, p.scores.positions,
-                                                  p.scores.output_stride.klass == 1);
+          const BackwardPlan plan =
+              plan_backward(p.scores.samples, p.scores.classes, p.scores.positions, p.scores.output_stride.klass == 1);
           p.threads_per_row = plan.threads_per_row;
           p.chunk = plan.chunk;
           launch(schedule, bias_loss_backward_kernel<T, Acc>, dim3(plan.blocks, plan.chunks), dim3(plan.threads), 0, p);

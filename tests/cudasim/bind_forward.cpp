@@ -45,9 +45,9 @@ py::dict run_forward(const std::optional<Array>& features, const std::optional<A
                      const std::optional<Array>& running_min, const ForwardOptions& options, int multiprocessors,
                      const Schedule& schedule) {
   ForwardParameters<T, Acc> p{};
-  const ForwardPlan plan = plan_forward(scores.samples, scores.classes, scores.positions, scores.output_stride.klass == 1,
-                                        features.has_value(), features ? features->shape(1) : 0, sizeof(T),
-                                        multiprocessors);
+  const ForwardPlan plan =
+      plan_forward(scores.samples, scores.classes, scores.positions, scores.output_stride.klass == 1,
+                   features.has_value(), features ? features->shape(1) : 0, sizeof(T), multiprocessors);
   if (features) p.features = feature_batch<T, Acc>(*features, plan.splits);
   p.variance = data_of<Acc>(variance);
   p.extrema = data_of<Acc>(extrema);

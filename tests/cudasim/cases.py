@@ -142,9 +142,7 @@ def expected_weight(case: Case) -> tuple[torch.Tensor, float | None]:
     return torch.exp((case.alpha * v).clamp(max=60)) - case.beta, running_min
 
 
-def expected(
-    case: Case, grad_loss: torch.Tensor | None = None, compute_dtype: torch.dtype = torch.float64
-) -> Result:
+def expected(case: Case, grad_loss: torch.Tensor | None = None, compute_dtype: torch.dtype = torch.float64) -> Result:
     """torch's own cross-entropy in float64, weighted."""
     weight, running_min = expected_weight(case)
     output = case.output.detach().to(compute_dtype).clone().requires_grad_()

@@ -1,5 +1,5 @@
-// CUDA C++ for an ordinary compiler: csrc/cuda/portable.cuh includes this in place of the CUDA headers. Kernels are plain
-// functions, their threads fibers.
+// CUDA C++ for an ordinary compiler: csrc/cuda/portable.cuh includes this in place of the CUDA headers. Kernels are
+// plain functions, their threads fibers.
 #pragma once
 
 #include <cmath>
@@ -29,9 +29,9 @@ using SharedPointer = cudasim::SharedArray<T>;
 }  // namespace biasloss
 
 #define BIASLOSS_SHARED(T, name, count) const auto name = ::cudasim::shared_array<T>(__FILE__, __LINE__, #name, count)
-#define BIASLOSS_DYNAMIC_SHARED(T, name)            \
-  const auto name = ::cudasim::shared_array<T>(     \
-      __FILE__, __LINE__, #name, ::cudasim::scheduler().dynamic_shared_bytes() / sizeof(T))
+#define BIASLOSS_DYNAMIC_SHARED(T, name) \
+  const auto name =                      \
+      ::cudasim::shared_array<T>(__FILE__, __LINE__, #name, ::cudasim::scheduler().dynamic_shared_bytes() / sizeof(T))
 
 namespace cudasim {
 

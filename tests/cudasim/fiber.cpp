@@ -75,8 +75,8 @@ void prepare(Fiber& fiber, const Stack& stack, void (*entry)()) {
   ASAN_UNPOISON_MEMORY_REGION(stack.low(), stack.size());
 #endif
 #if defined(__x86_64__)
-  // The return address and, below it, six saved registers. Once they are popped the stack pointer is 8 below a multiple of
-  // 16, as a function finds it after a call.
+  // The return address and, below it, six saved registers. Once they are popped the stack pointer is 8 below a multiple
+  // of 16, as a function finds it after a call.
   void** top = reinterpret_cast<void**>(stack.top()) - 1;
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;

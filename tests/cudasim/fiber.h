@@ -24,8 +24,9 @@ constexpr size_t kStackSize = size_t(256) << 10;
 // A page below the stack is left unmapped for access: an overflow faults at once.
 class Stack {
  public:
-  Stack() : base_(static_cast<char*>(mmap(nullptr, kStackSize, PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+  Stack()
+      : base_(static_cast<char*>(
+            mmap(nullptr, kStackSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
     if (base_ == MAP_FAILED || mprotect(base_, kPageSize, PROT_NONE) != 0) throw std::bad_alloc();
   }
   Stack(Stack&& other) noexcept : base_(std::exchange(other.base_, nullptr)) {}

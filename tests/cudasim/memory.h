@@ -1,4 +1,5 @@
-// Loads, stores and atomics of global memory. Vector accesses check their alignment, which a GPU demands and a CPU forgives.
+// Loads, stores and atomics of global memory. Vector accesses check their alignment, which a GPU demands and a CPU
+// forgives.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,8 @@ void __stwb(T* p, T value) {
   *const_cast<T*>(cudasim::aligned(p)) = value;
 }
 
-// All fibers share one operating system thread, so that memory is ordered as written; what remains is to let others run.
+// All fibers share one operating system thread, so that memory is ordered as written; what remains is to let others
+// run.
 inline void __threadfence() { cudasim::scheduler().yield(); }
 
 inline unsigned atomicInc(unsigned* p, unsigned last) {

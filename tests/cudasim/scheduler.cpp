@@ -205,7 +205,7 @@ const unsigned char* Scheduler::exchange(unsigned mask, const void* value, size_
   if (!rendezvous.arrived.empty() && (group.mask != mask || rendezvous.arrived.front()->waits_at != what))
     fail(std::string(what) + " meets " + rendezvous.arrived.front()->waits_at + " of another mask or kind");
   group.mask = mask;
-  unsigned char(&slots)[32][16] = group.slot[rendezvous.generation % 2];
+  unsigned char (&slots)[32][16] = group.slot[rendezvous.generation % 2];
   std::memcpy(slots[self.lane()], value, size);
   if (rendezvous.arrived.size() + 1 < lanes)
     wait_in(rendezvous, what);

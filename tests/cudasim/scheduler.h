@@ -1,5 +1,6 @@
-// Runs a grid on the CPU: every CUDA thread is a fiber, several blocks are resident at a time, and a seed decides who runs
-// next. Everything happens in one operating system thread, so that a seed names one schedule and a failure can be repeated.
+// Runs a grid on the CPU: every CUDA thread is a fiber, several blocks are resident at a time, and a seed decides who
+// runs next. Everything happens in one operating system thread, so that a seed names one schedule and a failure can be
+// repeated.
 #pragma once
 
 #include <cstdint>
@@ -40,9 +41,9 @@ struct Thread {
   uint3 thread_index{};
   bool done = false;
   bool waiting = false;
-  std::string waits_at;       // for the report of a deadlock
-  uint64_t block_epoch = 0;   // block-wide barriers passed
-  uint64_t warp_epoch = 0;    // __syncwarp of the whole warp passed
+  std::string waits_at;      // for the report of a deadlock
+  uint64_t block_epoch = 0;  // block-wide barriers passed
+  uint64_t warp_epoch = 0;   // __syncwarp of the whole warp passed
   unsigned lane() const { return index % 32; }
 };
 

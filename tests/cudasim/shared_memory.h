@@ -1,7 +1,7 @@
 // Shared memory that is checked at every access: bounds, reads of elements nobody has written, and races.
 //
-// Two accesses to one element, one of them a write, are a race unless a block-wide barrier lies between them, or, within
-// one warp, a __syncwarp. Shuffles order nothing, as on a GPU.
+// Two accesses to one element, one of them a write, are a race unless a block-wide barrier lies between them, or,
+// within one warp, a __syncwarp. Shuffles order nothing, as on a GPU.
 #pragma once
 
 #include <cstddef>

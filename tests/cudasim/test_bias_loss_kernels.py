@@ -362,5 +362,7 @@ def test_no_barrier_can_go(simulator: ModuleType) -> None:
     simulate(simulator, soft)
     barriers = simulator.take_barriers_met()
     assert len(barriers) >= 4
-    kept = [b for b in sorted(barriers) if not wrong_without(simulator, case, b) and not wrong_without(simulator, soft, b)]
+    kept = [
+        b for b in sorted(barriers) if not wrong_without(simulator, case, b) and not wrong_without(simulator, soft, b)
+    ]
     assert kept == []

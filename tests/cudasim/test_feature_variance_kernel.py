@@ -37,9 +37,7 @@ def test_every_schedule(simulator: ModuleType, dtype: torch.dtype, schedule: dic
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 5, 7])
 @pytest.mark.parametrize("activations", [1, 2, 7, 8, 9, 31, 255, 1025, 4099])
-def test_every_alignment_and_length(
-    simulator: ModuleType, dtype: torch.dtype, offset: int, activations: int
-) -> None:
+def test_every_alignment_and_length(simulator: ModuleType, dtype: torch.dtype, offset: int, activations: int) -> None:
     """Samples that start anywhere, at any distance: the stride is odd, so that every one is aligned differently."""
     storage = torch.full((offset + 3 * (activations + 5),), torch.nan, dtype=dtype)
     view = storage[offset:].as_strided((3, activations), (activations + 4 + activations % 2, 1))

@@ -20,7 +20,9 @@ SELECTED = (
 
 
 def runtime(name: str) -> str:
-    path = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    path = subprocess.run(
+        ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not Path(path).is_absolute():
         pytest.skip(f"g++ comes without {name}")
     return path
@@ -53,7 +55,9 @@ def sanitized_build(simulator: object) -> None:
 
 
 def test_kernels_under_sanitizers() -> None:
-    result = run("-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(HERE), "-k", SELECTED, "--ignore", __file__)
+    result = run(
+        "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(HERE), "-k", SELECTED, "--ignore", __file__
+    )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "passed" in result.stdout
 

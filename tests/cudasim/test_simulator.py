@@ -49,7 +49,10 @@ def test_same_seed_same_schedule(simulator: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
-        ("deadlock", r"deadlock:\n.*__shfl_xor_sync wait threads.*\n.*__syncthreads self_test_kernels.h:\d+ wait threads"),
+        (
+            "deadlock",
+            r"deadlock:\n.*__shfl_xor_sync wait threads.*\n.*__syncthreads self_test_kernels.h:\d+ wait threads",
+        ),
         ("divergent_barrier", r"divergent barrier: some threads wait in __syncthreads self_test_kernels.h:\d+, others"),
         ("uninitialised", r"uninitialised shared memory read: row \(self_test_kernels.h:\d+\)\[5\]"),
         ("out_of_range", r"shared memory out of range: row .*\[63\] of 63 elements .*thread \(63,0,0\)"),

@@ -16,7 +16,8 @@ uint16_t float16_of(float x) {
   if (std::isnan(x)) return uint16_t(sign | 0x7e00);
   if (magnitude == 0.0f) return sign;
   if (magnitude >= 65520.0f) return uint16_t(sign | 0x7c00);
-  // In units of the last place of its binade, which nearbyint rounds as wanted; the carry into the next one is right too.
+  // In units of the last place of its binade, which nearbyint rounds as wanted; the carry into the next one is right
+  // too.
   int exponent = 0;
   std::frexp(magnitude, &exponent);
   exponent = exponent < -13 ? -13 : exponent;

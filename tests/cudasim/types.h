@@ -1,5 +1,5 @@
-// CUDA's built-in types, so that the simulator needs no CUDA headers. 16-bit floats are stored and converted; the kernels
-// compute in float32.
+// CUDA's built-in types, so that the simulator needs no CUDA headers. 16-bit floats are stored and converted; the
+// kernels compute in float32.
 #pragma once
 
 #include <cstdint>

@@ -28,7 +28,19 @@ def forward(
     smoothing: float = 0.0,
 ) -> bias_loss.Outputs:
     return bias_loss.bias_loss(
-        features, variance, extrema, output, target, class_weight, running_min, 0.3, 0.3, update, reduction, -100, smoothing
+        features,
+        variance,
+        extrema,
+        output,
+        target,
+        class_weight,
+        running_min,
+        0.3,
+        0.3,
+        update,
+        reduction,
+        -100,
+        smoothing,
     )
 
 
@@ -221,9 +233,7 @@ def test_extrema_and_running_minimum(dtype: torch.dtype) -> None:
     expected = torch.exp(0.3 * (variance.float() - 0.25) / 4.0) - 0.3
     for update in (False, True):
         running_min = torch.tensor(0.25)
-        weight = forward(
-            output, target, variance=variance, extrema=extrema, running_min=running_min, update=update
-        )[1]
+        weight = forward(output, target, variance=variance, extrema=extrema, running_min=running_min, update=update)[1]
         torch.testing.assert_close(weight, expected)
         assert running_min.item() == 0.25
         running_min = torch.tensor(7.0)
@@ -232,9 +242,7 @@ def test_extrema_and_running_minimum(dtype: torch.dtype) -> None:
         # Another rank's batch is not finite.
         infinite = torch.full((2,), torch.inf, dtype=dtype)
         running_min = torch.tensor(7.0)
-        weight = forward(
-            output, target, variance=variance, extrema=infinite, running_min=running_min, update=update
-        )[1]
+        weight = forward(output, target, variance=variance, extrema=infinite, running_min=running_min, update=update)[1]
         assert weight.isnan().all()
         assert running_min.item() == 7.0
 

@@ -32,7 +32,7 @@ _NEAR_ZERO = tl.constexpr(-0.5)
 @triton.jit
 def divided(x, y, DTYPE: tl.constexpr):
     """x / y, rounded correctly: Triton's own operator is an approximation in float32."""
-    if DTYPE == tl.float32:
+    if tl.float32 == DTYPE:
         return tl.div_rn(x, y)
     else:
         return x / y
@@ -41,7 +41,7 @@ def divided(x, y, DTYPE: tl.constexpr):
 @triton.jit
 def exponential(x, DTYPE: tl.constexpr):
     """exp(x) for finite x. The fast exp of float32 loses about |x| units in the last place, and these exponents reach 60."""
-    if DTYPE == tl.float32:
+    if tl.float32 == DTYPE:
         doublings = tl.floor(x * _LOG2_E + 0.5)
         return tl.exp2(doublings) * tl.exp((x - doublings * _LN_2) - doublings * _LN_2_REST)
     else:
@@ -51,7 +51,7 @@ def exponential(x, DTYPE: tl.constexpr):
 @triton.jit
 def exponential_minus_one(x, DTYPE: tl.constexpr):
     """exp(x) - 1 for x <= 0, without the cancellation near 0."""
-    TERMS: tl.constexpr = 9 if DTYPE == tl.float32 else 16
+    TERMS: tl.constexpr = 9 if tl.float32 == DTYPE else 16
     series = tl.full(x.shape, 1.0, DTYPE)
     for term in tl.static_range(TERMS, 1, -1):
         series = 1.0 + series * x * (1.0 / term)
