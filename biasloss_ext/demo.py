@@ -118,10 +118,10 @@ def time_losses(repeats: int) -> list[tuple[str, dict[str, float]]]:
             features = torch.randn(samples, channels, size, size).contiguous(memory_format=layout)
             output = torch.randn(samples, classes, requires_grad=True)
             target = torch.randint(classes, (samples,))
-            contenders = contenders(features, output, target)
-            seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
+            steps = contenders(features, output, target)
+            seconds: dict[str, list[float]] = {contender: [] for contender in steps}
             for turn in range(repeats + 3):
-                for contender, step in contenders.items():
+                for contender, step in steps.items():
                     start = time.perf_counter()
                     step()
                     if turn >= 3:

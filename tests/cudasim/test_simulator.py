@@ -71,7 +71,7 @@ def test_mistakes_are_named(simulator: ModuleType, kernel: str, message: str, se
 
 def test_missing_barrier_is_a_race_or_an_unwritten_read(simulator: ModuleType) -> None:
     for seed in range(5):
-        with pytest.raises(simulator.Violation, match="race: row|uninitialised shared memory read: row"):
+        with pytest.raises(simulator.Violation, match=r"race: row|uninitialised shared memory read: row"):
             simulator.missing_barrier(ramp(64), threads=64, schedule=simulator.Schedule(seed=seed))
 
 
