@@ -35,7 +35,7 @@ __device__ __forceinline__ void store_vector(T* p, const Acc (&value)[Vector<T>:
   for (unsigned i = 0; i < Vector<T>::kSize; ++i) element[i] = static_cast<T>(value[i]);
   uint4 bits;
   std::memcpy(&bits, element, kVectorBytes);
-  __stwb(reinterpret_cast<uint4*>(p), bits);
+  *reinterpret_cast<uint4*>(p) = bits;
 }
 
 // A run of `count` elements: a head up to the first 16-byte boundary, whole vectors, a tail.

@@ -28,11 +28,6 @@ T __ldcg(const T* p) {
   return *cudasim::aligned(p);
 }
 
-template <class T>
-void __stwb(T* p, T value) {
-  *const_cast<T*>(cudasim::aligned(p)) = value;
-}
-
 // All fibers share one operating system thread, so that memory is ordered as written; what remains is to let others
 // run.
 inline void __threadfence() { cudasim::scheduler().yield(); }
