@@ -33,9 +33,9 @@ def report() -> str:
     for device in devices:
         lines += ["", _device_name(device)]
         for op in OPS:
-            lines.append(f"  {op}: auto takes {choose('auto', device)}" if _present(device) else f"  {op}")
+            lines.append(f"  {op}: auto takes {choose('auto', device, op)}" if _present(device) else f"  {op}")
             for backend in BACKENDS:
-                reason = why_not(backend, device) if _present(device) else _absent(backend, device)
+                reason = why_not(backend, device, op) if _present(device) else _absent(backend, device, op)
                 lines.append(f"    {backend:<10} {'can run' if reason is None else f'no: {reason}'}")
     return "\n".join(lines)
 
@@ -64,8 +64,8 @@ def _present(device: torch.device) -> bool:
     return device.type == "cpu" or torch.cuda.is_available()
 
 
-def _absent(backend: str, device: torch.device) -> str:
-    return why_not(backend, device) or "torch finds no CUDA GPU"
+def _absent(backend: str, device: torch.device, op: str) -> str:
+    return why_not(backend, device, op) or "torch finds no CUDA GPU"
 
 
 def _device_name(device: torch.device) -> str:

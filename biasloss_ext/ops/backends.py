@@ -11,18 +11,30 @@ import torch
 from biasloss_ext.ops.native import covers, native
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-OPS = ("feature_variance", "bias_loss")
+# Which backends each op has; "auto" takes them in this order.
+OPS = {
+    "feature_variance": ("cpu", "cuda", "triton"),
+    "bias_loss": ("cpu", "cuda", "triton"),
+    "depthwise": ("cpu", "cuda"),
+    "pointwise": ("cpu", "triton"),
+    "expand_depthwise": ("cpu",),
+    "squeeze_excite": ("cpu", "triton"),
+    "pool_variance": ("cpu", "triton"),
+    "batch_norm": ("cpu", "triton"),
+}
 OLDEST_CAPABILITY_FOR_TRITON = (7, 5)
 
 
-def why_not(backend: str, device: torch.device) -> str | None:
-    """The reason why ``backend`` cannot run on tensors of ``device``, or None when it can.
+def why_not(backend: str, device: torch.device, op: str = "bias_loss") -> str | None:
+    """The reason why ``backend`` of ``op`` cannot run on tensors of ``device``, or None when it can.
 
     Raises:
         ValueError: no such backend.
     """
     if backend == "reference":
         return None
+    if backend in BACKENDS and backend not in OPS[op]:
+        return f"{op} has no {backend} kernels; there are: {', '.join(('reference', *OPS[op]))}"
     if backend == "cpu":
         return f"it runs on CPU tensors, not on {device.type}" if device.type != "cpu" else native().problem
     if backend == "cuda":
@@ -32,16 +44,16 @@ def why_not(backend: str, device: torch.device) -> str | None:
     raise ValueError(f"unknown backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
 
 
-def choose(backend: str, device: torch.device) -> str:
-    """The backend that runs: the fastest that can for "auto", the named one otherwise.
+def choose(backend: str, device: torch.device, op: str = "bias_loss") -> str:
+    """The backend of ``op`` that runs: the fastest that can for "auto", the named one otherwise.
 
     Raises:
         ValueError: no such backend.
         RuntimeError: the named backend cannot run on ``device``; the message has the cause.
     """
     if backend == "auto":
-        return _fastest(device.type, device.index)
-    reason = why_not(backend, device)
+        return _fastest(op, device.type, device.index)
+    reason = why_not(backend, device, op)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
     return backend
@@ -52,10 +64,11 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _fastest(device_type: str, index: int | None) -> str:
+def _fastest(op: str, device_type: str, index: int | None) -> str:
     device = torch.device(device_type) if index is None else torch.device(device_type, index)
+    # Triton's interpreter, which can run on CPU tensors, is never the fastest.
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
-    return next((name for name in candidates if why_not(name, device) is None), "reference")
+    return next((name for name in candidates if name in OPS[op] and why_not(name, device, op) is None), "reference")
 
 
 def _why_not_gpu() -> str | None:

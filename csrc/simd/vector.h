@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "types.h"
 
 #if defined(__AVX512F__)
 #define BIASLOSS_VECTOR_BYTES 64
@@ -15,13 +16,6 @@
 #endif
 
 namespace biasloss {
-
-struct Float16 {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
 
 namespace BIASLOSS_ISA {
 

@@ -1,0 +1,1 @@
+"""Depthwise convolution with a batch normalisation on either side folded in."""

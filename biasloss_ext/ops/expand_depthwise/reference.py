@@ -1,0 +1,64 @@
+"""Expansion and depthwise convolution in plain PyTorch: the fallback on every device and the oracle of the tests."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.depthwise import reference as depthwise
+from biasloss_ext.ops.library import accumulation_dtype
+
+
+def channel_gram(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.to(accumulation_dtype(x.dtype)).permute(0, 2, 3, 1).flatten(0, 2)
+    if rows.shape[0] == 0:
+        return rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1], rows.shape[1])
+    mean = rows.mean(0)
+    return mean, (rows - mean).T @ (rows - mean)
+
+
+def _expanded(x: Tensor, expand_weight: Tensor) -> Tensor:
+    wide = x.to(accumulation_dtype(x.dtype))
+    return F.conv2d(wide, expand_weight.to(wide.dtype))
+
+
+def expand_depthwise(
+    x: Tensor,
+    expand_weight: Tensor,
+    affine: Tensor,
+    activation: int,
+    weight: Tensor,
+    stride: int,
+    want_moments: bool,
+) -> tuple[Tensor, Tensor]:
+    h = maps.activate(maps.normalised(_expanded(x, expand_weight), affine), activation)
+    y = maps.channels_last(depthwise.convolve(h, weight, stride).to(x.dtype))
+    return y, maps.moments_of(y) if want_moments else maps.none_like(x)
+
+
+def expand_depthwise_backward(
+    grad: Tensor | None,
+    pool_grad: Tensor | None,
+    y: Tensor,
+    y_affine: Tensor,
+    y_coefficients: Tensor,
+    y_activation: int,
+    x: Tensor,
+    x_mean: Tensor,
+    expand_weight: Tensor,
+    affine: Tensor,
+    center: Tensor,
+    activation: int,
+    weight: Tensor,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dy = depthwise.gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
+    y1 = _expanded(x, expand_weight)
+    du, grad_weight, _ = depthwise.gradients(dy, y1, weight, affine, activation, stride)
+    scaled = du * maps.per_channel(affine[0])
+    grad_x = torch.einsum("nohw,oi->nihw", scaled, expand_weight[:, :, 0, 0].to(du.dtype))
+    away = x.to(du.dtype) - maps.per_channel(x_mean)
+    grad_expand = torch.einsum("nohw,nihw->oi", du, away)[:, :, None, None]
+    return maps.channels_last(grad_x), grad_expand, grad_weight, maps.sums_of(du, y1, center)

@@ -1,0 +1,81 @@
+// Feature maps as the CPU kernels see them: channels_last in memory, rows of channels.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+#include "../simd/types.h"
+
+namespace biasloss {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct MapShape {
+  int64_t samples, channels, height, width;
+  int64_t positions() const { return height * width; }
+  int64_t rows() const { return samples * positions(); }
+};
+
+inline ScalarType accumulation_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Raises unless t is (N, C, H, W), dense in channels_last order: the callers in Python see to that.
+inline MapShape map_shape(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, name, ": expected a map of shape (N, C, H, W), got ", t.dim(), " dimensions");
+  const MapShape s = {t.size(0), t.size(1), t.size(2), t.size(3)};
+  const std::array<int64_t, 4> expected = {s.positions() * s.channels, 1, s.width * s.channels, s.channels};
+  for (int d = 0; d < 4; ++d)
+    STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) == expected[d] || t.numel() == 0, name,
+                    ": expected a dense channels_last map, got stride ", t.stride(d), " in dimension ", d);
+  return s;
+}
+
+inline Tensor empty_map(const MapShape& s, ScalarType dtype) {
+  return torch::stable::empty({s.samples, s.channels, s.height, s.width}, dtype, std::nullopt, std::nullopt,
+                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+inline Tensor empty_tensor(std::initializer_list<int64_t> size, ScalarType dtype) {
+  return torch::stable::empty(size, dtype);
+}
+
+// A dense tensor of the accumulation dtype: per-channel values, weights.
+template <class T>
+const T* values_of(const Tensor& t, int64_t count, const char* name) {
+  STD_TORCH_CHECK(t.numel() == count && t.is_contiguous(), name, ": expected ", count, " contiguous values, got ",
+                  t.numel());
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+const T* values_of(const std::optional<Tensor>& t, int64_t count, const char* name) {
+  return t.has_value() ? values_of<T>(*t, count, name) : nullptr;
+}
+
+// Calls f(element, accumulator) with values of the types that belong to a dtype: the element as the SIMD kernels name
+// it.
+template <class F>
+auto with_element(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(double(), double());
+    case ScalarType::Half:
+      return f(Float16(), float());
+    case ScalarType::BFloat16:
+      return f(BFloat16(), float());
+    default:
+      STD_TORCH_CHECK(dtype == ScalarType::Float, "expected float16, bfloat16, float32 or float64");
+      return f(float(), float());
+  }
+}
+
+}  // namespace biasloss
