@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.functional import feature_variance
-from biasloss_ext.nn import ClassificationHead, InvertedResidual, SkipBlock, round_channels
+from biasloss_ext.nn import (
+    ClassificationHead,
+    FusedConvNormActivation,
+    FusedHead,
+    FusedInvertedResidual,
+    FusedSkipBlock,
+    round_channels,
+)
 from biasloss_ext.nn.conv_norm import conv_norm
+from biasloss_ext.nn.fused_block import Fused
 
 ReturnFeatures = Literal["none", "features", "variance"]
 
@@ -111,7 +119,10 @@ class SkipblockNet(nn.Module):
             "features": the pair (features, scores), as `FusedBiasLoss()(features, scores, target)` takes them.
             "variance": the pair (variance, scores), as `FusedBiasLoss()(None, scores, target, variance=variance)`
             takes them; the variance is `biasloss_ext.feature_variance` of the features, (N,), float32 (float64 for
-            float64), detached. The maps never leave the model.
+            float64), detached. The maps never leave the model; where fused kernels run they are never stored either.
+        fused: "auto" runs the blocks on fused kernels (`biasloss_ext.nn.FusedInvertedResidual`) where they can run, and on
+            the plain layers elsewhere, while a graph is exported too; True raises where they cannot run; False takes
+            the plain layers. Parameters, names and checkpoints are the same, results but for rounding.
 
     Attributes, as in timm:
         num_features: channels of the features.
@@ -130,6 +141,7 @@ class SkipblockNet(nn.Module):
         width: float = 1.0,
         classifier_width: int = 1280,
         return_features: ReturnFeatures = "none",
+        fused: Fused = "auto",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -139,20 +151,22 @@ class SkipblockNet(nn.Module):
         # Attribute names from here on are the checkpoint's.
         base_channels = round_channels(_STEM_CHANNELS * width)
         stem_stride = 1 if small_input else 2
-        self.first_layer = nn.Sequential(*conv_norm(in_chans, base_channels, 3, stem_stride), nn.Hardswish())
-        self.base_block = InvertedResidual(base_channels, base_channels, base_channels, kernel_size=3)
+        stem = conv_norm(in_chans, base_channels, 3, stem_stride)
+        self.first_layer = FusedConvNormActivation(*stem, nn.Hardswish(), fused=fused)
+        self.base_block = FusedInvertedResidual(base_channels, base_channels, base_channels, kernel_size=3, fused=fused)
 
         groups, widths = [], [base_channels]
         for group in _GROUPS:
-            groups.append(_make_group(widths[-1], group, width))
+            groups.append(_make_group(widths[-1], group, width, fused))
             widths.append(round_channels(group[-1].channels * width))
         self.blocks = nn.ModuleList(groups)
 
-        self.skip1 = SkipBlock(base_channels, round_channels(base_channels * 6), widths[1], kernel_size=5)
-        self.skip2 = SkipBlock(base_channels, round_channels(base_channels * 2.3), widths[2], kernel_size=3)
+        hidden1, hidden2 = round_channels(base_channels * 6), round_channels(base_channels * 2.3)
+        self.skip1 = FusedSkipBlock(base_channels, hidden1, widths[1], kernel_size=5, fused=fused)
+        self.skip2 = FusedSkipBlock(base_channels, hidden2, widths[2], kernel_size=3, fused=fused)
 
         self.num_features = round_channels(widths[-1] * 6)
-        self.conv = nn.Sequential(*conv_norm(widths[-1], self.num_features), nn.Hardswish())
+        self.conv = FusedHead(*conv_norm(widths[-1], self.num_features), nn.Hardswish(), fused=fused)
 
         self.head_hidden_size = classifier_width
         self.classifier = ClassificationHead(self.num_features, classifier_width, num_classes, drop_rate)
@@ -184,13 +198,16 @@ class SkipblockNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (N, in_chans, H, W) to the features, see the class."""
+        features: Tensor = self.conv(self._forward_blocks(x))
+        return features
+
+    def _forward_blocks(self, x: Tensor) -> Tensor:
         _check_images(x, self.in_chans)
         base = self.base_block(self.first_layer(x))
         x = self.skip1(base, self.blocks[0](base))
         x = self.skip2(base, self.blocks[1](x))
-        x = self.blocks[3](self.blocks[2](x))
-        features: Tensor = self.conv(x)
-        return features
+        last: Tensor = self.blocks[3](self.blocks[2](x))
+        return last
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features to scores (N, num_classes), or with `pre_logits` to what enters the last layer's dropout."""
@@ -198,7 +215,12 @@ class SkipblockNet(nn.Module):
         return scores
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        features = self.forward_features(x)
+        last = self._forward_blocks(x)
+        if self.return_features != "features" and self.conv.can_pool(last):
+            pooled, variance = self.conv.pool(last)
+            scores = self.classifier.from_pooled(pooled.to(last.dtype))
+            return (variance, scores) if self.return_features == "variance" else scores
+        features = self.conv(last)
         scores = self.forward_head(features)
         if self.return_features == "features":
             return features, scores
@@ -226,13 +248,13 @@ class SkipblockNet(nn.Module):
             _init_weights(self.classifier[3])
 
 
-def _make_group(in_channels: int, group: tuple[_Block, ...], width: float) -> nn.Sequential:
+def _make_group(in_channels: int, group: tuple[_Block, ...], width: float, fused: Fused) -> nn.Sequential:
     blocks = []
     for block in group:
         hidden_channels = round_channels(in_channels * block.expansion)
         out_channels = round_channels(block.channels * width)
         blocks.append(
-            InvertedResidual(
+            FusedInvertedResidual(
                 in_channels,
                 hidden_channels,
                 out_channels,
@@ -240,6 +262,7 @@ def _make_group(in_channels: int, group: tuple[_Block, ...], width: float) -> nn
                 block.stride,
                 block.squeeze_excite,
                 block.activation,
+                fused=fused,
             )
         )
         in_channels = out_channels

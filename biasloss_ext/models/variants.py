@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from biasloss_ext.models.registry import register
 from biasloss_ext.models.skipblocknet import ReturnFeatures, SkipblockNet
+from biasloss_ext.nn.fused_block import Fused
 
 
 class Variant(NamedTuple):
@@ -30,7 +31,13 @@ VARIANTS = {
 
 
 def _build(
-    name: str, num_classes: int, in_chans: int, drop_rate: float, small_input: bool, return_features: ReturnFeatures
+    name: str,
+    num_classes: int,
+    in_chans: int,
+    drop_rate: float,
+    small_input: bool,
+    return_features: ReturnFeatures,
+    fused: Fused,
 ) -> SkipblockNet:
     variant = VARIANTS[name]
     return SkipblockNet(
@@ -41,6 +48,7 @@ def _build(
         width=variant.width,
         classifier_width=variant.classifier_width,
         return_features=return_features,
+        fused=fused,
     )
 
 
@@ -51,9 +59,10 @@ def skipblocknet_xs(
     drop_rate: float = 0.2,
     small_input: bool = False,
     return_features: ReturnFeatures = "none",
+    fused: Fused = "auto",
 ) -> SkipblockNet:
     """SkipblockNet-XS, 2.3 million parameters; the arguments are those of `SkipblockNet`."""
-    return _build("skipblocknet_xs", num_classes, in_chans, drop_rate, small_input, return_features)
+    return _build("skipblocknet_xs", num_classes, in_chans, drop_rate, small_input, return_features, fused)
 
 
 @register
@@ -63,9 +72,10 @@ def skipblocknet_s(
     drop_rate: float = 0.2,
     small_input: bool = False,
     return_features: ReturnFeatures = "none",
+    fused: Fused = "auto",
 ) -> SkipblockNet:
     """SkipblockNet-S, 3.6 million parameters; the arguments are those of `SkipblockNet`."""
-    return _build("skipblocknet_s", num_classes, in_chans, drop_rate, small_input, return_features)
+    return _build("skipblocknet_s", num_classes, in_chans, drop_rate, small_input, return_features, fused)
 
 
 @register
@@ -75,9 +85,10 @@ def skipblocknet_m(
     drop_rate: float = 0.2,
     small_input: bool = False,
     return_features: ReturnFeatures = "none",
+    fused: Fused = "auto",
 ) -> SkipblockNet:
     """SkipblockNet-M, 5.5 million parameters; the arguments are those of `SkipblockNet`. Takes published weights."""
-    return _build("skipblocknet_m", num_classes, in_chans, drop_rate, small_input, return_features)
+    return _build("skipblocknet_m", num_classes, in_chans, drop_rate, small_input, return_features, fused)
 
 
 @register
@@ -87,6 +98,7 @@ def skipblocknet_l(
     drop_rate: float = 0.2,
     small_input: bool = False,
     return_features: ReturnFeatures = "none",
+    fused: Fused = "auto",
 ) -> SkipblockNet:
     """SkipblockNet-L, 7.1 million parameters; the arguments are those of `SkipblockNet`."""
-    return _build("skipblocknet_l", num_classes, in_chans, drop_rate, small_input, return_features)
+    return _build("skipblocknet_l", num_classes, in_chans, drop_rate, small_input, return_features, fused)

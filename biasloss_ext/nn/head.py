@@ -22,8 +22,12 @@ class ClassificationHead(nn.Sequential):
 
     def forward(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """With `pre_logits`, what the dropout and the last layer would receive, (N, hidden_features)."""
+        return self.from_pooled(features.mean((2, 3)), pre_logits)
+
+    def from_pooled(self, pooled: Tensor, pre_logits: bool = False) -> Tensor:
+        """The same from the features' global average pool, (N, in_features)."""
         linear, activation, dropout, classifier = self
-        hidden: Tensor = activation(linear(features.mean((2, 3))))
+        hidden: Tensor = activation(linear(pooled))
         if pre_logits:
             return hidden
         scores: Tensor = classifier(dropout(hidden))

@@ -1,0 +1,205 @@
+"""Runs a depthwise-separable block that is written in plain modules through the fused ops, where they can serve it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.block_function import Block, Options, Statistics, Weights
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.backends import choose
+
+ACTIVATIONS: dict[type[nn.Module], int] = {
+    nn.Identity: maps.IDENTITY,
+    nn.ReLU: maps.RELU,
+    nn.ReLU6: maps.RELU6,
+    nn.Hardswish: maps.HARDSWISH,
+    nn.SiLU: maps.SILU,
+    nn.Hardsigmoid: maps.HARDSIGMOID,
+    nn.Sigmoid: maps.SIGMOID,
+}
+Fused = Literal["auto", True, False]
+KERNEL_SIZES = (3, 5, 7)
+STRIDES = (1, 2)
+
+
+class Gate(NamedTuple):
+    """A squeeze-and-excitation: two linear or 1x1 convolution layers with biases, activations as in `ops.maps`."""
+
+    reduce: nn.Module
+    excite: nn.Module
+    activation: int
+    gate_activation: int
+
+
+class Parts(NamedTuple):
+    """The modules of a block, whatever they are called in it. `expand` is None for blocks that begin with the depthwise
+    convolution."""
+
+    expand: nn.Conv2d | None
+    expand_norm: nn.BatchNorm2d | None
+    expand_activation: int
+    depthwise: nn.Conv2d
+    depthwise_norm: nn.BatchNorm2d
+    depthwise_activation: int
+    gate: Gate | None
+    project: nn.Conv2d
+    project_norm: nn.BatchNorm2d
+
+
+def why_not_fusable(parts: Parts) -> str | None:
+    """What about a block has no fused kernels, or None."""
+    convolution = parts.depthwise
+    kernel, channels = convolution.kernel_size, convolution.in_channels
+    if kernel[0] != kernel[1] or kernel[0] not in KERNEL_SIZES:
+        return f"the kernel is {kernel[0]} x {kernel[1]}, there are {', '.join(f'{k} x {k}' for k in KERNEL_SIZES)}"
+    if convolution.stride[0] != convolution.stride[1] or convolution.stride[0] not in STRIDES:
+        return f"the stride is {convolution.stride}, there are 1 and 2"
+    if convolution.groups != channels or convolution.out_channels != channels:
+        return f"{channels} channels in {convolution.groups} groups to {convolution.out_channels}, not depthwise"
+    if convolution.dilation != (1, 1) or convolution.padding not in ((kernel[0] // 2,) * 2, kernel[0] // 2):
+        return (
+            f"the padding is {convolution.padding} and the dilation {convolution.dilation}, not those of the same size"
+        )
+    for name, plain in (("expand", parts.expand), ("project", parts.project)):
+        if plain is not None and (plain.kernel_size != (1, 1) or plain.stride != (1, 1) or plain.groups != 1):
+            return f"the {name} step is not a 1 x 1 convolution"
+    for module in (parts.expand, convolution, parts.project):
+        if module is not None and (module.bias is not None or module.padding_mode != "zeros"):
+            return "a convolution has a bias or pads with other than zeros"
+    norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
+    for norm in norms:
+        if norm is not None and not isinstance(norm, nn.BatchNorm2d):
+            return f"{type(norm).__name__} is not BatchNorm2d"
+        if norm is not None and isinstance(norm, nn.SyncBatchNorm):
+            return "SyncBatchNorm takes its statistics over all processes"
+    return None
+
+
+def exporting(x: Tensor) -> bool:
+    """Whether a graph is being recorded that is to stand without this package: its layers must be plain ones."""
+    return isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def why_not_here(x: Tensor) -> str | None:
+    """Why the fused ops cannot serve this input, or do not pay; None where they can."""
+    if x.dim() != 4:
+        return f"the input must be a map of shape (N, C, H, W), got {tuple(x.shape)}"
+    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        return f"the input is {x.dtype}"
+    missing = [op for op in ("depthwise", "pointwise", "batch_norm") if choose("auto", x.device, op) == "reference"]
+    if missing:
+        return f"no kernels of {', '.join(missing)} can run on {x.device}"
+    return None
+
+
+def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) -> bool:
+    """Whether the fused ops are to serve ``x``.
+
+    Args:
+        fused: "auto", True or False, as the layer was given it.
+        objection: what `why_not_fusable` said of the layer.
+        name: of the layer, for the message.
+
+    Raises:
+        RuntimeError: ``fused`` is True, and no kernels can run on ``x``; the message has the reason.
+    """
+    if fused is False or objection is not None or exporting(x):
+        return False
+    reason = why_not_here(x)
+    if reason is not None and fused is True:
+        raise RuntimeError(f"{name}(fused=True) cannot run here: {reason}; fused='auto' takes the plain layers instead")
+    return reason is None
+
+
+def expand_free(x: Tensor, backend: str) -> bool:
+    """Whether the expanded map is recomputed rather than stored."""
+    return choose(backend, x.device, "expand_depthwise") != "reference"
+
+
+def _given(norm: nn.BatchNorm2d | None) -> Tensor | None:
+    if norm is None or norm.training or norm.running_mean is None:
+        return None
+    return batch_norm.running_moments(norm)
+
+
+def _parameters_of(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if norm is None else (norm.weight, norm.bias)
+
+
+def weights_of(parts: Parts) -> Weights:
+    """The parameters of a block, the ones of the modules themselves."""
+    gate = parts.gate
+    return Weights(
+        None if parts.expand is None else parts.expand.weight,
+        *_parameters_of(parts.expand_norm),
+        parts.depthwise.weight,
+        *_parameters_of(parts.depthwise_norm),
+        *(
+            (None,) * 4
+            if gate is None
+            else (_matrix(gate.reduce), gate.reduce.bias, _matrix(gate.excite), gate.excite.bias)
+        ),
+        parts.project.weight,
+        *_parameters_of(parts.project_norm),
+    )
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer, or of a 1x1 convolution that acts as one."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.flatten(1)
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """``x`` in the dtype in which autocast would have a convolution compute, channels_last."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return maps.channels_last(x)
+
+
+def fused_block(
+    x: Tensor, parts: Parts, residual: Tensor | None = None, *, scheme: bool | None = None, backend: str = "auto"
+) -> Tensor:
+    """``residual + block(x)`` by the fused ops, with the running statistics moved as the plain modules move them.
+
+    Args:
+        x: (N, C, H, W) of float16, bfloat16, float32 or float64, any layout; channels_last is read in place.
+        parts: modules that `why_not_fusable` has no objection to.
+        residual: of the output's shape, or None.
+        scheme: True recomputes the expanded map, False stores it, None takes the faster.
+        backend: of every op.
+
+    Returns:
+        (N, out_channels, ceil(H / stride), ceil(W / stride)), channels_last, dtype of x (that of autocast under it).
+        Deterministic.
+
+    Raises:
+        ValueError: a normalisation in training mode sees one value per channel.
+    """
+    x = autocast_input(x)
+    residual = None if residual is None else maps.channels_last(residual.to(x.dtype))
+    gate = parts.gate
+    norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
+    options = Options(
+        parts.expand_activation,
+        parts.depthwise_activation,
+        maps.IDENTITY if gate is None else gate.activation,
+        maps.IDENTITY if gate is None else gate.gate_activation,
+        parts.depthwise.stride[0],
+        tuple(0.0 if norm is None else norm.eps for norm in norms),  # type: ignore[arg-type]
+        expand_free(x, backend) if scheme is None else scheme,
+        backend,
+    )
+    given = Statistics(*map(_given, norms))
+    out, *moments = Block.apply(options, x, residual, *given, *weights_of(parts))
+    counts = (x.numel() // max(x.shape[1], 1), *(out.numel() // max(out.shape[1], 1),) * 2)
+    for norm, known, seen, count in zip(norms, given, moments, counts, strict=True):
+        if norm is not None and known is None:
+            batch_norm.update_running(norm, seen, count)
+    result: Tensor = out
+    return result

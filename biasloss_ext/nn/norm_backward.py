@@ -1,0 +1,35 @@
+"""One batch normalisation on the way back, for the fused layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from biasloss_ext.nn import batch_norm
+
+
+class NormBackward(NamedTuple):
+    """What the backward pass of a normalisation needs besides the sums of its gradient (see `ops.maps`).
+
+    Attributes:
+        moments, affine: (2, C), of the forward pass.
+        eps: of the module.
+        count: positions that the moments were taken over.
+        constant: whether the moments were given rather than taken from this batch.
+    """
+
+    moments: Tensor
+    affine: Tensor
+    eps: float
+    count: int
+    constant: bool
+
+    def coefficients(self, sums: Tensor) -> Tensor:
+        """(4, C): from the gradient behind the normalisation to the one before it."""
+        return batch_norm.coefficients(sums, self.affine, self.moments, self.eps, self.count, self.constant)
+
+    def parameter_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the module's weight and bias, (C,) each."""
+        return sums[1] * torch.rsqrt(self.moments[1] + self.eps), sums[0]
