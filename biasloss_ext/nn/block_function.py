@@ -79,7 +79,7 @@ class Statistics(NamedTuple):
 
 
 def in_accumulation_dtype(weights: Weights, dtype: torch.dtype) -> Weights:
-    return Weights(*(None if t is None else t.detach().to(dtype).contiguous() for t in weights))
+    return Weights._make(None if t is None else t.detach().to(dtype).contiguous() for t in weights)
 
 
 class Block(torch.autograd.Function):
@@ -299,16 +299,9 @@ def _backward(
             du1, saved.y1, coefficients, x, w.expand, None, None, maps.IDENTITY, None, None, True, True, **where
         )
     d_expand_norm = (None, None) if sums1 is None else norms[2].parameter_gradients(sums1)
-    gradients = Weights(
-        d_expand,
-        *d_expand_norm,
-        d_depthwise,
-        *norms[1].parameter_gradients(sums2),
-        *d_excite,
-        d_project,
-        *norms[0].parameter_gradients(sums3),
-    )
-    return grad_x, gradients
+    d_depthwise_norm, d_project_norm = norms[1].parameter_gradients(sums2), norms[0].parameter_gradients(sums3)
+    in_order = (d_expand, *d_expand_norm, d_depthwise, *d_depthwise_norm, *d_excite, d_project, *d_project_norm)
+    return grad_x, Weights._make(in_order)
 
 
 def _sums_over_samples(sample_sums: Tensor, pool_grad: Tensor | None, positions: int) -> Tensor:

@@ -11,6 +11,7 @@ from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.block_function import Block, Options, Statistics, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
+from biasloss_ext.ops.library import accumulation_dtype
 
 ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Identity: maps.IDENTITY,
@@ -29,8 +30,8 @@ STRIDES = (1, 2)
 class Gate(NamedTuple):
     """A squeeze-and-excitation: two linear or 1x1 convolution layers with biases, activations as in `ops.maps`."""
 
-    reduce: nn.Module
-    excite: nn.Module
+    reduce: nn.Linear | nn.Conv2d
+    excite: nn.Linear | nn.Conv2d
     activation: int
     gate_activation: int
 
@@ -120,39 +121,45 @@ def expand_free(x: Tensor, backend: str) -> bool:
     return choose(backend, x.device, "expand_depthwise") != "reference"
 
 
-def _given(norm: nn.BatchNorm2d | None) -> Tensor | None:
-    if norm is None or norm.training or norm.running_mean is None:
-        return None
-    return batch_norm.running_moments(norm)
+def takes_batch_statistics(norm: nn.BatchNorm2d) -> bool:
+    """As nn.BatchNorm2d decides it."""
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
+
+def running_moments(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
+    """Mean and variance (2, C) that evaluation normalises with."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return torch.stack((norm.running_mean, norm.running_var)).to(dtype)
+
+
+def _given(norm: nn.BatchNorm2d | None, dtype: torch.dtype) -> Tensor | None:
+    return None if norm is None or takes_batch_statistics(norm) else running_moments(norm, dtype)
 
 
 def _parameters_of(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if norm is None else (norm.weight, norm.bias)
 
 
+def matrices_of(gate: Gate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight and bias of both layers, a 1x1 convolution's weight as the matrix that it is."""
+    reduce, excite = gate.reduce, gate.excite
+    assert reduce.bias is not None and excite.bias is not None
+    return reduce.weight.flatten(1), reduce.bias, excite.weight.flatten(1), excite.bias
+
+
 def weights_of(parts: Parts) -> Weights:
     """The parameters of a block, the ones of the modules themselves."""
     gate = parts.gate
-    return Weights(
+    in_order = (
         None if parts.expand is None else parts.expand.weight,
         *_parameters_of(parts.expand_norm),
         parts.depthwise.weight,
         *_parameters_of(parts.depthwise_norm),
-        *(
-            (None,) * 4
-            if gate is None
-            else (_matrix(gate.reduce), gate.reduce.bias, _matrix(gate.excite), gate.excite.bias)
-        ),
+        *((None,) * 4 if gate is None else matrices_of(gate)),
         parts.project.weight,
         *_parameters_of(parts.project_norm),
     )
-
-
-def _matrix(layer: nn.Module) -> Tensor:
-    """The weight of a linear layer, or of a 1x1 convolution that acts as one."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.flatten(1)
+    return Weights._make(in_order)
 
 
 def autocast_input(x: Tensor) -> Tensor:
@@ -195,7 +202,8 @@ def fused_block(
         expand_free(x, backend) if scheme is None else scheme,
         backend,
     )
-    given = Statistics(*map(_given, norms))
+    dtype = accumulation_dtype(x.dtype)
+    given = Statistics._make(_given(norm, dtype) for norm in norms)
     out, *moments = Block.apply(options, x, residual, *given, *weights_of(parts))
     counts = (x.numel() // max(x.shape[1], 1), *(out.numel() // max(out.shape[1], 1),) * 2)
     for norm, known, seen, count in zip(norms, given, moments, counts, strict=True):

@@ -6,10 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
-from biasloss_ext.nn.fused_block import ACTIVATIONS, Fused, autocast_input, takes_fused_path
+from biasloss_ext.nn.fused_block import (
+    ACTIVATIONS,
+    Fused,
+    autocast_input,
+    running_moments,
+    takes_batch_statistics,
+    takes_fused_path,
+)
 from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
+from biasloss_ext.ops.library import accumulation_dtype
 
 
 def why_not_fusable(conv: nn.Module, norm: nn.Module, activation: type[nn.Module]) -> str | None:
@@ -44,13 +52,9 @@ BACKEND = "auto"
 def _statistics(y: Tensor, norm: nn.BatchNorm2d, seen: Tensor | None) -> Tensor:
     """The moments to normalise with; running statistics are moved where the batch's own are taken."""
     if seen is None:
-        return batch_norm.running_moments(norm)
+        return running_moments(norm, accumulation_dtype(y.dtype))
     batch_norm.update_running(norm, seen, y.numel() // max(y.shape[1], 1))
     return seen
-
-
-def takes_batch_statistics(norm: nn.BatchNorm2d) -> bool:
-    return norm.training or norm.running_mean is None
 
 
 def norm_options(norm: nn.BatchNorm2d, activation: int) -> NormOptions:
@@ -89,11 +93,14 @@ class FusedConvNormActivation(nn.Sequential):
             raise ValueError(f"{type(self).__name__} has no fused kernels: {self.objection}")
         self.activation = ACTIVATIONS.get(activation, maps.IDENTITY)
 
+    def _layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        return self[0], self[1]  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         if not takes_fused_path(x, self.fused, self.objection, type(self).__name__):
             plain: Tensor = super().forward(x)
             return plain
-        conv, norm = self[0], self[1]
+        conv, norm = self._layers()
         y, seen = convolve(x, conv, takes_batch_statistics(norm))
         return norm_activation(y, norm, self.activation, seen)
 
@@ -106,7 +113,7 @@ class FusedHead(FusedConvNormActivation):
 
         Both are float32 (float64 for float64 maps), the variance (:func:`biasloss_ext.feature_variance`) detached.
         """
-        conv, norm = self[0], self[1]
+        conv, norm = self._layers()
         y, seen = convolve(x, conv, takes_batch_statistics(norm))
         moments = _statistics(y, norm, seen)
         with torch.autocast(y.device.type, enabled=False):

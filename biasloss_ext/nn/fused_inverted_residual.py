@@ -42,7 +42,7 @@ def parts_of(layers: nn.Sequential) -> Parts:
 
 def gate_of(module: SqueezeExcite) -> Gate:
     reduce, _, excite, _ = module.fc
-    return Gate(reduce, excite, maps.RELU, maps.HARDSIGMOID)
+    return Gate(reduce, excite, maps.RELU, maps.HARDSIGMOID)  # type: ignore[arg-type]
 
 
 def objection_to(layers: nn.Sequential, fused: Fused, name: str) -> str | None:

@@ -16,19 +16,19 @@ class NormBackward(NamedTuple):
     Attributes:
         moments, affine: (2, C), of the forward pass.
         eps: of the module.
-        count: positions that the moments were taken over.
+        positions: how many the moments were taken over.
         constant: whether the moments were given rather than taken from this batch.
     """
 
     moments: Tensor
     affine: Tensor
     eps: float
-    count: int
+    positions: int
     constant: bool
 
     def coefficients(self, sums: Tensor) -> Tensor:
         """(4, C): from the gradient behind the normalisation to the one before it."""
-        return batch_norm.coefficients(sums, self.affine, self.moments, self.eps, self.count, self.constant)
+        return batch_norm.coefficients(sums, self.affine, self.moments, self.eps, self.positions, self.constant)
 
     def parameter_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of the module's weight and bias, (C,) each."""

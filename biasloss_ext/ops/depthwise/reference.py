@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
@@ -50,8 +51,8 @@ def gradients(
     h = maps.activate(u, activation)
     padding, groups = weight.shape[-1] // 2, weight.shape[0]
     wide = weight.to(u.dtype)
-    dh = nn.grad.conv2d_input(h.shape, wide, dy, stride, padding, groups=groups)
-    grad_weight = nn.grad.conv2d_weight(h, wide.shape, dy, stride, padding, groups=groups)
+    dh = conv2d_input(h.shape, wide, dy, stride, padding, groups=groups)
+    grad_weight = conv2d_weight(h, wide.shape, dy, stride, padding, groups=groups)
     return dh * maps.derivative(u, activation), grad_weight, u
 
 

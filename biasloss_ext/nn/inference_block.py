@@ -1,0 +1,210 @@
+"""Blocks and layers with everything constant prepared: for evaluation, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.fused_block import (
+    Parts,
+    autocast_input,
+    expand_free,
+    matrices_of,
+    running_moments,
+    takes_fused_path,
+)
+from biasloss_ext.nn.recognise import Found
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.depthwise import op as depthwise
+from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
+from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.pointwise import op as pointwise
+from biasloss_ext.ops.pool_variance import op as pool_variance
+from biasloss_ext.ops.squeeze_excite import op as squeeze_excite
+
+COLUMNS = 16  # that the kernels want a weight to be padded to, so that they take it as it lies
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A (K, C, 1, 1) weight as a view of (C, K) memory whose rows are padded with zeros: what the product reads."""
+    outputs, inputs = weight.shape[:2]
+    memory = weight.new_zeros(inputs, (outputs + COLUMNS - 1) // COLUMNS * COLUMNS)
+    memory[:, :outputs] = weight.flatten(1).T
+    return memory[:, :outputs].T[:, :, None, None]
+
+
+def constant_affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
+    """Scale and shift (2, C) of a normalisation by its running statistics.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a normalisation without running statistics cannot be folded: track_running_stats is False")
+    weight, bias = (None if p is None else p.detach().to(dtype) for p in (norm.weight, norm.bias))
+    affine: Tensor = batch_norm.affine(running_moments(norm, dtype), weight, bias, norm.eps)
+    return affine
+
+
+class Prepared(nn.Module):
+    """Runs `plain` from tensors that are made of it once, and again whenever it is moved or converted.
+
+    `plain` is a child; where no kernels can run it runs itself.
+    """
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+        self.train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)
+        self.prepare()
+        return moved
+
+    def prepare(self) -> None:
+        raise AssertionError("each kind has its own")
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            raise RuntimeError("a model from optimize_for_inference cannot be trained; train the one it was made of")
+        return super().train(False)
+
+
+class InferenceBlock(Prepared):
+    """A depthwise-separable block, from its `Found`; with gate and residual two to four launches."""
+
+    def __init__(self, plain: nn.Module, found: Found) -> None:
+        super().__init__(plain)
+        self.parts: Parts = found.parts
+        self.has_residual = found.has_residual
+        self.prepare()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        parts = self.parts
+        dtype = accumulation_dtype(parts.project.weight.dtype)
+        self.depthwise = parts.depthwise.weight.detach().to(dtype).contiguous()
+        self.affine2 = constant_affine(parts.depthwise_norm, dtype)
+        scale, shift = constant_affine(parts.project_norm, dtype)
+        self.project, self.bias = (
+            packed(parts.project.weight.to(dtype) * scale[:, None, None, None]),
+            shift.contiguous(),
+        )
+        self.expand = self.affine1 = self.gate = None
+        if parts.expand is not None and parts.expand_norm is not None:
+            self.expand = parts.expand.weight.detach().to(dtype).contiguous()
+            self.affine1 = constant_affine(parts.expand_norm, dtype)
+        if parts.gate is not None:
+            self.gate = [t.detach().to(dtype).contiguous() for t in matrices_of(parts.gate)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, x if self.has_residual else None)
+
+    def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """``block(x) + residual``."""
+        if not takes_fused_path(x, "auto", None, type(self).__name__):
+            result: Tensor = self.plain(x)
+            return result
+        x = autocast_input(x)
+        parts, device = self.parts, x.device
+        if self.expand is None:
+            y, _ = depthwise.forward(
+                x, self.depthwise, None, maps.IDENTITY, parts.depthwise.stride[0], False, device=device
+            )
+        elif expand_free(x, "auto"):
+            y, _ = expand_depthwise.forward(
+                x, self.expand, self.affine1, parts.expand_activation, self.depthwise, parts.depthwise.stride[0], False,
+                device=device,
+            )  # fmt: skip
+        else:
+            y, _ = pointwise.forward(
+                x, self.expand, None, maps.IDENTITY, None, None, maps.IDENTITY, None, False, device=device
+            )
+            y, _ = depthwise.forward(
+                y,
+                self.depthwise,
+                self.affine1,
+                parts.expand_activation,
+                parts.depthwise.stride[0],
+                False,
+                device=device,
+            )
+        gate = None
+        if self.gate is not None and parts.gate is not None:
+            pooled, _ = pool_variance.forward(y, self.affine2, parts.depthwise_activation, False, device=device)
+            activations = (parts.gate.activation, parts.gate.gate_activation)
+            gate, _, _ = squeeze_excite.forward(pooled, *self.gate, *activations, device=device)
+        residual = None if residual is None else maps.channels_last(residual.to(y.dtype))
+        out, _ = pointwise.forward(
+            y, self.project, self.affine2, parts.depthwise_activation, gate, self.bias, maps.IDENTITY, residual, False,
+            device=device,
+        )  # fmt: skip
+        result = out
+        return result
+
+
+class InferenceSkipBlock(InferenceBlock):
+    """`SkipBlock`, prepared."""
+
+    def forward(self, early: Tensor, later: Tensor) -> Tensor:  # type: ignore[override]
+        if not takes_fused_path(early, "auto", None, type(self).__name__):
+            result: Tensor = self.plain(early, later)
+            return result
+        return self.run(F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1])), later)
+
+
+class InferenceConvNorm(Prepared):
+    """Convolution, batch normalisation and activation, prepared; `plain` is a `FusedConvNormActivation`."""
+
+    def __init__(self, plain: nn.Module, activation: int, is_pointwise: bool) -> None:
+        super().__init__(plain)
+        self.activation, self.is_pointwise = activation, is_pointwise
+        self.prepare()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        conv, norm = self.plain[0], self.plain[1]  # type: ignore[index]
+        dtype = accumulation_dtype(conv.weight.dtype)
+        self.affine = constant_affine(norm, dtype)
+        scale, shift = self.affine
+        folded = conv.weight.to(dtype) * scale[:, None, None, None]
+        self.weight = packed(folded) if self.is_pointwise else maps.channels_last(folded.to(conv.weight.dtype))
+        bias = 0 if conv.bias is None else conv.bias.to(dtype) * scale
+        self.bias = (shift + bias).to(dtype if self.is_pointwise else conv.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not takes_fused_path(x, "auto", None, type(self).__name__):
+            result: Tensor = self.plain(x)
+            return result
+        x = autocast_input(x)
+        if self.is_pointwise:
+            y, _ = pointwise.forward(
+                x, self.weight, None, maps.IDENTITY, None, self.bias, self.activation, None, False, device=x.device
+            )
+            return y  # type: ignore[no-any-return]
+        return maps.channels_last(maps.activate(self._convolve(x), self.activation))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        conv = self.plain[0]  # type: ignore[index]
+        return F.conv2d(x, self.weight, self.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def can_pool(self, x: Tensor) -> bool:
+        hooked = self._forward_hooks or self._forward_pre_hooks
+        return self.is_pointwise and not hooked and takes_fused_path(x, "auto", None, type(self).__name__)
+
+    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FusedHead.pool`."""
+        x = autocast_input(x)
+        none = maps.IDENTITY
+        y, _ = pointwise.forward(x, self.weight, None, none, None, self.bias, none, None, False, device=x.device)
+        pooled, variance = pool_variance.forward(y, None, self.activation, True, device=x.device)
+        return pooled, variance
+
+
+__all__ = ["InferenceBlock", "InferenceConvNorm", "InferenceSkipBlock"]
