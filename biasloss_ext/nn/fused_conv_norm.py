@@ -87,22 +87,27 @@ class FusedConvNormActivation(nn.Sequential):
     def __init__(self, *layers: nn.Module, fused: Fused = "auto") -> None:
         super().__init__(*layers)
         self.fused = fused
-        activation = type(layers[2]) if len(layers) > 2 else nn.Identity
-        self.objection = why_not_fusable(layers[0], layers[1], activation)
-        if self.objection is not None and fused is True:
-            raise ValueError(f"{type(self).__name__} has no fused kernels: {self.objection}")
-        self.activation = ACTIVATIONS.get(activation, maps.IDENTITY)
+        objection = self.objection()
+        if objection is not None and fused is True:
+            raise ValueError(f"{type(self).__name__} has no fused kernels: {objection}")
+
+    def objection(self) -> str | None:
+        """Why the layers have no fused kernels, or None. Asked at each call, as the layers may have been exchanged."""
+        return why_not_fusable(self[0], self[1], self._activation())
+
+    def _activation(self) -> type[nn.Module]:
+        return type(self[2]) if len(self) > 2 else nn.Identity
 
     def _layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
         return self[0], self[1]  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not takes_fused_path(x, self.fused, self.objection, type(self).__name__):
+        if not takes_fused_path(x, self.fused, self.objection(), type(self).__name__):
             plain: Tensor = super().forward(x)
             return plain
         conv, norm = self._layers()
         y, seen = convolve(x, conv, takes_batch_statistics(norm))
-        return norm_activation(y, norm, self.activation, seen)
+        return norm_activation(y, norm, ACTIVATIONS[self._activation()], seen)
 
 
 class FusedHead(FusedConvNormActivation):
@@ -117,10 +122,12 @@ class FusedHead(FusedConvNormActivation):
         y, seen = convolve(x, conv, takes_batch_statistics(norm))
         moments = _statistics(y, norm, seen)
         with torch.autocast(y.device.type, enabled=False):
-            pooled, variance = NormPool.apply(norm_options(norm, self.activation), y, moments, norm.weight, norm.bias)
+            pooled, variance = NormPool.apply(
+                norm_options(norm, ACTIVATIONS[self._activation()]), y, moments, norm.weight, norm.bias
+            )
         return pooled, variance
 
     def can_pool(self, x: Tensor) -> bool:
         """Whether `pool` serves this input; otherwise, and where a hook waits for the map, take the map and pool that."""
         hooked = self._forward_hooks or self._forward_pre_hooks
-        return not hooked and takes_fused_path(x, self.fused, self.objection, type(self).__name__)
+        return not hooked and takes_fused_path(x, self.fused, self.objection(), type(self).__name__)

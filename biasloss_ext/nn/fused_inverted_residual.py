@@ -45,15 +45,20 @@ def gate_of(module: SqueezeExcite) -> Gate:
     return Gate(reduce, excite, maps.RELU, maps.HARDSIGMOID)  # type: ignore[arg-type]
 
 
-def objection_to(layers: nn.Sequential, fused: Fused, name: str) -> str | None:
-    """Why the layers have no fused kernels, or None; a ValueError where ``fused`` is True."""
+def objection_to(layers: nn.Sequential) -> str | None:
+    """Why the layers have no fused kernels, or None. Asked at each call: a converted normalisation is another module."""
+    unknown = [type(layers[i]).__name__ for i in (2, 5) if type(layers[i]) not in ACTIVATIONS]
+    return f"the activation is {unknown[0]}" if unknown else why_not_fusable(parts_of(layers))
+
+
+def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
+    """``fused`` itself; a ValueError where it is no choice, or True for layers without fused kernels."""
     if fused not in ("auto", True, False):
         raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
-    unknown = [type(layers[i]).__name__ for i in (2, 5) if type(layers[i]) not in ACTIVATIONS]
-    objection = f"the activation is {unknown[0]}" if unknown else why_not_fusable(parts_of(layers))
+    objection = objection_to(layers)
     if objection is not None and fused is True:
         raise ValueError(f"{name} has no fused kernels: {objection}; fused='auto' takes the plain layers instead")
-    return objection
+    return fused
 
 
 class FusedInvertedResidual(InvertedResidual):
@@ -71,11 +76,10 @@ class FusedInvertedResidual(InvertedResidual):
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.fused = fused
-        self.objection = objection_to(self.conv, fused, type(self).__name__)
+        self.fused = check_fused(fused, self.conv, type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not takes_fused_path(x, self.fused, self.objection, type(self).__name__):
+        if not takes_fused_path(x, self.fused, objection_to(self.conv), type(self).__name__):
             return super().forward(x)
         return fused_block(x, parts_of(self.conv), x if self.has_residual else None)
 
@@ -85,11 +89,10 @@ class FusedSkipBlock(SkipBlock):
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.fused = fused
-        self.objection = objection_to(self.core_block, fused, type(self).__name__)
+        self.fused = check_fused(fused, self.core_block, type(self).__name__)
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
-        if not takes_fused_path(early, self.fused, self.objection, type(self).__name__):
+        if not takes_fused_path(early, self.fused, objection_to(self.core_block), type(self).__name__):
             return super().forward(early, later)
         pooled = F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1]))
         return fused_block(pooled, parts_of(self.core_block), later)

@@ -1,0 +1,78 @@
+"""Blocks with everything about them drawn, and what a training step makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from biasloss_ext.nn import InvertedResidual
+
+
+@dataclass
+class Case:
+    block: InvertedResidual
+    images: Tensor
+    grad: Tensor
+    training: bool
+
+
+def randomise(module: nn.Module, generator: torch.Generator) -> None:
+    """Normalisations as after some training: no ones, no zeros."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (norm.weight, 0.5, 1.5),
+                (norm.bias, -1.0, 1.0),
+                (norm.running_mean, -1.0, 1.0),
+                (norm.running_var, 0.5, 2.0),
+            ):
+                assert tensor is not None
+                tensor.data = torch.rand(tensor.shape, generator=generator) * (high - low) + low
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    channels = draw(st.sampled_from((1, 3, 8, 16, 24)))
+    out_channels = draw(st.sampled_from((channels, 5, 24)))
+    kernel, stride = draw(st.sampled_from((3, 5, 7))), draw(st.sampled_from((1, 2)))
+    activation = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = InvertedResidual(
+            channels,
+            draw(st.sampled_from((channels, 7, 16, 40, 72))),
+            out_channels,
+            kernel,
+            stride,
+            draw(st.booleans()),
+            activation,
+        )
+    randomise(block, generator)
+    shape = (draw(st.integers(1, 4)), channels, draw(st.integers(2, 12)), draw(st.integers(2, 12)))
+    offset = draw(st.sampled_from((0.0, 3.0, 100.0)))
+    images = torch.randn(shape, generator=generator) + offset * torch.randn((1, channels, 1, 1), generator=generator)
+    height, width = (-(-size // stride) for size in shape[2:])
+    training = draw(st.booleans())
+    if shape[0] * height * width == 1:  # one value per channel has no variance
+        training = False
+    grad = torch.randn((shape[0], out_channels, height, width), generator=generator)
+    return Case(block, images, grad, training)
+
+
+def step(forward: nn.Module, module: nn.Module, images: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Everything that a forward and a backward pass leave behind, by name."""
+    images = images.detach().clone().requires_grad_()
+    out = forward(images)
+    out.backward(grad.to(out.dtype))
+    assert images.grad is not None
+    left = {"output": out.detach(), "gradient of the input": images.grad}
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        left[f"gradient of {name}"] = parameter.grad
+    left |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return left

@@ -1,0 +1,221 @@
+"""Fused blocks against the plain ones in float64: outputs, gradients, running statistics; both schemes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from blocks import Case, cases, randomise, step
+from hypothesis import given, settings
+from oracle import assert_as_close_as_torch
+from torch import Tensor, nn
+
+from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock, InvertedResidual, SkipBlock
+from biasloss_ext.nn.fused_block import fused_block
+from biasloss_ext.nn.fused_inverted_residual import parts_of
+
+SCHEMES = {"expand-free": True, "stored": False}
+
+
+class Fused(nn.Module):
+    """A plain block through the fused ops, whatever backend."""
+
+    def __init__(self, block: InvertedResidual, scheme: bool, backend: str) -> None:
+        super().__init__()
+        self.block, self.scheme, self.backend = block, scheme, backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.block.has_residual else None
+        return fused_block(x, parts_of(self.block.conv), residual, scheme=self.scheme, backend=self.backend)
+
+
+def fused_step(case: Case, scheme: bool, backend: str, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    block = copy.deepcopy(case.block).to(dtype).train(case.training)
+    return step(Fused(block, scheme, backend), block, case.images.to(dtype), case.grad.to(dtype), **options)
+
+
+def plain_step(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    block = copy.deepcopy(case.block).to(dtype).train(case.training)
+    return step(block, block, case.images.to(dtype), case.grad.to(dtype))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_the_algebra_is_exact(backend: str, scheme: str, case: Case) -> None:
+    """In float64 the fused block is the plain one."""
+    exact, fused = plain_step(case, torch.float64), fused_step(case, SCHEMES[scheme], backend, torch.float64)
+    assert exact.keys() == fused.keys()
+    largest = max(value.abs().max().item() for name, value in exact.items() if name.startswith("gradient"))
+    for name, value in exact.items():
+        # What is zero in exact arithmetic, like the gradient of a shift before a normalisation, is rounding in both.
+        scale = max(value.abs().max().item(), 1e-3 * largest)
+        torch.testing.assert_close(fused[name], value, rtol=0, atol=1e-8 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("backend", ["cpu"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_as_close_to_float64_as_eager(backend: str, scheme: str, case: Case) -> None:
+    exact, eager = plain_step(case, torch.float64), plain_step(case, torch.float32)
+    fused = fused_step(case, SCHEMES[scheme], backend, torch.float32)
+    largest = max(value.abs().max().item() for name, value in exact.items() if name.startswith("gradient"))
+    for name, truth in exact.items():
+        scale = largest if name.startswith("gradient") else 1.0
+        # Sums over hundreds of terms of this size: a few roundings of each.
+        assert_as_close_as_torch(fused[name], truth, eager[name], 4 * scale, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_autocast(scheme: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    block = InvertedResidual(16, 48, 16, 3, 1, True)
+    randomise(block, generator)
+    images, grad = (torch.randn(4, 16, 9, 9, generator=generator) for _ in range(2))
+    case = Case(block, images, grad, True)
+    exact = plain_step(case, torch.float64)
+    with torch.autocast("cpu", dtype):
+        eager, fused = plain_step(case, torch.float32), fused_step(case, SCHEMES[scheme], "cpu", torch.float32)
+    assert fused["output"].dtype == dtype
+    for name, truth in exact.items():
+        own = (eager[name].double() - truth).abs().max()
+        error = (fused[name].double() - truth).abs().max()
+        assert error <= 2 * own + 1e-2 * truth.abs().max(), f"{name}: {error:.3g}, eager {own:.3g}"
+        assert name == "output" or fused[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bit_identical_from_run_to_run(scheme: str) -> None:
+    case = Case(InvertedResidual(24, 72, 24, 5, 1, True), torch.randn(3, 24, 14, 14), torch.randn(3, 24, 14, 14), True)
+    first, second = (fused_step(case, SCHEMES[scheme], "cpu", torch.float32) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_block_without_expansion() -> None:
+    block = InvertedResidual(8, 8, 12, 3, 2, True).double()
+    randomise(block, torch.Generator().manual_seed(1))
+    parts = parts_of(block.conv)._replace(expand=None, expand_norm=None, expand_activation=0)
+    plain = nn.Sequential(*block.conv[3:])
+    images, grad = torch.randn(2, 8, 7, 9, dtype=torch.float64), torch.randn(2, 12, 4, 5, dtype=torch.float64)
+    twin = copy.deepcopy(plain)
+    exact = step(plain, plain, images, grad)
+
+    class Twin(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return fused_block(x, parts, backend="cpu")
+
+    block.zero_grad()
+    block.conv[3:].load_state_dict(twin.state_dict())
+    fused = step(Twin(), nn.Sequential(*block.conv[3:]), images, grad)
+    for name, value in exact.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-9, atol=1e-9 * value.abs().max().item(), msg=name)
+
+
+def test_skip_block() -> None:
+    plain = SkipBlock(8, 24, 16, 5).double()
+    randomise(plain, torch.Generator().manual_seed(2))
+    fused = FusedSkipBlock(8, 24, 16, 5).double()
+    fused.load_state_dict(plain.state_dict())
+    early, later, grad = (torch.randn(s, dtype=torch.float64) for s in ((2, 8, 12, 16), (2, 16, 3, 4), (2, 16, 3, 4)))
+    results = []
+    for block in (plain, fused):
+        inputs = [t.clone().requires_grad_() for t in (early, later)]
+        out = block(*inputs)
+        out.backward(grad)
+        results.append([out, *(t.grad for t in inputs), *(p.grad for p in block.parameters()), *block.buffers()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+def test_saves_little_for_backward() -> None:
+    """The expanded map is not among what is kept, and the rest is kept once."""
+
+    def saved_bytes(block: nn.Module) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        images = torch.randn(4, 16, 32, 32, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            block(images)
+        return sum(seen.values())
+
+    plain, fused = InvertedResidual(16, 96, 16, 3), FusedInvertedResidual(16, 96, 16, 3)
+    assert saved_bytes(fused) <= 0.35 * saved_bytes(plain)
+
+
+def test_errors() -> None:
+    with pytest.raises(
+        ValueError, match="FusedInvertedResidual has no fused kernels: the kernel is 9 x 9, there are 3 x 3"
+    ):
+        FusedInvertedResidual(8, 16, 8, 9, fused=True)
+    with pytest.raises(ValueError, match="has no fused kernels: the activation is Tanh"):
+        FusedInvertedResidual(8, 16, 8, 3, activation=nn.Tanh, fused=True)
+    with pytest.raises(ValueError, match="fused must be 'auto', True or False, got 'yes'"):
+        FusedInvertedResidual(8, 16, 8, 3, fused="yes")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"FusedInvertedResidual\(fused=True\) cannot run here: no kernels of"):
+        FusedInvertedResidual(8, 16, 8, 3, fused=True).to("meta")(torch.empty(1, 8, 4, 4, device="meta"))
+    odd = FusedInvertedResidual(8, 16, 8, 9)  # "auto" takes the plain layers
+    assert odd(torch.randn(1, 8, 12, 12)).shape == (1, 8, 12, 12)
+
+
+def test_second_derivative_is_refused() -> None:
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    out = FusedInvertedResidual(8, 16, 8, 3)(x)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+def test_one_value_per_channel_cannot_be_normalised() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        FusedInvertedResidual(8, 16, 8, 3)(torch.randn(1, 8, 1, 1))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
+def test_layouts(layout: str) -> None:
+    block = FusedInvertedResidual(8, 16, 8, 3).eval()
+    x = torch.randn(2, 8, 6, 5)
+    laid_out = {
+        "contiguous": x,
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "sliced": torch.cat((x, x), 1)[:, :8],
+    }[layout]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            block(laid_out), block(x.contiguous(memory_format=torch.channels_last)), rtol=0, atol=0
+        )
+
+
+def test_converted_normalisations_take_the_plain_path() -> None:
+    """SyncBatchNorm takes its statistics over processes: none of the fused ops' business."""
+    block = nn.SyncBatchNorm.convert_sync_batchnorm(FusedInvertedResidual(8, 16, 8, 3)).eval()
+    assert block(torch.randn(2, 8, 6, 6)).shape == (2, 8, 6, 6)
+
+
+def test_momentum_none_and_no_statistics() -> None:
+    for options in (
+        {"momentum": None},
+        {"track_running_stats": False},
+        {"affine": False},
+        {"eps": 0.1, "momentum": 0.5},
+    ):
+        plain = InvertedResidual(8, 16, 8, 3)
+        for index in (1, 4, 8):
+            plain.conv[index] = nn.BatchNorm2d(plain.conv[index].num_features, **options)
+        fused = FusedInvertedResidual(8, 16, 8, 3)
+        fused.conv = copy.deepcopy(plain.conv)
+        plain, fused = plain.double(), fused.double()
+        for _ in range(2):
+            x = torch.randn(3, 8, 5, 5, dtype=torch.float64)
+            torch.testing.assert_close(fused(x), plain(x), rtol=1e-9, atol=1e-9)
+        for a, b in zip(plain.buffers(), fused.buffers(), strict=True):
+            torch.testing.assert_close(b, a)
+        torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
