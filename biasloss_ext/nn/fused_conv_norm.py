@@ -98,6 +98,9 @@ class FusedConvNormActivation(nn.Sequential):
     def _activation(self) -> type[nn.Module]:
         return type(self[2]) if len(self) > 2 else nn.Identity
 
+    def _number(self) -> int:
+        return ACTIVATIONS[self._activation()]
+
     def _layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
         return self[0], self[1]  # type: ignore[return-value]
 
@@ -107,7 +110,7 @@ class FusedConvNormActivation(nn.Sequential):
             return plain
         conv, norm = self._layers()
         y, seen = convolve(x, conv, takes_batch_statistics(norm))
-        return norm_activation(y, norm, ACTIVATIONS[self._activation()], seen)
+        return norm_activation(y, norm, self._number(), seen)
 
 
 class FusedHead(FusedConvNormActivation):
@@ -123,7 +126,7 @@ class FusedHead(FusedConvNormActivation):
         moments = _statistics(y, norm, seen)
         with torch.autocast(y.device.type, enabled=False):
             pooled, variance = NormPool.apply(
-                norm_options(norm, ACTIVATIONS[self._activation()]), y, moments, norm.weight, norm.bias
+                norm_options(norm, self._number()), y, moments, norm.weight, norm.bias
             )
         return pooled, variance
 

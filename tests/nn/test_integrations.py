@@ -1,0 +1,59 @@
+"""`accelerate` and `optimize_for_inference` on torchvision's and timm's own models; skipped where they cannot be imported."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from blocks import randomise, step
+from torch import nn
+
+from biasloss_ext import accelerate, optimize_for_inference
+
+
+def imported(package: str) -> Any:
+    try:
+        return __import__(package)
+    except (ImportError, RuntimeError) as error:  # torchvision beside a CPU-only torch fails while it registers its ops
+        pytest.skip(f"{package} cannot be imported: {str(error).splitlines()[0]}")
+
+
+def check(model: nn.Module, blocks: int) -> None:
+    """Accelerated and optimised, the model computes what it computed, in float64."""
+    randomise(model, torch.Generator().manual_seed(0))
+    model = model.double()
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused = copy.deepcopy(model)
+    report = accelerate(fused)
+    assert len(report.swapped) >= blocks, report
+    assert list(fused.state_dict()) == list(model.state_dict())
+    results = []
+    for network in (model, fused):
+        torch.manual_seed(2)
+        network.train()
+        results.append(step(network, network, images, torch.ones(2, 10, dtype=torch.float64)))
+    for name, value in results[0].items():
+        atol = 1e-7 * max(value.abs().max().item(), 1.0)
+        torch.testing.assert_close(results[1][name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+    with torch.no_grad():
+        expected = model.eval()(images)
+        torch.testing.assert_close(optimize_for_inference(model)(images), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("mobilenet_v2", 17), ("mobilenet_v3_small", 11), ("mobilenet_v3_large", 15), ("efficientnet_b0", 16)],
+)
+def test_torchvision(name: str, blocks: int) -> None:
+    check(getattr(imported("torchvision").models, name)(num_classes=10), blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("mobilenetv2_100", 17), ("mobilenetv3_large_100", 15), ("efficientnet_b0", 16), ("efficientnet_lite0", 16)],
+)
+def test_timm(name: str, blocks: int) -> None:
+    check(imported("timm").create_model(name, num_classes=10), blocks)

@@ -1,0 +1,166 @@
+"""`accelerate` and `optimize_for_inference` on blocks of torchvision, timm and this package."""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent / "nn"))
+import lookalikes
+from blocks import randomise, step
+
+from biasloss_ext import FeatureTap, accelerate, optimize_for_inference
+from biasloss_ext.models import skipblocknet_xs
+from biasloss_ext.nn import FusedConvNormActivation, InvertedResidual
+from biasloss_ext.nn.fused_wrapper import FusedBlock
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    made = lookalikes.network().double()
+    randomise(made, torch.Generator().manual_seed(0))
+    return made.double()
+
+
+def images() -> Tensor:
+    return torch.randn(3, 3, 32, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_accelerated_is_the_same_network(training: bool) -> None:
+    plain = model().train(training)
+    fused = copy.deepcopy(plain)
+    report = accelerate(fused)
+    assert [entry.name for entry in report.swapped] == [str(i) for i in range(9)]
+    assert not report.left
+    assert sum(isinstance(module, FusedBlock) for module in fused) == 7
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    grad = torch.randn(3, 10, dtype=torch.float64)
+    results = []
+    for network in (plain, fused):
+        torch.manual_seed(2)  # the same samples are dropped
+        results.append(step(network, network, images(), grad))
+    for name, value in results[0].items():
+        atol = 1e-9 * max(value.abs().max().item(), 1.0)
+        torch.testing.assert_close(results[1][name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_optimisers_checkpoints_and_modes_stay_valid() -> None:
+    network = model()
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    accelerate(network)
+    network(images()).sum().backward()
+    optimiser.step()
+    changed = network.state_dict()
+    assert any(not torch.equal(changed[name], value) for name, value in before.items())
+    model().load_state_dict(changed, strict=True)
+    network.load_state_dict(before, strict=True)
+    network.eval()
+    assert not any(module.training for module in network.modules())
+    twin = copy.deepcopy(network)
+    torch.testing.assert_close(twin(images()), network(images()), rtol=0, atol=0)
+    saved = io.BytesIO()
+    torch.save(twin.state_dict(), saved)
+    for parameter in twin.parameters():
+        parameter.data.zero_()
+    assert network(images()).abs().max() > 0, "a copy shares its parameters with the original"
+
+
+def test_report_says_what_was_left_and_why() -> None:
+    network = model()
+    network[2].block[1][0] = nn.Conv2d(40, 40, 9, 2, 4, groups=40, bias=False).double()
+    network[7].bn2.act = nn.ReLU()
+    network[5].block[0][2] = nn.Tanh()
+    text = str(accelerate(network))
+    assert "6 of 9 blocks and layers are fused" in text
+    assert "2 (InvertedResidual): left, the kernel is 9 x 9, there are 3 x 3, 5 x 5, 7 x 7" in text
+    assert "7 (DepthwiseSeparableConv): left, an activation follows the projection" in text
+    assert "5 (MBConv): left, the activation is Tanh" in text
+    assert network(images()).shape == (3, 10)
+
+
+def test_fused_true_names_the_block_and_swaps_nothing() -> None:
+    network = model()
+    network[7].bn2.act = nn.ReLU()
+    with pytest.raises(ValueError, match=r"7 \(DepthwiseSeparableConv\) has no fused kernels: an activation follows"):
+        accelerate(network, fused=True)
+    assert not any(isinstance(module, (FusedBlock, FusedConvNormActivation)) for module in network.modules())
+
+
+def test_bad_input() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        accelerate("mobilenet")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the model is itself a block"):
+        accelerate(InvertedResidual(8, 16, 8, 3))
+    with pytest.raises(ValueError, match="fused must be 'auto' or True, got False"):
+        accelerate(model(), fused=False)
+    with pytest.raises(TypeError, match="got str"):
+        optimize_for_inference("mobilenet")  # type: ignore[arg-type]
+
+
+def test_hooks_stay() -> None:
+    network = model()
+    tapped = FeatureTap(network, "6")
+    accelerate(network)
+    features, scores = tapped(images())
+    assert features.shape == (3, 24, 4, 3)
+    assert scores.shape == (3, 10)
+
+
+def test_own_models_are_switched_on() -> None:
+    network = skipblocknet_xs(num_classes=10, fused=False)
+    report = accelerate(network)
+    assert network.base_block.fused == "auto"
+    assert len(report.swapped) == 19  # 15 inverted residuals, two skip blocks, stem and last convolution
+    assert not report.left
+
+
+def test_optimized_gives_the_same_scores() -> None:
+    network = model().eval()
+    optimized = optimize_for_inference(network)
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(images()), network(images()), rtol=1e-9, atol=1e-9)
+    accelerated = model().eval()
+    accelerate(accelerated)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            optimize_for_inference(accelerated)(images()), network(images()), rtol=1e-9, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("return_features", ["none", "variance", "features"])
+def test_optimized_skipblocknet(return_features: str) -> None:
+    network = skipblocknet_xs(num_classes=10, return_features=return_features).double().eval()
+    randomise(network, torch.Generator().manual_seed(3))
+    network = network.double()
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(optimize_for_inference(network)(x), network(x), rtol=1e-8, atol=1e-8)
+
+
+def test_optimized_follows_conversions() -> None:
+    network = model().eval()
+    optimized = optimize_for_inference(network).float()
+    x = images().float()
+    with torch.no_grad():
+        expected = network(images())
+        torch.testing.assert_close(optimized(x), expected.float(), rtol=1e-4, atol=1e-4)
+        half = optimize_for_inference(network).to(torch.bfloat16)
+        torch.testing.assert_close(half(x.bfloat16()).double(), expected, rtol=0.1, atol=0.1)
+    assert next(network.parameters()).dtype == torch.float64, "the model itself was changed"
+    with pytest.raises(RuntimeError, match="cannot be trained; train the one it was made of"):
+        optimized.train()
+
+
+def test_normalisation_without_statistics_cannot_be_folded() -> None:
+    network = model()
+    network[1].block[0][1] = nn.BatchNorm2d(16, track_running_stats=False)
+    with pytest.raises(ValueError, match="track_running_stats is False"):
+        optimize_for_inference(network)
