@@ -8,7 +8,8 @@
 
 namespace biasloss {
 
-constexpr unsigned kLargestBlockWarps = kLargestBlock / kWarpSize;
+// Shared memory has room for a value of each.
+constexpr unsigned kMostWarps = largest_block(sizeof(float)) / kWarpSize;
 
 // Merges the splits of every sample. Leaves the variances where the weights will be, and the samples' losses before
 // their weights; returns this thread's share of the extrema and of the denominator.
@@ -44,8 +45,8 @@ __device__ __forceinline__ void merge_splits(const ForwardParameters<T, Acc>& p,
 
 template <class T, class Acc>
 __device__ __forceinline__ void finish_batch(const ForwardParameters<T, Acc>& p) {
-  BIASLOSS_SHARED(Extrema<Acc>, warp_extrema, kLargestBlockWarps);
-  BIASLOSS_SHARED(Acc, warp_sum, kLargestBlockWarps);
+  BIASLOSS_SHARED(Extrema<Acc>, warp_extrema, kMostWarps);
+  BIASLOSS_SHARED(Acc, warp_sum, kMostWarps);
   Extrema<Acc> extrema = empty_extrema<Acc>();
   Acc denominator = 0;
   merge_splits(p, extrema, denominator);

@@ -8,7 +8,6 @@
 namespace biasloss {
 
 constexpr unsigned kFeatureWarpsOfLoss = kFeatureThreads / kWarpSize;
-constexpr unsigned kMostScoreWarps = kLargestBlockWarps;
 
 // Rows of one thread or one warp each: every row is finished by its first thread.
 template <class T, class Acc>
@@ -40,10 +39,11 @@ __device__ __forceinline__ LossSums<Acc> loss_of_positions(const ForwardParamete
 
 // kOnePosition: a sample has one row, which all score threads of its first block share.
 template <class T, class Acc, bool kOnePosition>
-__global__ void __launch_bounds__(kLargestBlock, 1) bias_loss_forward_kernel(const ForwardParameters<T, Acc> p) {
+__global__ void __launch_bounds__(largest_block(sizeof(T)), 1)
+    bias_loss_forward_kernel(const ForwardParameters<T, Acc> p) {
   BIASLOSS_SHARED(Moments<Acc>, warp_moments, kFeatureWarpsOfLoss);
-  BIASLOSS_SHARED(ScoreRow<Acc>, warp_rows, kMostScoreWarps);
-  BIASLOSS_SHARED(LossSums<Acc>, warp_sums, kMostScoreWarps);
+  BIASLOSS_SHARED(ScoreRow<Acc>, warp_rows, kMostWarps);
+  BIASLOSS_SHARED(LossSums<Acc>, warp_sums, kMostWarps);
   BIASLOSS_SHARED(bool, is_last_block, 1);
   const ScoreBatch<T, Acc>& b = p.scores;
   const int64_t sample = blockIdx.x / p.splits;

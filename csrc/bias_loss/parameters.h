@@ -12,7 +12,8 @@ namespace biasloss {
 enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2 };
 enum class TargetKind : int { kInt64, kInt32, kUInt8, kProbability };
 
-constexpr unsigned kLargestBlock = 512;
+// Threads of a forward block. float64 takes more registers than a block of 512 leaves each thread.
+constexpr unsigned largest_block(int64_t element_size) { return element_size == sizeof(double) ? 384 : 512; }
 
 struct ScoreStrides {
   int64_t sample, klass, position;
@@ -94,18 +95,18 @@ inline unsigned round_up_to_warp(int64_t threads, unsigned most) {
 
 inline ForwardPlan plan_forward(int64_t samples, int64_t classes, int64_t positions, bool classes_adjacent,
                                 bool with_features, int64_t activations, int64_t element_size, int multiprocessors) {
-  constexpr unsigned kMostScoreThreads = kLargestBlock - kFeatureThreads;
+  const unsigned most_score_threads = largest_block(element_size) - kFeatureThreads;
   ForwardPlan plan;
   plan.feature_threads = with_features ? kFeatureThreads : 0;
   plan.splits = with_features ? feature_splits(samples, activations, element_size, multiprocessors) : 1;
   if (positions <= 1) {
     // One warp hides behind the feature stream; without it, or with many classes, a row wants more loads in flight.
     const unsigned fewest = with_features ? 32 : 128;
-    plan.score_threads = std::max(fewest, classes <= 2048 ? 32u : classes <= 16384 ? 128u : kMostScoreThreads);
+    plan.score_threads = std::max(fewest, classes <= 2048 ? 32u : classes <= 16384 ? 128u : most_score_threads);
     plan.threads_per_row = plan.score_threads;
   } else {
     plan.threads_per_row = classes_adjacent ? 32 : 1;
-    plan.score_threads = round_up_to_warp(positions * plan.threads_per_row, kMostScoreThreads);
+    plan.score_threads = round_up_to_warp(positions * plan.threads_per_row, most_score_threads);
     const int64_t rows_at_once = plan.score_threads / plan.threads_per_row;
     const int64_t useful = (positions + rows_at_once - 1) / rows_at_once;
     const int64_t wanted = (16 * int64_t(multiprocessors) + samples - 1) / samples;

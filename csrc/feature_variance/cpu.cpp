@@ -52,19 +52,20 @@ void FeatureMoments::compute(int64_t begin, int64_t end) {
     const int64_t start = piece % pieces_per_sample_ * kPieceLength;
     const int64_t offset = piece / pieces_per_sample_ * sample_stride + start;
     const int64_t length = std::min(kPieceLength, length_ - start);
-    const auto keep = [&](const auto& m) { partial_[piece] = {double(m.count), double(m.mean), double(m.m2)}; };
     switch (dtype) {
       case ScalarType::Float:
-        keep(table.of_float32(static_cast<const float*>(data) + offset, length));
+        partial_[piece] = table.of_float32(static_cast<const float*>(data) + offset, length);
         break;
       case ScalarType::Double:
-        keep(table.of_float64(static_cast<const double*>(data) + offset, length));
+        partial_[piece] = table.of_float64(static_cast<const double*>(data) + offset, length);
         break;
       case ScalarType::Half:
-        keep(table.of_float16(reinterpret_cast<const Float16*>(static_cast<const uint16_t*>(data) + offset), length));
+        partial_[piece] =
+            table.of_float16(reinterpret_cast<const Float16*>(static_cast<const uint16_t*>(data) + offset), length);
         break;
       default:
-        keep(table.of_bfloat16(reinterpret_cast<const BFloat16*>(static_cast<const uint16_t*>(data) + offset), length));
+        partial_[piece] =
+            table.of_bfloat16(reinterpret_cast<const BFloat16*>(static_cast<const uint16_t*>(data) + offset), length);
     }
   }
 }

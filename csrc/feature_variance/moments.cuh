@@ -45,14 +45,15 @@ struct ShiftedSums {
     count += Vector<T>::kSize;
   }
 
-  __device__ __forceinline__ Moments<Acc> moments() const {
-    return moments_from_shifted_sums(static_cast<Acc>(count), shift, sum, sum_of_squares);
+  // With the mean relative to `origin`.
+  __device__ __forceinline__ Moments<Acc> moments(Acc origin) const {
+    return moments_from_shifted_sums(static_cast<Acc>(count), shift - origin, sum, sum_of_squares);
   }
 };
 
 // One thread's share of a dense run, read by `threads` threads together.
 template <class T, class Acc>
-__device__ __forceinline__ Moments<Acc> moments_of_run(const T* run, unsigned count, unsigned thread,
+__device__ __forceinline__ Moments<Acc> moments_of_run(const T* run, unsigned count, Acc origin, unsigned thread,
                                                        unsigned threads) {
   const AlignedRun aligned = aligned_run(run, count);
   const T* body = run + aligned.head;
@@ -75,9 +76,11 @@ __device__ __forceinline__ Moments<Acc> moments_of_run(const T* run, unsigned co
   for (unsigned u = 0; u < kVectorsInFlight - 1; ++u)
     if (v + u * threads < aligned.vectors) sums.push(rest[u]);
   if (thread < aligned.edges()) sums.push(static_cast<Acc>(run[aligned.edge(thread)]));
-  return sums.moments();
+  return sums.moments(origin);
 }
 
+// Means are relative to the sample's first activation: merging the moments of threads, warps and slices squares the
+// differences of their means, which must not be rounded to the precision of a mean that is large beside the spread.
 template <class T, class Acc>
 __device__ __forceinline__ Moments<Acc> moments_of_slice(const FeatureBatch<T>& features, int64_t sample,
                                                          unsigned split) {
@@ -85,8 +88,9 @@ __device__ __forceinline__ Moments<Acc> moments_of_slice(const FeatureBatch<T>& 
   const int64_t left = features.activations - begin;
   const int64_t count = left < features.slice ? left : features.slice;
   if (count <= 0) return {Acc(0), Acc(0), Acc(0)};
-  return moments_of_run<T, Acc>(features.data + sample * features.sample_stride + begin, static_cast<unsigned>(count),
-                                threadIdx.x, kFeatureThreads);
+  const T* first = features.data + sample * features.sample_stride;
+  const Acc origin = static_cast<Acc>(*first);
+  return moments_of_run<T, Acc>(first + begin, static_cast<unsigned>(count), origin, threadIdx.x, kFeatureThreads);
 }
 
 // Partial results of all blocks, as three arrays: written by one block each, read by the last one past the L1 cache.

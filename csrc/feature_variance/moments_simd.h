@@ -12,10 +12,10 @@ struct Float16;
 struct BFloat16;
 
 struct MomentsTable {
-  Moments<float> (*of_float32)(const float*, int64_t);
+  Moments<double> (*of_float32)(const float*, int64_t);
   Moments<double> (*of_float64)(const double*, int64_t);
-  Moments<float> (*of_float16)(const Float16*, int64_t);
-  Moments<float> (*of_bfloat16)(const BFloat16*, int64_t);
+  Moments<double> (*of_float16)(const Float16*, int64_t);
+  Moments<double> (*of_bfloat16)(const BFloat16*, int64_t);
 };
 
 namespace baseline {

@@ -6,10 +6,10 @@ ARCHITECTURES = (80, 90, 100)
 
 # Registers a thread, on whichever architecture takes most: sm_100 takes up to 32 more than the others.
 REGISTERS = {
-    ("feature_variance_kernel", "float"): 48,
-    ("feature_variance_kernel", "half"): 48,
-    ("feature_variance_kernel", "bfloat16"): 48,
-    ("feature_variance_kernel", "double"): 72,
+    ("feature_variance_kernel", "float"): 40,
+    ("feature_variance_kernel", "half"): 40,
+    ("feature_variance_kernel", "bfloat16"): 40,
+    ("feature_variance_kernel", "double"): 56,
     ("bias_loss_forward_kernel, one position", "float"): 72,
     ("bias_loss_forward_kernel, one position", "half"): 96,
     ("bias_loss_forward_kernel, one position", "bfloat16"): 96,
@@ -17,7 +17,7 @@ REGISTERS = {
     ("bias_loss_forward_kernel, many positions", "float"): 104,
     ("bias_loss_forward_kernel, many positions", "half"): 128,
     ("bias_loss_forward_kernel, many positions", "bfloat16"): 120,
-    ("bias_loss_forward_kernel, many positions", "double"): 128,
+    ("bias_loss_forward_kernel, many positions", "double"): 152,
     ("bias_loss_backward_kernel", "float"): 80,
     ("bias_loss_backward_kernel", "half"): 80,
     ("bias_loss_backward_kernel", "bfloat16"): 80,
@@ -26,12 +26,9 @@ REGISTERS = {
     ("weigh_positions_kernel", "double"): 32,
 }
 
-# Bytes of stack, by kernel, dtype and architecture: the one kernel that spills, in float64, which is there for exactness.
-STACK = {("bias_loss_forward_kernel, many positions", "double", 100): 32}
-
 # 16-byte loads that the innermost loop over the features or the scores has in flight before the first one is used.
 VECTOR_LOADS_IN_FLIGHT = {
-    "feature_variance_kernel": 3,  # 4 but for float64 on sm_80 and sm_90
+    "feature_variance_kernel": 4,
     "bias_loss_forward_kernel, one position": 4,
     "bias_loss_forward_kernel, many positions": 4,
     "bias_loss_backward_kernel": 4,

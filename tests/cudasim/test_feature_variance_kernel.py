@@ -61,6 +61,14 @@ def test_error_far_from_zero(
     torch.testing.assert_close(variance.double(), features.double().var(dim=1), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("activations", [2, 3, 5, 17, 100, 1000])
+def test_error_of_few_activations_far_from_zero(simulator: ModuleType, activations: int) -> None:
+    """A thread then has one activation or a few, and the variance comes from the merges."""
+    noise = torch.randn(32, activations, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    features = (noise + 1000).float()
+    check(features, *run(simulator, features))
+
+
 @pytest.mark.parametrize("samples", [1, 2, 5, 40])
 def test_any_number_of_samples_and_splits(simulator: ModuleType, samples: int) -> None:
     """From 66 slices a sample, more than a warp merges at once, down to one."""

@@ -19,12 +19,23 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("ratio", [0, 1, 30, 1000])
-@pytest.mark.parametrize("shape", [(3, 960, 7, 7), (2, 40001), (5, 17)])
+@pytest.mark.parametrize("shape", [(3, 960, 7, 7), (2, 40001), (50, 17), (50, 3)])
 def test_error_below_1e5_far_from_zero(backend: str, dtype: torch.dtype, ratio: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(ratio)
     features = (torch.randn(shape, dtype=torch.float64) + ratio).to(dtype)
     truth = oracle.variance(features)
     torch.testing.assert_close(feature_variance(features, backend=backend).double(), truth, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "roundings"), [(torch.float32, 3), (torch.bfloat16, 16), (torch.float16, 16)])
+@pytest.mark.parametrize("ratio", [3, 1000])
+def test_rounding_does_not_pile_up_on_the_cpu(dtype: torch.dtype, roundings: int, ratio: int) -> None:
+    """Neither where parts of a sample are merged, nor where few distinct values are rounded alike many times over."""
+    torch.manual_seed(0)
+    features = (torch.randn(64, 960, 7, 7) + ratio).to(dtype)
+    rtol = roundings * torch.finfo(torch.float32).eps
+    ours = feature_variance(features, backend="cpu").double()
+    torch.testing.assert_close(ours, oracle.variance(features), rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
