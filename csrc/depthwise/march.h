@@ -1,0 +1,187 @@
+// What the marches down the rows of a map share: shapes, rings of rows in cache, merging of partial results.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../cpu/maps.h"
+#include "../cpu/parallel.h"
+#include "../cpu/scratch.h"
+#include "partition.h"
+#include "rows_simd.h"
+
+namespace biasloss {
+
+struct Convolution {
+  int64_t kernel, stride;
+  int64_t padding() const { return kernel / 2; }
+  int64_t taps() const { return kernel * kernel; }
+  int64_t output_size(int64_t size) const { return (size + stride - 1) / stride; }
+  MapShape output(const MapShape& in) const {
+    return {in.samples, in.channels, output_size(in.height), output_size(in.width)};
+  }
+  // Rows of the input that output row `row` reads, and rows of the output that input row `row` is read by.
+  Range inputs(int64_t row, int64_t height) const {
+    return {std::max<int64_t>(0, row * stride - padding()), std::min(height, row * stride + padding() + 1)};
+  }
+  Range outputs(int64_t row, int64_t output_height) const {
+    return {std::max<int64_t>(0, (row - padding() + stride - 1) / stride),
+            std::min(output_height, (row + padding()) / stride + 1)};
+  }
+};
+
+inline Convolution convolution(const Tensor& weight, int64_t channels, int64_t stride) {
+  STD_TORCH_CHECK(
+      weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == 1 && weight.size(2) == weight.size(3),
+      "weight: expected (", channels, ", 1, k, k)");
+  const int64_t kernel = weight.size(2);
+  STD_TORCH_CHECK(kernel == 3 || kernel == 5 || kernel == 7, "weight: expected a kernel of 3, 5 or 7, got ", kernel);
+  STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2, got ", stride);
+  return {kernel, stride};
+}
+
+template <class Function>
+const Function& of(const Function (&table)[3][2], const Convolution& c) {
+  return table[(c.kernel - 3) / 2][c.stride - 1];
+}
+
+// From the op's (2, C); may be null.
+template <class Scalar>
+Affine<Scalar> affine_of(const Scalar* values, int64_t channels, int64_t activation) {
+  return {values, values == nullptr ? nullptr : values + channels, static_cast<int>(activation)};
+}
+
+// The last `slots` rows of a map, as strips.
+template <class Scalar>
+class Ring {
+ public:
+  Ring() = default;
+  Ring(Scratch& scratch, int64_t slots, int64_t width, const Convolution& c, int64_t vectors, int64_t lanes)
+      : slots_(slots),
+        columns_(strip_columns(width, c.kernel)),
+        padding_(c.padding() * lanes),
+        row_(vectors * columns_ * lanes) {
+    data_ = scratch.take<Scalar>(slots * row_);
+  }
+  void clear() { std::fill_n(data_, slots_ * row_, Scalar(0)); }
+  Strip<Scalar> operator[](int64_t row) const { return {data_ + row % slots_ * row_ + padding_, columns_}; }
+
+ private:
+  Scalar* data_ = nullptr;
+  int64_t slots_ = 0, columns_ = 0, padding_ = 0, row_ = 0;
+};
+
+// Rows of h that output row `row` reads.
+template <class Scalar>
+Taps<Scalar> input_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t row, Range inputs) {
+  Taps<Scalar> taps = {};
+  for (int64_t r = inputs.begin; r < inputs.end; ++r) taps.add(ring[r], r - (row * c.stride - c.padding()));
+  return taps;
+}
+
+// Rows of dy that input row `row` gets its gradient from; at stride 1 the kernel is turned round.
+template <class Scalar>
+Taps<Scalar> output_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t row, Range outputs) {
+  Taps<Scalar> taps = {};
+  for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+    const int64_t index = row + c.padding() - o * c.stride;
+    taps.add(ring[o], c.stride == 1 ? c.kernel - 1 - index : index);
+  }
+  return taps;
+}
+
+// Packs per-channel rows block by block, as Partition lays them out.
+template <class Kernels, class Scalar>
+std::vector<Scalar> packed(const Kernels& kernels, const Partition& partition, const Scalar* from,
+                           int64_t channel_stride, int64_t row_stride, int64_t rows) {
+  std::vector<Scalar> to(static_cast<size_t>(partition.vectors() * rows * kernels.lanes));
+  for (int64_t block = 0; block < partition.blocks(); ++block) {
+    const Range channels = partition.channels_of(block);
+    kernels.pack(from + channels.begin * channel_stride, channel_stride, row_stride, channels.size(), rows,
+                 to.data() + partition.first_vector(block) * rows * kernels.lanes);
+  }
+  return to;
+}
+
+template <class Kernels, class Scalar>
+void unpack(const Kernels& kernels, const Partition& partition, const Scalar* from, int64_t rows, Scalar* to,
+            int64_t channel_stride, int64_t row_stride) {
+  for (int64_t block = 0; block < partition.blocks(); ++block) {
+    const Range channels = partition.channels_of(block);
+    kernels.unpack(from + partition.first_vector(block) * rows * kernels.lanes, channels.size(), rows,
+                   to + channels.begin * channel_stride, channel_stride, row_stride);
+  }
+}
+
+// Calls piece(partial, block) for every piece, on as many threads as `multiply_adds` are worth.
+template <class Piece>
+void for_each_piece(const Partition& partition, int64_t multiply_adds, const Piece& piece) {
+  constexpr int64_t kMultiplyAddsPerElement = 4;
+  if (multiply_adds == 0) return;
+  parallel_shares(multiply_adds / kMultiplyAddsPerElement, [&](int64_t share, int64_t shares) {
+    const int64_t end = partition.pieces() * (share + 1) / shares;
+    for (int64_t i = partition.pieces() * share / shares; i < end; ++i) piece(partition.partial(i), partition.block(i));
+  });
+}
+
+// Running moments [vectors][shift, mean - shift, m2][lanes] of `counts[i]` values each, merged in order: mean and
+// biased variance, [vectors][2][lanes]. See csrc/math/moments.h.
+template <class Scalar>
+std::vector<Scalar> merge_moments(const std::vector<Scalar>& partial, const std::vector<int64_t>& counts,
+                                  int64_t vectors, int64_t lanes) {
+  constexpr int64_t kMostLanes = 16;
+  std::vector<Scalar> merged(static_cast<size_t>(vectors * 2 * lanes));
+  for (int64_t v = 0; v < vectors; ++v) {
+    double mean[kMostLanes] = {}, m2[kMostLanes] = {}, count = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      if (counts[i] == 0) continue;
+      const Scalar* from = partial.data() + (int64_t(i) * vectors + v) * 3 * lanes;
+      const double added = double(counts[i]), fraction = added / (count + added);
+      for (int64_t k = 0; k < lanes; ++k) {
+        const double delta = double(from[k]) + double(from[lanes + k]) - mean[k];
+        m2[k] += double(from[2 * lanes + k]) + delta * delta * (count * fraction);
+        mean[k] += delta * fraction;
+      }
+      count += added;
+    }
+    for (int64_t k = 0; k < lanes; ++k) {
+      merged[v * 2 * lanes + k] = static_cast<Scalar>(mean[k]);
+      merged[v * 2 * lanes + lanes + k] = static_cast<Scalar>(count == 0 ? 0 : m2[k] / count);
+    }
+  }
+  return merged;
+}
+
+// The moments of a map from its running moments in every partial result.
+template <class Kernels, class Scalar>
+Tensor finished_moments(const Kernels& kernels, const Partition& partition, const std::vector<Scalar>& partial,
+                        const MapShape& shape, ScalarType dtype) {
+  std::vector<int64_t> counts;
+  for (int64_t i = 0; i < partition.partials(); ++i)
+    counts.push_back(partition.samples_of(i).size() * partition.rows_of(i).size() * shape.width);
+  const auto merged = merge_moments(partial, counts, partition.vectors(), kernels.lanes);
+  Tensor moments = empty_tensor({2, shape.channels}, dtype);
+  unpack(kernels, partition, merged.data(), 2, static_cast<Scalar*>(moments.mutable_data_ptr()), 1, shape.channels);
+  return moments;
+}
+
+// `count` rows of `size` values, added in order; the sum replaces the first.
+template <class Scalar>
+void merge_sums(Scalar* partial, int64_t count, int64_t size) {
+  if (count <= 1) return;
+  constexpr int64_t kChunk = 256;
+  parallel_shares(count * size, [&](int64_t share, int64_t shares) {
+    const int64_t chunks = (size + kChunk - 1) / kChunk;
+    for (int64_t begin = chunks * share / shares * kChunk; begin < chunks * (share + 1) / shares * kChunk;
+         begin += kChunk) {
+      const int64_t length = std::min(kChunk, size - begin);
+      double sum[kChunk] = {};
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t k = 0; k < length; ++k) sum[k] += partial[i * size + begin + k];
+      for (int64_t k = 0; k < length; ++k) partial[begin + k] = static_cast<Scalar>(sum[k]);
+    }
+  });
+}
+
+}  // namespace biasloss
