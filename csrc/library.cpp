@@ -1,11 +1,16 @@
 // What _ops.so registers: one line an op and device. The schemas are defined in Python, in biasloss_ext/ops/<op>/op.py.
 #include <torch/csrc/stable/library.h>
 
+#include "batch_norm/ops.h"
 #include "bias_loss/ops.h"
 #include "depthwise/ops.h"
 #include "feature_variance/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
+  m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
+  m.impl("batch_norm_backward", TORCH_BOX(&biasloss::batch_norm_backward_cpu));
+  m.impl("batch_norm_moments", TORCH_BOX(&biasloss::batch_norm_moments_cpu));
+  m.impl("batch_norm_sums", TORCH_BOX(&biasloss::batch_norm_sums_cpu));
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cpu));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));

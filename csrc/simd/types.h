@@ -12,4 +12,16 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What sums over elements of type T are kept in.
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using AccumulatorOf = typename Accumulator<T>::type;
+
 }  // namespace biasloss

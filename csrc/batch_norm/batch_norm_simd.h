@@ -1,0 +1,70 @@
+// The pieces of batch normalisation on a matrix of columns (csrc/cpu/tiles.h), in each instruction set. Per-column
+// values have `width` elements, accumulators `width + lanes`.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/activation_names.h"
+#include "../simd/isa.h"
+#include "../simd/types.h"
+
+namespace biasloss {
+
+template <class T>
+struct BatchNormTable {
+  using Scalar = AccumulatorOf<T>;
+
+  // A map as the matrix `rows` by `width`, and u = scale * y + shift.
+  struct Matrix {
+    const T* y;
+    int64_t rows, width;
+    const Scalar *scale, *shift;
+    Activation activation;
+  };
+  // dy = a * du + b * (y - center) + c
+  struct Coefficients {
+    const Scalar *a, *b, *c, *center;
+  };
+
+  int64_t lanes;
+  void (*moments)(const T* y, int64_t rows, int64_t width, Scalar* pivot, Scalar* sum, Scalar* squares);
+  void (*add_totals)(int64_t rows, const Scalar* pivot, const Scalar* sum, int64_t width, double* total);
+  void (*add_deviations)(int64_t rows, const Scalar* pivot, const Scalar* sum, const Scalar* squares,
+                         const double* mean, int64_t width, double* total);
+  void (*apply)(const Matrix& m, const T* residual, T* out);  // residual may be null
+  void (*sums)(const Matrix& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centred);
+  void (*add_sums)(const Scalar* sum, int64_t width, double* total);
+  void (*backward)(const Matrix& m, const T* grad, const Coefficients& k, T* out);
+};
+
+struct BatchNormTables {
+  BatchNormTable<float> float32;
+  BatchNormTable<double> float64;
+  BatchNormTable<Float16> float16;
+  BatchNormTable<BFloat16> bfloat16;
+
+  const auto& of(float) const { return float32; }
+  const auto& of(double) const { return float64; }
+  const auto& of(Float16) const { return float16; }
+  const auto& of(BFloat16) const { return bfloat16; }
+};
+
+namespace baseline {
+extern const BatchNormTables batch_norm_tables;
+}
+namespace avx2 {
+extern const BatchNormTables batch_norm_tables;
+}
+namespace avx512 {
+extern const BatchNormTables batch_norm_tables;
+}
+
+inline const BatchNormTables& batch_norm_tables() {
+#if defined(BIASLOSS_X86_VARIANTS)
+  return for_this_cpu(baseline::batch_norm_tables, avx2::batch_norm_tables, avx512::batch_norm_tables);
+#else
+  return baseline::batch_norm_tables;
+#endif
+}
+
+}  // namespace biasloss

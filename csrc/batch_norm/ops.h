@@ -1,0 +1,21 @@
+// The operators biasloss_ext::batch_norm_*: see biasloss_ext/ops/batch_norm/op.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace biasloss {
+
+torch::stable::Tensor batch_norm_moments_cpu(torch::stable::Tensor y);
+torch::stable::Tensor batch_norm_apply_cpu(torch::stable::Tensor y, torch::stable::Tensor affine, int64_t activation,
+                                           std::optional<torch::stable::Tensor> residual);
+torch::stable::Tensor batch_norm_sums_cpu(torch::stable::Tensor grad, torch::stable::Tensor y,
+                                          torch::stable::Tensor affine, torch::stable::Tensor center,
+                                          int64_t activation);
+torch::stable::Tensor batch_norm_backward_cpu(torch::stable::Tensor grad, torch::stable::Tensor y,
+                                              torch::stable::Tensor affine, torch::stable::Tensor coefficients,
+                                              int64_t activation);
+
+}  // namespace biasloss
