@@ -1,0 +1,135 @@
+// Products of small dense matrices that lie in cache: C (+)= A B with C in registers. For *_simd.cpp files only.
+#pragma once
+
+#include "padding.h"
+#include "vector.h"
+
+namespace biasloss {
+namespace BIASLOSS_ISA {
+
+// Rows and vectors of C that one block keeps in registers. Every step along the depth loads `vectors` vectors of B and
+// broadcasts one value of A a row: enough sums to hide the latency of the multiply-add, few enough loads to feed it.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kMostVectors = 4;
+constexpr int kBlockRows[kMostVectors + 1] = {0, 14, 14, 9, 6};
+#elif defined(__AVX2__)
+constexpr int kMostVectors = 3;
+constexpr int kBlockRows[kMostVectors + 1] = {0, 8, 6, 4};
+#else  // 16 registers, of which a product takes one before it is added
+constexpr int kMostVectors = 2;
+constexpr int kBlockRows[kMostVectors + 1] = {0, 8, 5};
+#endif
+
+// B's rows are taken in pieces of about this many, which stay in L1 while all rows of A pass.
+constexpr int64_t kDepthPiece = 128;
+
+template <int value>
+struct Fixed {
+  constexpr operator int64_t() const { return value; }
+};
+
+template <int rows, int vectors, class Scalar, class RowStride, class ColumnStride>
+__attribute__((noinline)) void multiply_block(int64_t depth, const Scalar* a, RowStride a_row_stride,
+                                              ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
+                                              Scalar* c, int64_t c_stride, bool accumulate) {
+  using Vector = typename Compute<Scalar>::Vector;
+  constexpr int lanes = Compute<Scalar>::lanes;
+  Vector sum[rows][vectors] = {};
+  if (accumulate)
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load(c + r * c_stride + v * lanes);
+  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    Vector of_b[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) of_b[v] = load(b + v * lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const Scalar of_a = a[r * a_row_stride + k * a_column_stride];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sum[r][v] += of_a * of_b[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(c + r * c_stride + v * lanes, sum[r][v]);
+}
+
+// All rows of a column of blocks: blocks of `block` rows, and what is left in halves of that.
+template <int block, int vectors, class Scalar, class RowStride, class ColumnStride>
+inline void multiply_rows(int64_t rows, int64_t depth, const Scalar* a, RowStride a_row_stride,
+                          ColumnStride a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
+                          bool accumulate) {
+  for (; rows >= block; rows -= block, a += block * a_row_stride, c += block * c_stride)
+    multiply_block<block, vectors>(depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate);
+  if constexpr (block > 1)
+    if (rows > 0)
+      multiply_rows<block / 2, vectors>(rows, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride,
+                                        accumulate);
+}
+
+template <int vectors, class... Arguments>
+inline void multiply_columns(int64_t wanted, Arguments... arguments) {
+  if (wanted == vectors) return multiply_rows<kBlockRows[vectors], vectors>(arguments...);
+  if constexpr (vectors > 1) multiply_columns<vectors - 1>(wanted, arguments...);
+}
+
+// `count` cut into equal parts of at most `largest`: where part `i` of `parts` begins.
+inline int64_t parts_of(int64_t count, int64_t largest) { return (count + largest - 1) / largest; }
+inline int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
+
+template <class Scalar, class RowStride, class ColumnStride>
+inline void multiply_pieces(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, RowStride a_row_stride,
+                            ColumnStride a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c,
+                            int64_t c_stride, bool accumulate) {
+  constexpr int lanes = Compute<Scalar>::lanes;
+  const int64_t vectors = parts_of(columns, lanes);
+  const int64_t pieces = depth == 0 ? 1 : parts_of(depth, kDepthPiece), panels = parts_of(vectors, kMostVectors);
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t first = part_begin(depth, pieces, piece), last = part_begin(depth, pieces, piece + 1);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t begin = part_begin(vectors, panels, panel), end = part_begin(vectors, panels, panel + 1);
+      multiply_columns<kMostVectors>(end - begin, rows, last - first, a + first * a_column_stride, a_row_stride,
+                                     a_column_stride, b + first * b_stride + begin * lanes, b_stride, c + begin * lanes,
+                                     c_stride, accumulate || piece > 0);
+    }
+  }
+}
+
+// C (+)= A B. C is rows x columns, A rows x depth with any strides (one of them 1, or it is slow: A may be transposed),
+// B depth x columns. Rows of B and C are read and written in whole vectors: their strides must hold `columns` rounded
+// up to padded_columns(); what lies there in B may be anything and changes nothing but the same columns of C. Every
+// element of C is summed along the depth in order, whatever the other sizes. A fixed `accumulate` is false for C = A B.
+template <class Scalar>
+inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
+                     int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
+                     bool accumulate) {
+  if (a_column_stride == 1)
+    multiply_pieces(rows, columns, depth, a, a_row_stride, Fixed<1>(), b, b_stride, c, c_stride, accumulate);
+  else if (a_row_stride == 1)
+    multiply_pieces(rows, columns, depth, a, Fixed<1>(), a_column_stride, b, b_stride, c, c_stride, accumulate);
+  else
+    for (int64_t row = 0; row < rows; ++row)
+      multiply_pieces(1, columns, depth, a + row * a_row_stride, Fixed<1>(), a_column_stride, b, b_stride,
+                      c + row * c_stride, c_stride, accumulate);
+}
+
+// Copies a rows x columns matrix of any strides into rows of `to_stride`, with zeros up to padded_columns(columns).
+// With the strides exchanged it transposes.
+template <class Scalar>
+inline void pack(int64_t rows, int64_t columns, const Scalar* from, int64_t row_stride, int64_t column_stride,
+                 Scalar* to, int64_t to_stride) {
+  constexpr int64_t block = 16;  // a transposition reads and writes whole cache lines of a block in L1
+  for (int64_t row = 0; row < rows; row += block)
+    for (int64_t column = 0; column < columns; column += block)
+      for (int64_t r = row; r < rows && r < row + block; ++r)
+        for (int64_t c = column; c < columns && c < column + block; ++c)
+          to[r * to_stride + c] = from[r * row_stride + c * column_stride];
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = columns; c < padded_columns<Scalar>(columns); ++c) to[r * to_stride + c] = 0;
+}
+
+}  // namespace BIASLOSS_ISA
+}  // namespace biasloss
