@@ -2,12 +2,17 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bias_loss/ops.h"
+#include "channel_gram/ops.h"
 #include "feature_variance/ops.h"
+#include "pointwise/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cpu));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));
+  m.impl("channel_gram", TORCH_BOX(&biasloss::channel_gram_cpu));
+  m.impl("pointwise", TORCH_BOX(&biasloss::pointwise_cpu));
+  m.impl("pointwise_backward", TORCH_BOX(&biasloss::pointwise_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)
