@@ -3,25 +3,30 @@
 
 #include "batch_norm/ops.h"
 #include "bias_loss/ops.h"
+#include "channel_gram/ops.h"
 #include "depthwise/ops.h"
 #include "feature_variance/ops.h"
+#include "pointwise/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
   m.impl("batch_norm_backward", TORCH_BOX(&biasloss::batch_norm_backward_cpu));
   m.impl("batch_norm_moments", TORCH_BOX(&biasloss::batch_norm_moments_cpu));
   m.impl("batch_norm_sums", TORCH_BOX(&biasloss::batch_norm_sums_cpu));
-  m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cpu));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));
+  m.impl("channel_gram", TORCH_BOX(&biasloss::channel_gram_cpu));
   m.impl("depthwise", TORCH_BOX(&biasloss::depthwise_cpu));
   m.impl("depthwise_backward", TORCH_BOX(&biasloss::depthwise_backward_cpu));
+  m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
+  m.impl("pointwise", TORCH_BOX(&biasloss::pointwise_cpu));
+  m.impl("pointwise_backward", TORCH_BOX(&biasloss::pointwise_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CUDA, m) {
-  m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cuda));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cuda));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cuda));
+  m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cuda));
 }
 #endif

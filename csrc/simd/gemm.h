@@ -17,7 +17,7 @@ constexpr int kMostVectors = 3;
 constexpr int kBlockRows[kMostVectors + 1] = {0, 8, 6, 4};
 #else  // 16 registers, of which a product takes one before it is added
 constexpr int kMostVectors = 2;
-constexpr int kBlockRows[kMostVectors + 1] = {0, 8, 5};
+constexpr int kBlockRows[kMostVectors + 1] = {0, 8, 4};
 #endif
 
 // B's rows are taken in pieces of about this many, which stay in L1 while all rows of A pass.

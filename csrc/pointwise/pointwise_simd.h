@@ -1,0 +1,125 @@
+// The passes over the rows (pixels) of 1x1 convolutions, in each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/activation_names.h"
+#include "../simd/isa.h"
+#include "../simd/types.h"
+#include "row_tiles.h"
+
+namespace biasloss {
+
+template <class Scalar>
+struct PointwiseForward {
+  RowTiles tiles;
+  int64_t channels, outputs, positions;  // positions: rows of a sample
+  const void* x;
+  const Scalar* weight;  // (channels, outputs) in rows of weight_stride, which hold whole vectors
+  int64_t weight_stride;
+  const Scalar *scale, *shift;  // or null, as all that follow
+  const Scalar* gate;
+  const Scalar* bias;
+  const void* residual;
+  Activation activation, output_activation;
+  void* y;
+  bool want_moments;
+};
+
+template <class Scalar>
+struct PointwiseBackward {
+  RowTiles tiles;
+  int64_t channels, outputs, positions;
+  const void* grad;
+  const void* y;
+  const Scalar* coefficients;  // (4, outputs), with y, or null
+  const void* x;
+  const Scalar* weight;  // (outputs, channels) in rows of weight_stride, which hold whole vectors
+  int64_t weight_stride;
+  const Scalar *scale, *shift, *center, *gate;
+  const void* residual_grad;
+  Activation activation;
+  void* grad_x;
+  bool want_weight;
+  bool transposed;      // the parts of the weight's gradient are (channels, outputs)
+  Scalar* weight_grad;  // a part a piece, in rows of weight_grad_stride
+  int64_t weight_grad_stride;
+  // kTerms rows of slot_stride for every part of a sample in a tile; the slot is the sum of both numbers.
+  Scalar* slots;
+  int64_t slot_stride;
+};
+
+// What is summed over positions: the gradient of the gate, and the four sums of biasloss_ext/ops/pointwise/op.py.
+constexpr int kTerms = 5;
+
+template <class Scalar>
+using ForwardPiece = void (*)(const PointwiseForward<Scalar>&, int64_t piece, int64_t first_output, int64_t outputs,
+                              void* scratch, double* mean, double* m2);
+template <class Scalar>
+using BackwardPiece = void (*)(const PointwiseBackward<Scalar>&, int64_t piece, void* scratch);
+
+// One function for every type of element, picked by a value of that type.
+template <template <class> class Function>
+struct ByElement {
+  Function<float> float32;
+  Function<double> float64;
+  Function<float> float16, bfloat16;
+
+  auto of(float) const { return float32; }
+  auto of(double) const { return float64; }
+  auto of(Float16) const { return float16; }
+  auto of(BFloat16) const { return bfloat16; }
+};
+
+// Packs a weight into rows that hold whole vectors: see pack() in csrc/simd/gemm.h.
+struct PackWeight {
+  void (*float32)(int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t);
+  void (*float64)(int64_t, int64_t, const double*, int64_t, int64_t, double*, int64_t);
+
+  auto of(float) const { return float32; }
+  auto of(double) const { return float64; }
+};
+
+struct PointwiseForwardTable {
+  int64_t vector_bytes;
+  PackWeight pack;
+  int64_t (*scratch_bytes)(const RowTiles&, int64_t channels, int64_t outputs, int64_t scalar_bytes);
+  ByElement<ForwardPiece> piece;
+};
+struct PointwiseBackwardTable {
+  int64_t vector_bytes;
+  PackWeight pack;
+  int64_t (*scratch_bytes)(const RowTiles&, int64_t channels, int64_t outputs, int64_t scalar_bytes);
+  ByElement<BackwardPiece> piece;
+};
+
+namespace baseline {
+extern const PointwiseForwardTable pointwise_forward;
+extern const PointwiseBackwardTable pointwise_backward;
+}  // namespace baseline
+namespace avx2 {
+extern const PointwiseForwardTable pointwise_forward;
+extern const PointwiseBackwardTable pointwise_backward;
+}  // namespace avx2
+namespace avx512 {
+extern const PointwiseForwardTable pointwise_forward;
+extern const PointwiseBackwardTable pointwise_backward;
+}  // namespace avx512
+
+inline const PointwiseForwardTable& pointwise_forward_table() {
+#if defined(BIASLOSS_X86_VARIANTS)
+  return for_this_cpu(baseline::pointwise_forward, avx2::pointwise_forward, avx512::pointwise_forward);
+#else
+  return baseline::pointwise_forward;
+#endif
+}
+
+inline const PointwiseBackwardTable& pointwise_backward_table() {
+#if defined(BIASLOSS_X86_VARIANTS)
+  return for_this_cpu(baseline::pointwise_backward, avx2::pointwise_backward, avx512::pointwise_backward);
+#else
+  return baseline::pointwise_backward;
+#endif
+}
+
+}  // namespace biasloss

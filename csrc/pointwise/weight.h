@@ -1,0 +1,71 @@
+// The weight of a 1x1 convolution as the kernels read it: a matrix whose rows hold whole vectors.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "../cpu/maps.h"
+#include "../simd/padding.h"
+
+namespace biasloss {
+
+// weight (K, C, 1, 1) as (C, K) or, where `by_output`, as (K, C). Read where it lies if its rows hold whole vectors (of
+// `vector_bytes`), as they do in a view of a padded (C, K) or (K, C) matrix; packed into a copy otherwise.
+template <class Scalar>
+class PackedWeight {
+ public:
+  template <class Pack>
+  PackedWeight(const Tensor& weight, bool by_output, int64_t vector_bytes, Pack pack) {
+    const int64_t outputs = weight.size(0), channels = weight.size(1);
+    const int64_t rows = by_output ? outputs : channels, columns = by_output ? channels : outputs;
+    const int64_t row_stride = weight.stride(by_output ? 0 : 1), column_stride = weight.stride(by_output ? 1 : 0);
+    data = static_cast<const Scalar*>(weight.const_data_ptr());
+    stride = row_stride;
+    if ((column_stride == 1 || columns == 1) && holds_vectors(weight, rows, columns, row_stride, vector_bytes)) return;
+    stride = buffer_stride<Scalar>(columns);
+    copy_ = empty_tensor({rows, stride}, weight.scalar_type());
+    auto* to = static_cast<Scalar*>(copy_->mutable_data_ptr());
+    pack(rows, columns, data, row_stride, column_stride, to, stride);
+    data = to;
+  }
+
+  const Scalar* data;
+  int64_t stride;
+
+ private:
+  static bool holds_vectors(const Tensor& weight, int64_t rows, int64_t columns, int64_t row_stride,
+                            int64_t vector_bytes) {
+    const int64_t lanes = vector_bytes / int64_t(sizeof(Scalar)), vectors = (columns + lanes - 1) / lanes;
+    if (row_stride % lanes != 0 || row_stride < vectors * lanes) return false;
+    int64_t bytes = 0;
+    STD_TORCH_CHECK(aoti_torch_get_storage_size(weight.get(), &bytes) == 0, "weight has no storage");
+    const int64_t last = weight.storage_offset() + (rows - 1) * row_stride + vectors * lanes;
+    return last * int64_t(sizeof(Scalar)) <= bytes;
+  }
+
+  std::optional<Tensor> copy_;
+};
+
+// Raises unless weight is (K, C, 1, 1) for maps of C channels, in the accumulation dtype.
+inline void check_weight(const Tensor& weight, int64_t channels, ScalarType dtype) {
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == channels && weight.size(2) == 1 && weight.size(3) == 1,
+                  "weight: expected shape (K, ", channels, ", 1, 1) for a map of ", channels, " channels");
+  STD_TORCH_CHECK(weight.scalar_type() == dtype, "weight: expected the accumulation dtype of the map");
+}
+
+// Raises unless t is a map of the same dtype and of this shape; its values otherwise, null for none.
+inline const void* map_values(const std::optional<Tensor>& t, const MapShape& s, ScalarType dtype, const char* name) {
+  if (!t.has_value()) return nullptr;
+  const MapShape own = map_shape(*t, name);
+  STD_TORCH_CHECK(own.samples == s.samples && own.channels == s.channels && own.height == s.height &&
+                      own.width == s.width && t->scalar_type() == dtype,
+                  name, ": expected a map of shape (", s.samples, ", ", s.channels, ", ", s.height, ", ", s.width,
+                  ") and the dtype of x");
+  return t->const_data_ptr();
+}
+
+}  // namespace biasloss

@@ -1,0 +1,306 @@
+"""1x1 convolutions and channel_gram: every backend that runs on a CPU against float64, over drawn shapes and options."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import biasloss_ext
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
+from biasloss_ext.ops.expand_depthwise import reference as expand_reference
+from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.native import native
+from biasloss_ext.ops.pointwise import op, reference
+
+BACKENDS = ("cpu", "reference")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CPU = torch.device("cpu")
+CHANNELS = (1, 3, 8, 16, 17, 24, 40, 48, 67)
+LARGE = (200, 130)  # several panels of the weight, several pieces of its depth
+
+
+@dataclass(repr=False)
+class Case:
+    """Arguments of pointwise and, beside them, what its backward needs."""
+
+    x: Tensor
+    weight: Tensor
+    affine: Tensor | None
+    activation: int
+    gate: Tensor | None
+    bias: Tensor | None
+    output_activation: int
+    residual: Tensor | None
+    grad: Tensor
+    coefficients: Tensor | None
+    center: Tensor | None
+    residual_grad: Tensor | None
+
+    def __repr__(self) -> str:
+        shown = {
+            name: f"{str(value.dtype)[6:]}{list(value.shape)}" if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return f"Case({shown}, weight strides {self.weight.stride()})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+    def forward(self, want_moments: bool = True) -> tuple[Any, ...]:
+        return (
+            *(self.x, self.weight, self.affine, self.activation, self.gate),
+            *(self.bias, self.output_activation, self.residual, want_moments),
+        )
+
+    def backward(self, y: Tensor | None, want_x: bool = True, want_weight: bool = True) -> tuple[Any, ...]:
+        return (
+            *(self.grad, y, self.coefficients, self.x, self.weight, self.affine, self.center, self.activation),
+            *(self.gate, self.residual_grad, want_x, want_weight),
+        )
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """Every tensor in ``dtype``."""
+        tensors = {name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+
+def laid_out(weight: Tensor, kind: str) -> Tensor:
+    """The weight (K, C, 1, 1) in other memory: as it is, or as inference code keeps it, (C, K) in padded rows."""
+    if kind == "plain":
+        return weight
+    outputs, channels = weight.shape[:2]
+    padded = torch.full((channels, (outputs + 15) // 16 * 16), torch.nan, dtype=weight.dtype)
+    padded[:, :outputs] = weight[:, :, 0, 0].T
+    if kind == "transposed":
+        return padded[:, :outputs].T[:, :, None, None]
+    rows = torch.full((outputs, channels + 5), torch.nan, dtype=weight.dtype)
+    rows[:, :channels] = weight[:, :, 0, 0]
+    return rows[:, :channels, None, None]
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Case:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from(dtypes))
+    wide = accumulation_dtype(dtype)
+    samples, height, width = draw(
+        st.sampled_from(((0, 3, 3), (1, 1, 1), (1, 7, 7), (3, 5, 4), (70, 1, 1), (2, 24, 23), (9, 7, 7), (5, 16, 16)))
+    )
+    channels, outputs = draw(st.sampled_from((LARGE, LARGE[::-1], None))) or (
+        draw(st.sampled_from(CHANNELS)),
+        draw(st.sampled_from(CHANNELS)),
+    )
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=wide)
+
+    def feature_map(count: int, offset: float = 0.0) -> Tensor:
+        return maps.channels_last((normal(samples, count, height, width) + offset).to(dtype))
+
+    def maybe(value: Tensor) -> Tensor | None:
+        return draw(st.sampled_from((value, None)))
+
+    offset = draw(st.sampled_from((0.0, 100.0)))
+    x = feature_map(channels, offset)
+    affine = maybe(torch.stack((normal(channels), normal(channels) - offset * 0.9)))
+    return Case(
+        x=x,
+        weight=laid_out(
+            normal(outputs, channels, 1, 1) / channels**0.5, draw(st.sampled_from(("plain", "transposed", "rows")))
+        ),
+        affine=affine,
+        activation=maps.IDENTITY if affine is None else draw(st.integers(0, 6)),
+        gate=maybe(torch.rand(samples, channels, generator=generator, dtype=wide)),
+        bias=maybe(normal(outputs) + draw(st.sampled_from((0.0, 100.0)))),
+        output_activation=draw(st.integers(0, 6)),
+        residual=maybe(feature_map(outputs)),
+        grad=feature_map(outputs),
+        coefficients=maybe(normal(4, outputs)),
+        center=None if affine is None else maybe(normal(channels) + offset),
+        residual_grad=maybe(feature_map(channels)),
+    )
+
+
+def assert_close(ours: Tensor, exact: Tensor, rough: Tensor, what: str, summed: float = 0.0) -> None:
+    """Within twice the error of torch's own computation, and a few roundings: of the largest value that is summed up
+    to ours, and of ours as it is stored."""
+    assert ours.shape == exact.shape, what
+    if not exact.numel():
+        return
+    own = (rough.double() - exact).abs().max().item()
+    # In float64 the yardstick is rounded as much as what it measures.
+    wide = accumulation_dtype(ours.dtype)
+    roundings = 64 if wide == torch.float64 else 4
+    bound = 2 * own + roundings * torch.finfo(wide).eps * max(summed, exact.abs().max().item())
+    rounding = torch.finfo(ours.dtype).eps * exact.abs() if ours.dtype != wide else 0.0
+    excess = ((ours.double() - exact).abs() - rounding).max().item()
+    assert excess <= bound, f"{what}: off by {excess:.3g}, allowed are {bound:.3g}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=120, deadline=None)
+@given(case=cases())
+def test_forward_agrees_with_float64(backend: str, case: Case) -> None:
+    y, moments = op.forward(*case.forward(), device=CPU, backend=backend)
+    exact, _ = reference.pointwise(*case.to(torch.float64).forward())
+    rough, _ = reference.pointwise(*case.to(accumulation_dtype(case.x.dtype)).forward())
+    assert y.dtype == case.x.dtype
+    assert moments.dtype == accumulation_dtype(case.x.dtype)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, exact, rough, "y")
+    # Of the values as they are stored, whatever their own error.
+    truth = maps.moments_of(y.double())
+    wide = maps.moments_of(y.to(moments.dtype))
+    assert_close(moments[0], truth[0], wide[0], "mean", y.double().abs().max().item() if y.numel() else 0.0)
+    assert_close(moments[1], truth[1], wide[1], "variance")
+    again, none = op.forward(*case.forward(want_moments=False), device=CPU, backend=backend)
+    assert torch.equal(again, y)
+    assert none.numel() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=120, deadline=None)
+@given(case=cases(), wanted=st.tuples(st.booleans(), st.booleans()))
+def test_backward_agrees_with_float64(backend: str, case: Case, wanted: tuple[bool, bool]) -> None:
+    y = None if case.coefficients is None else case.residual if case.residual is not None else case.grad.neg()
+    arguments = case.backward(y, *wanted)
+    ours = op.backward(*arguments, device=CPU, backend=backend)
+    y64 = None if y is None else y.double()
+    wide = accumulation_dtype(case.x.dtype)
+    exact = reference.pointwise_backward(*case.to(torch.float64).backward(y64, *wanted))
+    rough = reference.pointwise_backward(*case.to(wide).backward(None if y is None else y.to(wide), *wanted))
+    assert ours[0].dtype == case.x.dtype
+    assert all(t.dtype == wide for t in ours[1:])
+    if wanted[0]:
+        assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    for name, own, truth, torchs in zip(("grad_x", "grad_weight", "gate_grad"), ours, exact, rough, strict=False):
+        assert_close(own, truth, torchs, name)
+    for row, own, truth, torchs in zip(range(4), ours[3], exact[3], rough[3], strict=False):
+        assert_close(own, truth, torchs, f"sums[{row}]")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [0.0, 1000.0])
+def test_moments_and_gram_far_from_zero(backend: str, dtype: torch.dtype, ratio: float) -> None:
+    """Mean over standard deviation of 1000, with an outlier where a shift might be taken from."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 67, 31, 29, generator=generator, dtype=torch.float64)
+    x[0, :, 0, 0] += 30
+    x = maps.channels_last((x + ratio).to(dtype))
+    eye = torch.eye(67, dtype=dtype)[:, :, None, None]
+    _, moments = op.forward(x, eye, None, 0, None, None, 0, None, True, device=CPU, backend=backend)
+    truth = maps.moments_of(x.double())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(moments[0].double(), truth[0], rtol=4 * eps, atol=16 * eps)
+    torch.testing.assert_close(moments[1].double(), truth[1], rtol=64 * eps, atol=0)
+
+    mean, gram = expand_depthwise.gram(x, device=CPU, backend=backend)
+    exact_mean, exact = expand_reference.channel_gram(x.double())
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=4 * eps, atol=16 * eps)
+    # The rounding of the mean moves every centered value by up to half an ulp of it.
+    allowed = 64 * eps * (1 + ratio * eps) * exact.diagonal().max().item()
+    torch.testing.assert_close(gram.double(), exact, rtol=0, atol=allowed)
+    assert torch.equal(gram, gram.T)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_gram_agrees_with_float64(backend: str, case: Case) -> None:
+    mean, gram = expand_depthwise.gram(case.x, device=CPU, backend=backend)
+    exact_mean, exact = expand_reference.channel_gram(case.x.double())
+    rough_mean, rough = expand_reference.channel_gram(case.x.to(mean.dtype))
+    assert_close(mean, exact_mean, rough_mean, "mean", case.x.double().abs().max().item() if case.x.numel() else 0.0)
+    assert_close(gram, exact, rough, "gram")
+
+
+def outputs_of(case: Case) -> list[Tensor]:
+    y = case.residual if case.coefficients is not None else None
+    forward = op.forward(*case.forward(), device=CPU, backend="cpu")
+    backward = op.backward(*case.backward(y), device=CPU, backend="cpu")
+    return [*forward, *backward, *expand_depthwise.gram(case.x, device=CPU, backend="cpu")]
+
+
+def large_case(samples: int, side: int, channels: int, outputs: int, dtype: torch.dtype = torch.float32) -> Case:
+    """Everything on, and work for more than one thread."""
+    generator = torch.Generator().manual_seed(samples + channels)
+    wide = accumulation_dtype(dtype)
+
+    def feature_map(count: int) -> Tensor:
+        return maps.channels_last(torch.randn(samples, count, side, side, generator=generator).to(dtype))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=wide)
+
+    return Case(
+        *(feature_map(channels), normal(outputs, channels, 1, 1), normal(2, channels), maps.HARDSWISH),
+        *(normal(samples, channels), normal(outputs), maps.IDENTITY, feature_map(outputs)),
+        *(feature_map(outputs), normal(4, outputs), normal(channels), feature_map(channels)),
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 33, 24, 72), (1, 7, 160, 960), (30, 7, 120, 40), (1, 14, 480, 112)])
+def test_same_bits_from_run_to_run_and_for_any_number_of_threads(shape: tuple[int, int, int, int]) -> None:
+    case = large_case(*shape)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = outputs_of(case)
+        torch.set_num_threads(2)
+        pairs = [*zip(alone, outputs_of(case), strict=True), *zip(alone, outputs_of(case), strict=True)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_bad_input_is_named() -> None:
+    case = large_case(2, 3, 5, 7)
+    cpu = {"device": CPU, "backend": "cpu"}
+    with pytest.raises(RuntimeError, match="an activation needs affine"):
+        op.forward(case.x, case.weight, None, maps.RELU, None, None, 0, None, False, **cpu)
+    with pytest.raises(RuntimeError, match=r"weight: expected shape \(K, 5, 1, 1\)"):
+        op.forward(case.x, case.weight[:, :4], None, 0, None, None, 0, None, False, **cpu)
+    with pytest.raises(RuntimeError, match=r"residual: expected a map of shape \(2, 7, 3, 3\)"):
+        op.forward(case.x, case.weight, None, 0, None, None, 0, case.x, False, **cpu)
+    with pytest.raises(RuntimeError, match="x: expected a dense channels_last map"):
+        op.forward(case.x.contiguous(), case.weight, None, 0, None, None, 0, None, False, **cpu)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_schemas_and_shape_functions(full: bool) -> None:
+    case = large_case(2, 3, 5, 7)
+    if not full:
+        case = replace(case, gate=None, center=None, coefficients=None, residual=None, residual_grad=None, bias=None)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op.forward.native, case.forward(full), test_utils=checks)
+    torch.library.opcheck(op.backward.native, case.backward(case.residual, True, full), test_utils=checks)
+    torch.library.opcheck(expand_depthwise.gram.native, (case.x,), test_utils=checks)
+
+
+@pytest.mark.skipif(
+    "avx2" not in native().build.get("cpu_variants", ""), reason="this build has the portable instruction set alone"
+)
+@pytest.mark.parametrize("variant", ["baseline", "avx2"])
+def test_the_other_cpu_variants(variant: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu and float64 or far", __file__],
+        env={**os.environ, "BIASLOSS_CPU_ISA": variant},
+        cwd=Path(biasloss_ext.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
