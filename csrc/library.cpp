@@ -4,6 +4,7 @@
 #include "batch_norm/ops.h"
 #include "bias_loss/ops.h"
 #include "feature_variance/ops.h"
+#include "pool_variance/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
@@ -13,6 +14,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cpu));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));
+  m.impl("pool_variance", TORCH_BOX(&biasloss::pool_variance_cpu));
+  m.impl("pool_variance_backward", TORCH_BOX(&biasloss::pool_variance_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)
