@@ -7,6 +7,7 @@
 #include "depthwise/ops.h"
 #include "feature_variance/ops.h"
 #include "pointwise/ops.h"
+#include "pool_variance/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
@@ -21,6 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("pointwise", TORCH_BOX(&biasloss::pointwise_cpu));
   m.impl("pointwise_backward", TORCH_BOX(&biasloss::pointwise_backward_cpu));
+  m.impl("pool_variance", TORCH_BOX(&biasloss::pool_variance_cpu));
+  m.impl("pool_variance_backward", TORCH_BOX(&biasloss::pool_variance_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)

@@ -53,6 +53,8 @@ template <class T>
 const T* values_of(const Tensor& t, int64_t count, const char* name) {
   STD_TORCH_CHECK(t.numel() == count && t.is_contiguous(), name, ": expected ", count, " contiguous values, got ",
                   t.numel());
+  STD_TORCH_CHECK(t.scalar_type() == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float), name, ": expected ",
+                  sizeof(T) == 8 ? "float64" : "float32", " values");
   return static_cast<const T*>(t.const_data_ptr());
 }
 
