@@ -5,6 +5,7 @@
 #include "bias_loss/ops.h"
 #include "feature_variance/ops.h"
 #include "pool_variance/ops.h"
+#include "squeeze_excite/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
@@ -16,6 +17,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));
   m.impl("pool_variance", TORCH_BOX(&biasloss::pool_variance_cpu));
   m.impl("pool_variance_backward", TORCH_BOX(&biasloss::pool_variance_backward_cpu));
+  m.impl("squeeze_excite", TORCH_BOX(&biasloss::squeeze_excite_cpu));
+  m.impl("squeeze_excite_backward", TORCH_BOX(&biasloss::squeeze_excite_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)
