@@ -8,8 +8,10 @@
 #include "squeeze_excite/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
+  m.impl("batch_norm_affine", TORCH_BOX(&biasloss::batch_norm_affine_cpu));
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
   m.impl("batch_norm_backward", TORCH_BOX(&biasloss::batch_norm_backward_cpu));
+  m.impl("batch_norm_coefficients", TORCH_BOX(&biasloss::batch_norm_coefficients_cpu));
   m.impl("batch_norm_moments", TORCH_BOX(&biasloss::batch_norm_moments_cpu));
   m.impl("batch_norm_sums", TORCH_BOX(&biasloss::batch_norm_sums_cpu));
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
