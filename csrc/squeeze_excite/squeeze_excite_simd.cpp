@@ -25,6 +25,28 @@ inline V load_first(const T* from, int64_t count) {
   return load(padded);
 }
 
+// The sums of four vectors at once, a tenth of the instructions of four horizontal sums.
+inline void store_sums(float* out, const float* bias, const FloatVector* four) {
+  typedef float Quad __attribute__((vector_size(16)));
+  typedef int32_t Index __attribute__((vector_size(16)));
+  constexpr int quads = kFloatLanes / 4;
+  Quad q[4];
+  for (int i = 0; i < 4; ++i) {
+    Quad parts[quads];
+    __builtin_memcpy(parts, &four[i], sizeof(parts));
+    q[i] = parts[0];
+    for (int j = 1; j < quads; ++j) q[i] += parts[j];
+  }
+  const Index even = {0, 2, 4, 6}, odd = {1, 3, 5, 7};
+  const Quad low = __builtin_shuffle(q[0], q[1], even) + __builtin_shuffle(q[0], q[1], odd);
+  const Quad high = __builtin_shuffle(q[2], q[3], even) + __builtin_shuffle(q[2], q[3], odd);
+  const Quad sums = __builtin_shuffle(low, high, even) + __builtin_shuffle(low, high, odd);
+  store(out, load_bytes<Quad>(bias) + sums);
+}
+inline void store_sums(double* out, const double* bias, const DoubleVector* four) {
+  for (int i = 0; i < 4; ++i) out[i] = bias[i] + horizontal_sum(four[i]);
+}
+
 template <int rows, int outputs, class T>
 inline void linear_block(const T* x, int64_t depth, const T* weight, const T* bias, T* out, int64_t width) {
   using V = typename Compute<T>::Vector;
@@ -41,8 +63,12 @@ inline void linear_block(const T* x, int64_t depth, const T* weight, const T* bi
   int64_t k = 0;
   for (; k + lanes <= depth; k += lanes) add([&](const T* row) { return load(row + k); });
   if (k < depth) add([&](const T* row) { return load_first<V>(row + k, depth - k); });
-  for (int m = 0; m < rows; ++m)
-    for (int n = 0; n < outputs; ++n) out[m * width + n] = bias[n] + horizontal_sum(sum[m][n]);
+  for (int m = 0; m < rows; ++m) {
+    if constexpr (outputs == 4)
+      store_sums(out + m * width, bias, sum[m]);
+    else
+      for (int n = 0; n < outputs; ++n) out[m * width + n] = bias[n] + horizontal_sum(sum[m][n]);
+  }
 }
 
 template <class T>

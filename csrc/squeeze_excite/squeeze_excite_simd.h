@@ -1,5 +1,5 @@
-// Products of a few rows with small weight matrices, and activations, in each instruction set. Every value is summed up
-// in the same order wherever it lies in a block, so that results do not depend on how the work is split.
+// Products of a few rows with small weight matrices, and activations, in each instruction set. Results do not depend on
+// how the columns are split, if the parts begin at multiples of 16.
 #pragma once
 
 #include <cstdint>
