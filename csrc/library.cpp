@@ -8,10 +8,13 @@
 #include "feature_variance/ops.h"
 #include "pointwise/ops.h"
 #include "pool_variance/ops.h"
+#include "squeeze_excite/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
+  m.impl("batch_norm_affine", TORCH_BOX(&biasloss::batch_norm_affine_cpu));
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
   m.impl("batch_norm_backward", TORCH_BOX(&biasloss::batch_norm_backward_cpu));
+  m.impl("batch_norm_coefficients", TORCH_BOX(&biasloss::batch_norm_coefficients_cpu));
   m.impl("batch_norm_moments", TORCH_BOX(&biasloss::batch_norm_moments_cpu));
   m.impl("batch_norm_sums", TORCH_BOX(&biasloss::batch_norm_sums_cpu));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cpu));
@@ -24,6 +27,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("pointwise_backward", TORCH_BOX(&biasloss::pointwise_backward_cpu));
   m.impl("pool_variance", TORCH_BOX(&biasloss::pool_variance_cpu));
   m.impl("pool_variance_backward", TORCH_BOX(&biasloss::pool_variance_backward_cpu));
+  m.impl("squeeze_excite", TORCH_BOX(&biasloss::squeeze_excite_cpu));
+  m.impl("squeeze_excite_backward", TORCH_BOX(&biasloss::squeeze_excite_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)

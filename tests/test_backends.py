@@ -87,7 +87,8 @@ def test_every_cpu_variant_gives_the_same_loss() -> None:
 @pytest.mark.parametrize("variant", ["baseline", "avx2"])
 def test_accuracy_of_the_other_cpu_variants(variant: str) -> None:
     tests = Path(__file__).parent / "ops"
-    files = [str(tests / f"test_{name}.py") for name in ("bias_loss", "feature_variance", "bias_loss_edge_cases")]
+    names = ("bias_loss", "feature_variance", "bias_loss_edge_cases", "batch_norm", "pool_variance", "squeeze_excite")
+    files = [str(tests / f"test_{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *files],
         env={**os.environ, "BIASLOSS_CPU_ISA": variant},

@@ -21,6 +21,7 @@ OPS = {
     "squeeze_excite": ("cpu", "triton"),
     "pool_variance": ("cpu", "triton"),
     "batch_norm": ("cpu", "triton"),
+    "batch_norm_channels": ("cpu",),
 }
 OLDEST_CAPABILITY_FOR_TRITON = (7, 5)
 

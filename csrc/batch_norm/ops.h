@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 
 namespace biasloss {
 
@@ -17,5 +18,12 @@ torch::stable::Tensor batch_norm_sums_cpu(torch::stable::Tensor grad, torch::sta
 torch::stable::Tensor batch_norm_backward_cpu(torch::stable::Tensor grad, torch::stable::Tensor y,
                                               torch::stable::Tensor affine, torch::stable::Tensor coefficients,
                                               int64_t activation);
+torch::stable::Tensor batch_norm_affine_cpu(torch::stable::Tensor moments, std::optional<torch::stable::Tensor> weight,
+                                            std::optional<torch::stable::Tensor> bias, double eps);
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> batch_norm_coefficients_cpu(torch::stable::Tensor sums,
+                                                                                     torch::stable::Tensor affine,
+                                                                                     torch::stable::Tensor moments,
+                                                                                     double eps, int64_t count,
+                                                                                     bool frozen);
 
 }  // namespace biasloss

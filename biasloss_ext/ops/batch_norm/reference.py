@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from biasloss_ext.ops import maps
@@ -29,3 +30,25 @@ def batch_norm_sums(grad: Tensor, y: Tensor, affine: Tensor, center: Tensor, act
 def batch_norm_backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, activation: int) -> Tensor:
     dy = maps.gradient_behind_norm(_du(grad, y, affine, activation), y, coefficients)
     return maps.channels_last(dy.to(y.dtype))
+
+
+def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    mean, var = moments.unbind()
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -scale * mean
+    return torch.stack((scale, shift if bias is None else shift + bias))
+
+
+def batch_norm_coefficients(
+    sums: Tensor, affine: Tensor, moments: Tensor, eps: float, count: int, frozen: bool
+) -> tuple[Tensor, Tensor]:
+    du, du_centred = sums.unbind()
+    scale, (mean, var) = affine[0], moments.unbind()
+    rstd = torch.rsqrt(var + eps)
+    parameter_grads = torch.stack((rstd * du_centred, du))
+    if frozen or count == 0:
+        none = torch.zeros_like(scale)
+        return torch.stack((scale, none, none, mean)), parameter_grads
+    b = -scale * rstd.square() * du_centred / count
+    return torch.stack((scale, b, -scale * du / count, mean)), parameter_grads

@@ -1,0 +1,53 @@
+// Products of a few rows with small weight matrices, and activations, in each instruction set. Results do not depend on
+// how the columns are split, if the parts begin at multiples of 16.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/activation_names.h"
+#include "../simd/isa.h"
+
+namespace biasloss {
+
+template <class T>
+struct SqueezeExciteTable {
+  // out[m][n] = bias[n] + sum over k of x[m][k] * weight[n][k], for n in [begin, end). x is (rows, depth), weight
+  // (any, depth); a row of out has `width` values.
+  void (*linear)(const T* x, int64_t rows, int64_t depth, const T* weight, const T* bias, int64_t begin, int64_t end,
+                 T* out, int64_t width);
+  // out[m][n] = sum over k of a[m * row_stride + k * depth_stride] * b[k][n], for n in [begin, end); rows of b and out
+  // have `width` values.
+  void (*combine)(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth, const T* b,
+                  int64_t begin, int64_t end, T* out, int64_t width);
+  void (*activate)(Activation activation, const T* u, int64_t count, T* h);
+  // out = grad * act'(u)
+  void (*gradient)(Activation activation, const T* grad, const T* u, int64_t count, T* out);
+};
+
+struct SqueezeExciteTables {
+  SqueezeExciteTable<float> float32;
+  SqueezeExciteTable<double> float64;
+
+  const auto& of(float) const { return float32; }
+  const auto& of(double) const { return float64; }
+};
+
+namespace baseline {
+extern const SqueezeExciteTables squeeze_excite_tables;
+}
+namespace avx2 {
+extern const SqueezeExciteTables squeeze_excite_tables;
+}
+namespace avx512 {
+extern const SqueezeExciteTables squeeze_excite_tables;
+}
+
+inline const SqueezeExciteTables& squeeze_excite_tables() {
+#if defined(BIASLOSS_X86_VARIANTS)
+  return for_this_cpu(baseline::squeeze_excite_tables, avx2::squeeze_excite_tables, avx512::squeeze_excite_tables);
+#else
+  return baseline::squeeze_excite_tables;
+#endif
+}
+
+}  // namespace biasloss

@@ -1,0 +1,88 @@
+"""Feature maps that tests of the blocks' ops draw, and their truth in float64, written from the formulas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = (lambda u: u, F.relu, F.relu6, F.hardswish, F.silu, F.hardsigmoid, torch.sigmoid)
+KINKS = ((), (0,), (0, 6), (-3, 3), (), (-3, 3), ())
+CHANNELS = (1, 2, 3, 5, 8, 16, 24, 40, 63, 72, 121, 130, 257)
+
+
+@dataclass
+class Case:
+    x: Tensor
+    affine: Tensor  # u has about mean 0 and standard deviation 1
+    center: Tensor  # about the mean of x
+    activation: int
+    generator: torch.Generator
+
+    def map_like(self, shape: torch.Size | None = None) -> Tensor:
+        values = torch.randn(shape or self.x.shape, generator=self.generator, dtype=torch.float64)
+        return channels_last(values.to(self.x.dtype))
+
+    def per_channel(self, rows: int) -> Tensor:
+        values = torch.randn(rows, self.x.shape[1], generator=self.generator, dtype=torch.float64)
+        return values.to(self.affine.dtype)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def wide(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [t if t is None else t.double() for t in tensors]
+
+
+def column(values: Tensor) -> Tensor:
+    return values.reshape(-1, values.shape[-1], 1, 1)
+
+
+def away_from_kinks(x: Tensor, affine: Tensor, activation: int) -> Tensor:
+    """x, with values whose u is so near a kink of the activation that rounding decides its side moved off to u = 1."""
+    scale, shift = column(affine[0].double()), column(affine[1].double())
+    u = x.double() * scale + shift
+    near = torch.zeros_like(u, dtype=torch.bool)
+    for kink in KINKS[activation]:
+        near |= (u - kink).abs() < 1e-5 * (1 + shift.abs())
+    return channels_last(torch.where(near, (1 - shift) / scale, x.double()).to(x.dtype))
+
+
+@st.composite
+def cases(draw: st.DrawFn, samples: tuple[int, ...] = (0, 1, 2, 3), ratio: tuple[float, ...] = (0, 3, 100)) -> Case:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = (draw(st.sampled_from(samples)), draw(st.sampled_from(CHANNELS)), *draw(st.sampled_from(SIZES)))
+    dtype, activation = draw(st.sampled_from(FLOATS)), draw(st.integers(0, 4))
+    mean = draw(st.sampled_from(ratio)) * torch.randn(shape[1], generator=generator, dtype=torch.float64).sign()
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) + column(mean)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.rand(shape[1], generator=generator, dtype=torch.float64) + 0.5
+    affine = torch.stack((scale, 0.3 - mean * scale)).to(accumulate)
+    x = away_from_kinks(x.to(dtype), affine, activation)
+    return Case(x, affine, (mean + 0.1).to(accumulate), activation, generator)
+
+
+SIZES = ((1, 1), (2, 3), (7, 7), (1, 40), (14, 13))
+
+
+def activated(x: Tensor, affine: Tensor, activation: int) -> Tensor:
+    """In the dtype of x."""
+    result: Tensor = ACTIVATIONS[activation](x * column(affine[0]) + column(affine[1]))
+    return result
+
+
+def gradient_at_u(grad: Tensor, x: Tensor, affine: Tensor, activation: int) -> Tensor:
+    """By autograd."""
+    u = (x * column(affine[0]) + column(affine[1])).requires_grad_()
+    h = ACTIVATIONS[activation](u)
+    return torch.autograd.grad(h, u, grad)[0] if activation else grad
+
+
+def sums(du: Tensor, x: Tensor, center: Tensor) -> Tensor:
+    return torch.stack((du.sum((0, 2, 3)), (du * (x - column(center))).sum((0, 2, 3))))

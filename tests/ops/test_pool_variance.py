@@ -1,0 +1,128 @@
+"""The pool with its variance against float64."""
+
+from __future__ import annotations
+
+import map_cases
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from map_cases import Case, channels_last, column
+from torch import Tensor
+
+from biasloss_ext.ops.pool_variance import op, reference
+
+BACKENDS = ("cpu", "reference")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=80, deadline=None)
+@given(case=map_cases.cases(), want_variance=st.booleans(), with_affine=st.booleans())
+def test_forward(backend: str, case: Case, want_variance: bool, with_affine: bool) -> None:
+    affine = case.affine if with_affine else None
+    arguments = (case.x, affine, case.activation if with_affine else 0, want_variance)
+    pooled, variance = op.forward(*arguments, device=CPU, backend=backend)
+    h = case.x.double()
+    h = map_cases.activated(h, affine.double(), case.activation) if affine is not None else h
+    own, own_variance = reference.pool_variance(*arguments)
+    assert pooled.shape == case.x.shape[:2]
+    assert pooled.dtype == variance.dtype == case.affine.dtype
+    size = 1 + (case.affine[1].abs().max().item() if with_affine else 0)
+    oracle.assert_as_close_as_torch(pooled, h.mean((2, 3)), own, size, "pooled")
+    if not want_variance:
+        assert variance.shape == (0,)
+        return
+    truth = oracle.variance(h)
+    assert variance.shape == truth.shape
+    oracle.assert_as_close_as_torch(variance, truth, own_variance, size, "variance")
+    if not with_affine:
+        torch.testing.assert_close(variance.double(), truth, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", map_cases.FLOATS)
+@pytest.mark.parametrize("shape", [(3, 960, 7, 7), (2, 40, 31, 33), (5, 17, 1, 1)])
+@pytest.mark.parametrize("ratio", [1, 1000])
+def test_variance_far_from_zero(backend: str, dtype: torch.dtype, shape: tuple[int, ...], ratio: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(ratio), dtype=torch.float64) + ratio
+    x = channels_last(x.to(dtype))
+    pooled, variance = op.forward(x, None, 0, True, device=CPU, backend=backend)
+    torch.testing.assert_close(variance.double(), oracle.variance(x), rtol=1e-5, atol=0)
+    torch.testing.assert_close(pooled.double(), x.double().mean((2, 3)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=80, deadline=None)
+@given(case=map_cases.cases(), with_affine=st.booleans(), with_center=st.booleans())
+def test_backward(backend: str, case: Case, with_affine: bool, with_center: bool) -> None:
+    affine = case.affine if with_affine else None
+    activation = case.activation if with_affine else 0
+    center = case.center if with_center else None
+    pool_grad = torch.randn(case.x.shape[:2], generator=case.generator).to(case.affine.dtype)
+    arguments = (pool_grad, case.x, affine, center, activation)
+    du, sums = op.backward(*arguments, device=CPU, backend=backend)
+    own, own_sums = reference.pool_variance_backward(*arguments)
+
+    grad, x = pool_grad.double(), case.x.double()
+    identity = torch.stack((torch.ones(x.shape[1]), torch.zeros(x.shape[1]))).double()
+    spread = (column(grad) / (x.shape[2] * x.shape[3])).expand(x.shape)
+    truth = map_cases.gradient_at_u(spread, x, identity if affine is None else affine.double(), activation)
+    error_of_u = 1 + case.affine[1].abs().max().item() / 8
+    assert du.shape == x.shape
+    assert du.dtype == case.x.dtype
+    assert du.is_contiguous(memory_format=torch.channels_last)
+    largest = truth.abs().max().item() if truth.numel() else 0.0
+    narrow = du.dtype in (torch.bfloat16, torch.float16)
+    # float16's subnormals are rounded to steps of 6e-8.
+    oracle.assert_as_close_as_torch(du, truth, own, largest * (1 if narrow else error_of_u) + 1e-4 * narrow, "du")
+    if center is None:
+        assert sums.shape == (0,)
+        return
+    assert sums.shape == (2, x.shape[1])
+    centred = (truth * (x - column(center.double()))).abs().sum((0, 2, 3)).max()
+    terms = truth.abs().sum((0, 2, 3)).max() + centred
+    expected = map_cases.sums(truth, x, center.double())
+    oracle.assert_as_close_as_torch(sums, expected, own_sums, error_of_u * terms.item(), "sums")
+
+
+@pytest.mark.parametrize("shape", [(1, 72, 70, 70), (3, 121, 41, 41), (5, 16, 64, 63), (16, 480, 7, 7)])
+def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = channels_last(torch.randn(shape, generator=generator))
+    affine, pool_grad = torch.rand(2, shape[1], generator=generator), torch.randn(shape[:2], generator=generator)
+
+    def results() -> list[Tensor]:
+        backward = op.backward.native(pool_grad, x, affine, affine[1].contiguous(), 3)
+        return [*op.forward.native(x, affine, 3, True), *op.forward.native(x, affine, 3, False), *backward]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results()
+        torch.set_num_threads(2)
+        together = results()
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(alone, together, strict=True):
+        assert torch.equal(one, two)
+    exact = reference.pool_variance(x.double(), affine.double(), 3, True)
+    for one, truth in zip(alone, exact, strict=False):
+        torch.testing.assert_close(one.double(), truth, rtol=1e-6, atol=1e-6)
+
+
+def test_a_bad_value_stays_in_its_sample() -> None:
+    x = torch.randn(3, 24, 9, 9)
+    x[1, 3, 8, 8] = torch.nan  # in the incomplete last row
+    pooled, variance = op.forward(channels_last(x), None, 0, True, device=CPU, backend="cpu")
+    assert variance.isnan().tolist() == [False, True, False]
+    assert pooled.isnan().nonzero().tolist() == [[1, 3]]
+
+
+def test_opcheck() -> None:
+    x, affine = channels_last(torch.randn(2, 5, 3, 4)), torch.rand(2, 5)
+    for arguments in ((x, affine, 3, True), (x, None, 0, False)):
+        torch.library.opcheck(op.forward.native, arguments)
+    for affine_and_center in ((affine, affine[0]), (None, None)):
+        torch.library.opcheck(op.backward.native, (torch.rand(2, 5), x, *affine_and_center, 3))
