@@ -3,6 +3,7 @@
 
 #include "bias_loss/ops.h"
 #include "depthwise/ops.h"
+#include "expand_depthwise/ops.h"
 #include "feature_variance/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
@@ -11,6 +12,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));
   m.impl("depthwise", TORCH_BOX(&biasloss::depthwise_cpu));
   m.impl("depthwise_backward", TORCH_BOX(&biasloss::depthwise_backward_cpu));
+  m.impl("expand_depthwise", TORCH_BOX(&biasloss::expand_depthwise_cpu));
+  m.impl("expand_depthwise_backward", TORCH_BOX(&biasloss::expand_depthwise_backward_cpu));
 }
 
 #if defined(BIASLOSS_WITH_CUDA)
