@@ -6,9 +6,10 @@ checkpoints stay as they are.
 """
 
 from biasloss_ext.nn.channels import round_channels
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.head import ClassificationHead
 from biasloss_ext.nn.inverted_residual import InvertedResidual
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 
-__all__ = ["ClassificationHead", "InvertedResidual", "SkipBlock", "SqueezeExcite", "round_channels"]
+__all__ = ["ClassificationHead", "DepthwiseConv2d", "InvertedResidual", "SkipBlock", "SqueezeExcite", "round_channels"]
