@@ -12,11 +12,12 @@ from biasloss_ext import checks
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.bias_loss import op as bias_loss_op
 from biasloss_ext.ops.bias_loss import reference as bias_loss_reference
+from biasloss_ext.ops.depthwise import convolution
 from biasloss_ext.ops.feature_variance import op as feature_variance_op
 from biasloss_ext.ops.feature_variance import reference as feature_variance_reference
 from biasloss_ext.ops.library import accumulation_dtype
 
-__all__ = ["BiasLossOutput", "bias_loss", "bias_weight", "feature_variance"]
+__all__ = ["BiasLossOutput", "bias_loss", "bias_weight", "depthwise_conv2d", "feature_variance"]
 
 
 class BiasLossOutput(NamedTuple):
@@ -140,6 +141,33 @@ def bias_loss(
         backend=backend,
     )
     return BiasLossOutput(loss, sample_weight, moved)
+
+
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, *, backend: str = "auto"
+) -> Tensor:
+    """``F.conv2d(x, weight, bias, stride, padding=k // 2, groups=C)``, on kernels of its own.
+
+    :class:`biasloss_ext.nn.DepthwiseConv2d` has the layouts, dtypes and guarantees.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W), any layout.
+        weight: (C, 1, k, k) with k in 3, 5, 7.
+        bias: (C,).
+        stride: 1 or 2.
+        backend: "auto", "reference", "cpu" or "cuda".
+
+    Returns:
+        (N, C, ceil(H / stride), ceil(W / stride)), or without N, channels_last, dtype of ``x``.
+    """
+    checks.depthwise_tensors(x, weight, bias, stride)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    chosen = backends.choose(backend, x.device, "depthwise")
+    y = convolution.convolve(x if x.dim() == 4 else x[None], weight, stride, chosen)
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None, None]
+    return y if x.dim() == 4 else y[0]
 
 
 def weighted_cross_entropy(

@@ -5,6 +5,7 @@
 #include "bias_loss/ops.h"
 #include "channel_gram/ops.h"
 #include "depthwise/ops.h"
+#include "expand_depthwise/ops.h"
 #include "feature_variance/ops.h"
 #include "pointwise/ops.h"
 #include "pool_variance/ops.h"
@@ -22,6 +23,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("channel_gram", TORCH_BOX(&biasloss::channel_gram_cpu));
   m.impl("depthwise", TORCH_BOX(&biasloss::depthwise_cpu));
   m.impl("depthwise_backward", TORCH_BOX(&biasloss::depthwise_backward_cpu));
+  m.impl("expand_depthwise", TORCH_BOX(&biasloss::expand_depthwise_cpu));
+  m.impl("expand_depthwise_backward", TORCH_BOX(&biasloss::expand_depthwise_backward_cpu));
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("pointwise", TORCH_BOX(&biasloss::pointwise_cpu));
   m.impl("pointwise_backward", TORCH_BOX(&biasloss::pointwise_backward_cpu));

@@ -6,6 +6,7 @@ checkpoints are the same.
 """
 
 from biasloss_ext.nn.channels import round_channels
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, FusedHead
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock
 from biasloss_ext.nn.head import ClassificationHead
@@ -15,6 +16,7 @@ from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 
 __all__ = [
     "ClassificationHead",
+    "DepthwiseConv2d",
     "FusedConvNormActivation",
     "FusedHead",
     "FusedInvertedResidual",

@@ -152,19 +152,19 @@ def _forward(
         y2, moments2 = depthwise.forward(x, w.depthwise, None, maps.IDENTITY, options.stride, want_moments2, **where)
     elif options.expand_free:
         moments1, mean_x, weight_gram = _moments_of_expanded(given.expand, x, w.expand, where)
-        affine1 = batch_norm.affine(moments1, w.expand_gamma, w.expand_beta, options.eps[0])
+        affine1 = batch_norm.affine(moments1, w.expand_gamma, w.expand_beta, options.eps[0], backend=options.backend)
         y2, moments2 = expand_depthwise.forward(
             x, w.expand, affine1, options.expand_activation, w.depthwise, options.stride, want_moments2, **where
         )
     else:
         y1, moments1 = _project(x, w.expand, None, maps.IDENTITY, None, given.expand is None, where)
         moments1 = moments1 if given.expand is None else given.expand
-        affine1 = batch_norm.affine(moments1, w.expand_gamma, w.expand_beta, options.eps[0])
+        affine1 = batch_norm.affine(moments1, w.expand_gamma, w.expand_beta, options.eps[0], backend=options.backend)
         y2, moments2 = depthwise.forward(
             y1, w.depthwise, affine1, options.expand_activation, options.stride, want_moments2, **where
         )
     moments2 = moments2 if given.depthwise is None else given.depthwise
-    affine2 = batch_norm.affine(moments2, w.depthwise_gamma, w.depthwise_beta, options.eps[1])
+    affine2 = batch_norm.affine(moments2, w.depthwise_gamma, w.depthwise_beta, options.eps[1], backend=options.backend)
     activation = options.depthwise_activation
     pooled = gate = reduced = expanded = None
     if w.reduce is not None:
@@ -181,7 +181,7 @@ def _forward(
         )
     y3, moments3 = _project(y2, w.project, affine2, activation, gate, given.project is None, where)
     moments3 = moments3 if given.project is None else given.project
-    affine3 = batch_norm.affine(moments3, w.project_gamma, w.project_beta, options.eps[2])
+    affine3 = batch_norm.affine(moments3, w.project_gamma, w.project_beta, options.eps[2], backend=options.backend)
     out = batch_norm_op.apply(y3, affine3, maps.IDENTITY, residual, **where)
     saved = Saved(
         y1, y2, y3, moments1, moments2, moments3, affine1, affine2, affine3, mean_x, weight_gram,
@@ -224,7 +224,7 @@ def _backward(
     where: dict[str, Any] = {"device": x.device, "backend": options.backend}
     rows_in, rows_out = x.numel() // x.shape[1], grad.numel() // max(grad.shape[1], 1)
     norms = [
-        NormBackward(moments, affine, eps, rows, constant)
+        NormBackward(moments, affine, eps, rows, constant, options.backend)
         for moments, affine, eps, rows, constant in (
             (saved.moments3, saved.affine3, options.eps[2], rows_out, frozen[2]),
             (saved.moments2, saved.affine2, options.eps[1], rows_out, frozen[1]),
@@ -233,10 +233,11 @@ def _backward(
         if moments is not None and affine is not None
     ]
     sums3 = batch_norm_op.sums(grad, saved.y3, saved.affine3, saved.moments3[0], maps.IDENTITY, **where)
+    coefficients3, d_project_norm = norms[0](sums3)
     dh2, d_project, d_gate, sample_sums = pointwise.backward(
         grad,
         saved.y3,
-        norms[0].coefficients(sums3),
+        coefficients3,
         saved.y2,
         w.project,
         saved.affine2,
@@ -264,22 +265,25 @@ def _backward(
         )
         d_excite = tuple(d_excite_list)
     sums2 = _sums_over_samples(sample_sums, pool_grad, saved.y2.shape[2] * saved.y2.shape[3])
+    coefficients2, d_depthwise_norm = norms[1](sums2)
     behind = (
         dh2,
         pool_grad,
         saved.y2,
         saved.affine2,
-        norms[1].coefficients(sums2),
+        coefficients2,
         options.depthwise_activation,
     )
     d_expand: Tensor | None = None
-    sums1: Tensor | None = None
+    d_expand_norm: Tensor | None = None
     if w.expand is None:
         grad_x, d_depthwise, _ = depthwise.backward(
             *behind, x, w.depthwise, None, None, maps.IDENTITY, options.stride, True, True, **where
         )
     elif options.expand_free:
-        grad_x, d_expand, d_depthwise, sums1 = _backward_expand_free(options, behind, norms[2], x, w, saved, where)
+        grad_x, d_expand, d_depthwise, d_expand_norm = _backward_expand_free(
+            options, behind, norms[2], x, w, saved, where
+        )
     else:
         assert saved.y1 is not None and saved.moments1 is not None
         du1, d_depthwise, sums1 = depthwise.backward(
@@ -294,13 +298,12 @@ def _backward(
             True,
             **where,
         )
-        coefficients = norms[2].coefficients(sums1)
+        coefficients1, d_expand_norm = norms[2](sums1)
         grad_x, d_expand, _, _ = pointwise.backward(
-            du1, saved.y1, coefficients, x, w.expand, None, None, maps.IDENTITY, None, None, True, True, **where
+            du1, saved.y1, coefficients1, x, w.expand, None, None, maps.IDENTITY, None, None, True, True, **where
         )
-    d_expand_norm = (None, None) if sums1 is None else norms[2].parameter_gradients(sums1)
-    d_depthwise_norm, d_project_norm = norms[1].parameter_gradients(sums2), norms[0].parameter_gradients(sums3)
-    in_order = (d_expand, *d_expand_norm, d_depthwise, *d_depthwise_norm, *d_excite, d_project, *d_project_norm)
+    of_norms = [(None, None) if d is None else d.unbind() for d in (d_expand_norm, d_depthwise_norm, d_project_norm)]
+    in_order = (d_expand, *of_norms[0], d_depthwise, *of_norms[1], *d_excite, d_project, *of_norms[2])
     return grad_x, Weights._make(in_order)
 
 
@@ -334,11 +337,12 @@ def _backward_expand_free(
         options.stride,
         **where,
     )
-    a, b, c, _ = norm.coefficients(sums)
+    coefficients, d_norm = norm(sums)
+    a, b, c, _ = coefficients
     matrix = w.expand.flatten(1)
     d_expand = a[:, None] * d_expand.flatten(1)
     if saved.weight_gram is None:  # constant statistics: b and c are zero
-        return grad_x.to(x.dtype), d_expand, d_depthwise, sums
+        return grad_x.to(x.dtype), d_expand, d_depthwise, d_norm
     d_expand += b[:, None] * saved.weight_gram
     through_statistics = (matrix.T * b) @ matrix
     centered = torch.stack((torch.ones_like(saved.mean_x), -saved.mean_x))
@@ -355,4 +359,4 @@ def _backward_expand_free(
         False,
         **where,
     )
-    return grad_x.to(x.dtype), d_expand, d_depthwise, sums
+    return grad_x.to(x.dtype), d_expand, d_depthwise, d_norm

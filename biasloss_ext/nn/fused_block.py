@@ -121,19 +121,8 @@ def expand_free(x: Tensor, backend: str) -> bool:
     return choose(backend, x.device, "expand_depthwise") != "reference"
 
 
-def takes_batch_statistics(norm: nn.BatchNorm2d) -> bool:
-    """As nn.BatchNorm2d decides it."""
-    return norm.training or norm.running_mean is None or norm.running_var is None
-
-
-def running_moments(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
-    """Mean and variance (2, C) that evaluation normalises with."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    return torch.stack((norm.running_mean, norm.running_var)).to(dtype)
-
-
 def _given(norm: nn.BatchNorm2d | None, dtype: torch.dtype) -> Tensor | None:
-    return None if norm is None or takes_batch_statistics(norm) else running_moments(norm, dtype)
+    return None if norm is None or batch_norm.uses_batch_statistics(norm) else batch_norm.running_moments(norm, dtype)
 
 
 def _parameters_of(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:

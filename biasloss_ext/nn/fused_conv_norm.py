@@ -10,8 +10,6 @@ from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
     Fused,
     autocast_input,
-    running_moments,
-    takes_batch_statistics,
     takes_fused_path,
 )
 from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise
@@ -52,18 +50,18 @@ BACKEND = "auto"
 def _statistics(y: Tensor, norm: nn.BatchNorm2d, seen: Tensor | None) -> Tensor:
     """The moments to normalise with; running statistics are moved where the batch's own are taken."""
     if seen is None:
-        return running_moments(norm, accumulation_dtype(y.dtype))
+        return batch_norm.running_moments(norm, accumulation_dtype(y.dtype))
     batch_norm.update_running(norm, seen, y.numel() // max(y.shape[1], 1))
     return seen
 
 
 def norm_options(norm: nn.BatchNorm2d, activation: int) -> NormOptions:
-    return NormOptions(activation, norm.eps, not takes_batch_statistics(norm), BACKEND)
+    return NormOptions(activation, norm.eps, not batch_norm.uses_batch_statistics(norm), BACKEND)
 
 
 def norm_activation(y: Tensor, norm: nn.BatchNorm2d, activation: int, seen: Tensor | None = None) -> Tensor:
     """``act(norm(y))``; ``seen`` are y's moments where they are known already. y is channels_last."""
-    if seen is None and takes_batch_statistics(norm):
+    if seen is None and batch_norm.uses_batch_statistics(norm):
         seen = batch_norm_op.moments(y.detach(), device=y.device)
     moments = _statistics(y, norm, seen)
     with torch.autocast(y.device.type, enabled=False):
@@ -109,7 +107,7 @@ class FusedConvNormActivation(nn.Sequential):
             plain: Tensor = super().forward(x)
             return plain
         conv, norm = self._layers()
-        y, seen = convolve(x, conv, takes_batch_statistics(norm))
+        y, seen = convolve(x, conv, batch_norm.uses_batch_statistics(norm))
         return norm_activation(y, norm, self._number(), seen)
 
 
@@ -122,12 +120,10 @@ class FusedHead(FusedConvNormActivation):
         Both are float32 (float64 for float64 maps), the variance (:func:`biasloss_ext.feature_variance`) detached.
         """
         conv, norm = self._layers()
-        y, seen = convolve(x, conv, takes_batch_statistics(norm))
+        y, seen = convolve(x, conv, batch_norm.uses_batch_statistics(norm))
         moments = _statistics(y, norm, seen)
         with torch.autocast(y.device.type, enabled=False):
-            pooled, variance = NormPool.apply(
-                norm_options(norm, self._number()), y, moments, norm.weight, norm.bias
-            )
+            pooled, variance = NormPool.apply(norm_options(norm, self._number()), y, moments, norm.weight, norm.bias)
         return pooled, variance
 
     def can_pool(self, x: Tensor) -> bool:

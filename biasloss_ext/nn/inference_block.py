@@ -15,7 +15,6 @@ from biasloss_ext.nn.fused_block import (
     autocast_input,
     expand_free,
     matrices_of,
-    running_moments,
     takes_fused_path,
 )
 from biasloss_ext.nn.recognise import Found
@@ -46,9 +45,7 @@ def constant_affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
     """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a normalisation without running statistics cannot be folded: track_running_stats is False")
-    weight, bias = (None if p is None else p.detach().to(dtype) for p in (norm.weight, norm.bias))
-    affine: Tensor = batch_norm.affine(running_moments(norm, dtype), weight, bias, norm.eps)
-    return affine
+    return batch_norm.running_affine(norm, dtype)
 
 
 class Prepared(nn.Module):

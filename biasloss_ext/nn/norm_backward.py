@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from biasloss_ext.nn import batch_norm
@@ -18,6 +17,7 @@ class NormBackward(NamedTuple):
         eps: of the module.
         positions: how many the moments were taken over.
         constant: whether the moments were given rather than taken from this batch.
+        backend: of the op.
     """
 
     moments: Tensor
@@ -25,11 +25,11 @@ class NormBackward(NamedTuple):
     eps: float
     positions: int
     constant: bool
+    backend: str
 
-    def coefficients(self, sums: Tensor) -> Tensor:
-        """(4, C): from the gradient behind the normalisation to the one before it."""
-        return batch_norm.coefficients(sums, self.affine, self.moments, self.eps, self.positions, self.constant)
-
-    def parameter_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of the module's weight and bias, (C,) each."""
-        return sums[1] * torch.rsqrt(self.moments[1] + self.eps), sums[0]
+    def __call__(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients (4, C) from the gradient behind the normalisation to the one before it, and the gradients of the
+        module's weight and bias, (2, C)."""
+        return batch_norm.coefficients(
+            sums, self.affine, self.moments, self.eps, self.positions, self.constant, backend=self.backend
+        )

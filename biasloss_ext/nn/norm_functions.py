@@ -80,7 +80,7 @@ class NormActivation(torch.autograd.Function):
     def forward(
         ctx: Any, options: NormOptions, y: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
-        affine = batch_norm.affine(moments, _wide(weight, y), _wide(bias, y), options.eps)
+        affine = batch_norm.affine(moments, _wide(weight, y), _wide(bias, y), options.eps, backend=options.backend)
         ctx.save_for_backward(y, moments, affine, weight, bias)
         ctx.options = options
         h: Tensor = batch_norm_op.apply(y, affine, options.activation, None, device=y.device, backend=options.backend)
@@ -92,11 +92,14 @@ class NormActivation(torch.autograd.Function):
         y, moments, affine, weight, bias = ctx.saved_tensors
         options: NormOptions = ctx.options
         where: dict[str, Any] = {"device": y.device, "backend": options.backend}
-        norm = NormBackward(moments, affine, options.eps, y.numel() // max(y.shape[1], 1), options.constant)
+        norm = NormBackward(
+            moments, affine, options.eps, y.numel() // max(y.shape[1], 1), options.constant, options.backend
+        )
         grad = maps.channels_last(grad)
         sums = batch_norm_op.sums(grad, y, affine, moments[0], options.activation, **where)
-        dy = batch_norm_op.backward(grad, y, affine, norm.coefficients(sums), options.activation, **where)
-        return None, dy, None, *_in_dtype_of((weight, bias), norm.parameter_gradients(sums))
+        coefficients, gradients = norm(sums)
+        dy = batch_norm_op.backward(grad, y, affine, coefficients, options.activation, **where)
+        return None, dy, None, *_in_dtype_of((weight, bias), gradients)
 
 
 class NormPool(torch.autograd.Function):
@@ -106,7 +109,7 @@ class NormPool(torch.autograd.Function):
     def forward(
         ctx: Any, options: NormOptions, y: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        affine = batch_norm.affine(moments, _wide(weight, y), _wide(bias, y), options.eps)
+        affine = batch_norm.affine(moments, _wide(weight, y), _wide(bias, y), options.eps, backend=options.backend)
         ctx.save_for_backward(y, moments, affine, weight, bias)
         ctx.options = options
         pooled, variance = pool_variance.forward(
@@ -121,11 +124,14 @@ class NormPool(torch.autograd.Function):
         y, moments, affine, weight, bias = ctx.saved_tensors
         options: NormOptions = ctx.options
         where: dict[str, Any] = {"device": y.device, "backend": options.backend}
-        norm = NormBackward(moments, affine, options.eps, y.numel() // max(y.shape[1], 1), options.constant)
+        norm = NormBackward(
+            moments, affine, options.eps, y.numel() // max(y.shape[1], 1), options.constant, options.backend
+        )
         du, sums = pool_variance.backward(grad.contiguous(), y, affine, moments[0], options.activation, **where)
-        dy = batch_norm_op.backward(du, y, affine, norm.coefficients(sums), maps.IDENTITY, **where)
-        return None, dy, None, *_in_dtype_of((weight, bias), norm.parameter_gradients(sums))
+        coefficients, gradients = norm(sums)
+        dy = batch_norm_op.backward(du, y, affine, coefficients, maps.IDENTITY, **where)
+        return None, dy, None, *_in_dtype_of((weight, bias), gradients)
 
 
-def _in_dtype_of(parameters: tuple[Tensor | None, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(None if p is None else g.to(p.dtype) for p, g in zip(parameters, gradients, strict=True))
+def _in_dtype_of(parameters: tuple[Tensor | None, ...], gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(None if p is None else g.to(p.dtype) for p, g in zip(parameters, gradients.unbind(), strict=True))

@@ -87,8 +87,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const BackwardTensors& of,
 
   const auto& kernels = depthwise_tables().of(element);
   const int64_t columns = strip_columns(in.width, conv.kernel) + strip_columns(out.width, conv.kernel);
-  const Partition partition(in.samples, in.channels, out.height, kernels.lanes,
-                            conv.kernel * columns * int64_t(sizeof(Scalar)));
+  const int64_t bytes = conv.kernel * columns * int64_t(sizeof(Scalar));
+  const Partition partition(in.samples, out.height, ChannelBlocks(in.channels, kernels.lanes, bytes));
   const auto weights = packed_for_input_gradient(kernels, partition, conv,
                                                  values_of<Scalar>(of.weight, in.channels * conv.taps(), "weight"));
   const Backward<T, Scalar> backward = {

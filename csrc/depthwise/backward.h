@@ -62,11 +62,11 @@ class DepthwiseGradientAtOutput {
 
 // At stride 1 the data gradient is a convolution with the kernel turned round.
 template <class Kernels, class Scalar>
-std::vector<Scalar> packed_for_input_gradient(const Kernels& kernels, const Partition& partition,
+std::vector<Scalar> packed_for_input_gradient(const Kernels& kernels, const ChannelBlocks& blocks,
                                               const Convolution& conv, const Scalar* weight) {
-  auto weights = packed(kernels, partition, weight, conv.taps(), 1, conv.taps());
+  auto weights = packed(kernels, blocks, weight, conv.taps(), 1, conv.taps());
   if (conv.stride == 1)
-    for (int64_t v = 0; v < partition.vectors(); ++v)
+    for (int64_t v = 0; v < blocks.vectors(); ++v)
       for (int64_t i = 0; i < conv.taps() / 2; ++i) {
         Scalar* vector = weights.data() + v * conv.taps() * kernels.lanes;
         std::swap_ranges(vector + i * kernels.lanes, vector + (i + 1) * kernels.lanes,

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x, const Tensor& weight, cons
 
   const auto& kernels = depthwise_tables().of(element);
   const int64_t bytes = conv.kernel * strip_columns(in.width, conv.kernel) * int64_t(sizeof(Scalar));
-  const Partition partition(in.samples, in.channels, out.height, kernels.lanes, bytes);
+  const Partition partition(in.samples, out.height, ChannelBlocks(in.channels, kernels.lanes, bytes));
   const auto weights = packed(kernels, partition, values_of<Scalar>(weight, in.channels * conv.taps(), "weight"),
                               conv.taps(), 1, conv.taps());
   const Forward<T, Scalar> forward = {

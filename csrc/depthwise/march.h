@@ -93,23 +93,23 @@ Taps<Scalar> output_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t
 
 // Packs per-channel rows block by block, as Partition lays them out.
 template <class Kernels, class Scalar>
-std::vector<Scalar> packed(const Kernels& kernels, const Partition& partition, const Scalar* from,
+std::vector<Scalar> packed(const Kernels& kernels, const ChannelBlocks& blocks, const Scalar* from,
                            int64_t channel_stride, int64_t row_stride, int64_t rows) {
-  std::vector<Scalar> to(static_cast<size_t>(partition.vectors() * rows * kernels.lanes));
-  for (int64_t block = 0; block < partition.blocks(); ++block) {
-    const Range channels = partition.channels_of(block);
+  std::vector<Scalar> to(static_cast<size_t>(blocks.vectors() * rows * kernels.lanes));
+  for (int64_t block = 0; block < blocks.blocks(); ++block) {
+    const Range channels = blocks.channels_of(block);
     kernels.pack(from + channels.begin * channel_stride, channel_stride, row_stride, channels.size(), rows,
-                 to.data() + partition.first_vector(block) * rows * kernels.lanes);
+                 to.data() + blocks.first_vector(block) * rows * kernels.lanes);
   }
   return to;
 }
 
 template <class Kernels, class Scalar>
-void unpack(const Kernels& kernels, const Partition& partition, const Scalar* from, int64_t rows, Scalar* to,
+void unpack(const Kernels& kernels, const ChannelBlocks& blocks, const Scalar* from, int64_t rows, Scalar* to,
             int64_t channel_stride, int64_t row_stride) {
-  for (int64_t block = 0; block < partition.blocks(); ++block) {
-    const Range channels = partition.channels_of(block);
-    kernels.unpack(from + partition.first_vector(block) * rows * kernels.lanes, channels.size(), rows,
+  for (int64_t block = 0; block < blocks.blocks(); ++block) {
+    const Range channels = blocks.channels_of(block);
+    kernels.unpack(from + blocks.first_vector(block) * rows * kernels.lanes, channels.size(), rows,
                    to + channels.begin * channel_stride, channel_stride, row_stride);
   }
 }

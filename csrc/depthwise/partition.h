@@ -14,57 +14,79 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-// A piece is a group of samples, a band of output rows and a block of channels. Each leaves one partial result, which
-// are merged in order.
-class Partition {
+inline Range part_of(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Channels in blocks of whole vectors. Only the last block has a vector that overlaps another. Per-channel values are
+// packed as in rows_simd.h, block behind block.
+class ChannelBlocks {
  public:
-  static constexpr int64_t kPieces = 32;             // as many as balance the threads; more cost more merging
-  static constexpr int64_t kLeastPieces = 8;         // fewer samples than this are cut up
-  static constexpr int64_t kLeastRows = 8;           // of a band, whose halo is computed twice
   static constexpr int64_t kCacheBytes = 192 << 10;  // what the rows in flight may take of L2
 
-  // `bytes` a channel lie in cache during the march. Where channels cannot be cut, one block has them all.
-  Partition(int64_t samples, int64_t channels, int64_t rows, int64_t lanes, int64_t bytes, bool cut_channels = true)
-      : samples_(samples),
-        channels_(channels),
-        rows_(rows),
-        lanes_(lanes),
-        full_vectors_(std::max<int64_t>(1, channels / lanes)) {
-    const int64_t vectors_in_cache = std::max<int64_t>(1, kCacheBytes / (bytes * lanes));
-    if (cut_channels) blocks_ = (full_vectors_ + vectors_in_cache - 1) / vectors_in_cache;
-    const auto times_wanted = [&](int64_t pieces, int64_t have) {
-      return (pieces + have - 1) / std::max<int64_t>(1, have);
-    };
-    bands_ =
-        std::clamp<int64_t>(times_wanted(kLeastPieces, samples * blocks_), 1, std::max<int64_t>(1, rows / kLeastRows));
-    if (cut_channels)
-      blocks_ = std::min(full_vectors_,
-                         blocks_ * times_wanted(kLeastPieces, std::max<int64_t>(1, samples * blocks_ * bands_)));
-    groups_ = std::clamp<int64_t>(times_wanted(kPieces, blocks_ * bands_), 1, std::max<int64_t>(1, samples));
+  // `bytes` a channel lie in cache during the march.
+  ChannelBlocks(int64_t channels, int64_t lanes, int64_t bytes)
+      : channels_(channels), lanes_(lanes), full_vectors_(std::max<int64_t>(1, channels / lanes)) {
+    cut(divide_up(full_vectors_, std::max<int64_t>(1, kCacheBytes / std::max<int64_t>(1, bytes * lanes))));
   }
 
-  int64_t pieces() const { return groups_ * bands_ * blocks_; }
-  int64_t partials() const { return groups_ * bands_; }
-  int64_t blocks() const { return blocks_; }
+  // One block that is not to be cut.
+  static ChannelBlocks whole(int64_t channels, int64_t lanes) {
+    ChannelBlocks one(channels, lanes, 0);
+    one.can_be_cut_ = false;
+    return one;
+  }
 
-  int64_t partial(int64_t piece) const { return piece / blocks_; }
-  int64_t block(int64_t piece) const { return piece % blocks_; }
-  Range samples_of(int64_t partial) const { return part(samples_, groups_, partial / bands_); }
-  Range rows_of(int64_t partial) const { return part(rows_, bands_, partial % bands_); }
-  // Only the last block has a vector that overlaps another.
+  int64_t blocks() const { return blocks_; }
+  int64_t vectors() const { return vectors_of(channels_, lanes_); }
   Range channels_of(int64_t block) const {
-    const Range vectors = part(full_vectors_, blocks_, block);
+    const Range vectors = part_of(full_vectors_, blocks_, block);
     return {vectors.begin * lanes_, block == blocks_ - 1 ? channels_ : vectors.end * lanes_};
   }
-  // Per-channel values packed as in rows_simd.h, block behind block: where a block's begin, in vectors.
-  int64_t first_vector(int64_t block) const { return part(full_vectors_, blocks_, block).begin; }
-  int64_t vectors() const { return vectors_of(channels_, lanes_); }
+  // Where a block's packed values begin, in vectors.
+  int64_t first_vector(int64_t block) const { return part_of(full_vectors_, blocks_, block).begin; }
+  // Of any block.
+  int64_t most_channels() const {
+    int64_t most = 0;
+    for (int64_t block = 0; block < blocks_; ++block) most = std::max(most, channels_of(block).size());
+    return most;
+  }
+
+ protected:
+  void cut(int64_t blocks) {
+    if (can_be_cut_) blocks_ = std::min(full_vectors_, blocks);
+  }
 
  private:
-  static Range part(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
+  int64_t channels_, lanes_, full_vectors_, blocks_ = 1;
+  bool can_be_cut_ = true;
+};
 
-  int64_t samples_, channels_, rows_, lanes_, full_vectors_;
-  int64_t blocks_ = 1, bands_ = 1, groups_ = 1;
+// A piece is a group of samples, a band of output rows and a block of channels. Groups and bands each leave a partial
+// result; these are merged in order.
+class Partition : public ChannelBlocks {
+ public:
+  static constexpr int64_t kPieces = 32;      // as many as balance the threads; more cost more merging
+  static constexpr int64_t kLeastPieces = 8;  // fewer samples than this are cut up
+  static constexpr int64_t kLeastRows = 8;    // of a band, whose halo is computed twice
+
+  Partition(int64_t samples, int64_t rows, const ChannelBlocks& channels) : ChannelBlocks(channels) {
+    samples_ = samples, rows_ = rows;
+    const int64_t at_least_one = std::max<int64_t>(1, samples);
+    bands_ = std::clamp<int64_t>(divide_up(kLeastPieces, at_least_one * blocks()), 1,
+                                 std::max<int64_t>(1, rows / kLeastRows));
+    cut(blocks() * divide_up(kLeastPieces, at_least_one * blocks() * bands_));
+    groups_ = std::clamp<int64_t>(divide_up(kPieces, blocks() * bands_), 1, at_least_one);
+  }
+
+  int64_t pieces() const { return partials() * blocks(); }
+  int64_t partials() const { return groups_ * bands_; }
+  int64_t partial(int64_t piece) const { return piece / blocks(); }
+  int64_t block(int64_t piece) const { return piece % blocks(); }
+  Range samples_of(int64_t partial) const { return part_of(samples_, groups_, partial / bands_); }
+  Range rows_of(int64_t partial) const { return part_of(rows_, bands_, partial % bands_); }
+
+ private:
+  int64_t samples_, rows_, bands_, groups_;
 };
 
 }  // namespace biasloss

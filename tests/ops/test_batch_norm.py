@@ -138,7 +138,9 @@ def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], dtype:
     ):
         assert torch.equal(one, two)
         if truth is not None:
-            torch.testing.assert_close(one.double(), truth, rtol=8e-3 if one.dtype == dtype != truth.dtype else 1e-5, atol=1e-2)
+            torch.testing.assert_close(
+                one.double(), truth, rtol=8e-3 if one.dtype == dtype != truth.dtype else 1e-5, atol=1e-2
+            )
 
 
 def test_opcheck() -> None:

@@ -1,0 +1,233 @@
+#include "../depthwise/backward.h"
+
+#include <tuple>
+
+#include "expanded_rows.h"
+#include "ops.h"
+
+namespace biasloss {
+namespace {
+
+// Rows of du are gathered until they make a product worth its while, then leave as grad_x and grad_expand.
+template <class T, class Scalar>
+class ReducedRows {
+ public:
+  ReducedRows(const Expansion<T, Scalar>& e, const Scalar* x_mean, Scalar* grad_x, Scratch& scratch, int64_t du_stride)
+      : e_(&e),
+        x_mean_(x_mean),
+        grad_x_(grad_x),
+        stride_(du_stride),
+        narrow_stride_(buffer_stride<Scalar>(e.in.channels)) {
+    const int64_t positions = e.rows_at_once() * e.in.width;
+    du_ = scratch.template take<Scalar>(positions * stride_);
+    x_ = scratch.template take<Scalar>(positions * narrow_stride_);
+    if (through_buffer()) sum_ = scratch.template take<Scalar>(positions * narrow_stride_);
+  }
+
+  // `accumulate`: grad_x of this sample has a sum over other channels already.
+  void begin(int64_t sample, int64_t row, int64_t channels, const Scalar* scaled_weight, Scalar* grad_expand,
+             bool accumulate) {
+    sample_ = sample, first_ = row, count_ = 0, channels_ = channels, weight_ = scaled_weight;
+    grad_expand_ = grad_expand, accumulate_ = accumulate;
+  }
+  MapRow<Scalar> next() const { return {du_ + count_ * e_->in.width * stride_, stride_}; }
+  void keep() {
+    if (++count_ == e_->rows_at_once()) flush();
+  }
+  void flush() {
+    const int64_t positions = count_ * e_->in.width, narrow = e_->in.channels;
+    if (positions == 0) return;
+    e_->product.widen(e_->x_at(sample_, first_), positions, narrow, x_mean_, x_, narrow_stride_);
+    e_->product.multiply(channels_, narrow, positions, du_, 1, stride_, x_, narrow_stride_, grad_expand_,
+                         narrow_stride_, true);
+    Scalar* to = grad_x_ + (sample_ * e_->in.positions() + first_ * e_->in.width) * narrow;
+    if (through_buffer()) {
+      e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, sum_, narrow_stride_,
+                           false);
+      for (int64_t i = 0; i < positions; ++i)
+        for (int64_t c = 0; c < narrow; ++c) {
+          const Scalar before = accumulate_ ? to[i * narrow + c] : Scalar(0);
+          to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
+        }
+    } else {
+      e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, to, narrow,
+                           accumulate_);
+    }
+    first_ += count_;
+    count_ = 0;
+  }
+
+ private:
+  // Products write whole cache lines.
+  bool through_buffer() const { return padded_columns<Scalar>(e_->in.channels) != e_->in.channels; }
+
+  const Expansion<T, Scalar>* e_;
+  const Scalar* x_mean_;
+  Scalar* grad_x_;
+  int64_t stride_, narrow_stride_;
+  Scalar *du_ = nullptr, *x_ = nullptr, *sum_ = nullptr;
+  int64_t sample_ = 0, first_ = 0, count_ = 0, channels_ = 0;
+  const Scalar* weight_ = nullptr;
+  Scalar* grad_expand_ = nullptr;
+  bool accumulate_ = false;
+};
+
+// Where the partial results of a piece go, all channels of each.
+template <class Scalar>
+struct Partials {
+  Scalar *grad_expand, *grad_weight, *sums;
+};
+
+template <class T, class Scalar>
+struct Backward {
+  const Expansion<T, Scalar>& e;
+  MapShape out;
+  DepthwiseGradientAtOutput<T, Scalar> dy;
+  ChannelBlocks blocks;
+  PackedExpansion<T, Scalar> expand;
+  std::vector<Scalar> scaled_weight;  // scale * expand_weight, (expanded channels, narrow_stride)
+  std::vector<Scalar> weights;        // of the depthwise convolution, packed
+  const Scalar *x_mean, *center;
+  Scalar* grad_x;
+
+  int64_t narrow_stride() const { return buffer_stride<Scalar>(e.in.channels); }
+
+  // All channels of a group of samples and a band of rows: block by block, so that a block's weights stay in cache.
+  void piece(Range samples, Range rows, const Partials<Scalar>& to) const {
+    struct Buffers {
+      ExpandedRows<T, Scalar> expanded;
+      Ring<Scalar> of_dy;
+      ReducedRows<T, Scalar> reduced;
+      Scalar* workspace;
+    };
+    const int64_t vectors = vectors_of(blocks.most_channels(), e.rows.lanes);
+    Buffers buffers = Scratch::lay_out([&](Scratch& scratch) {
+      return Buffers{ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand.stride),
+                     Ring<Scalar>(scratch, e.conv.kernel, e.in.width, e.conv, vectors, e.rows.lanes),
+                     ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, expand.stride),
+                     scratch.take<Scalar>(strip_columns(e.in.width, e.conv.kernel) * e.rows.lanes)};
+    });
+    buffers.expanded.h.clear();
+    buffers.of_dy.clear();
+    for (int64_t block = 0; block < blocks.blocks(); ++block)
+      for (int64_t sample = samples.begin; sample < samples.end; ++sample) march(sample, rows, block, to, buffers);
+  }
+
+  template <class Buffers>
+  void march(int64_t sample, Range rows, int64_t block, const Partials<Scalar>& to, Buffers& buffers) const {
+    const Convolution& conv = e.conv;
+    const auto& at_output = depthwise_tables().of(T());
+    auto& [expanded, of_dy, reduced, workspace] = buffers;
+    const Range channels = blocks.channels_of(block);
+    const int64_t first = blocks.first_vector(block) * e.rows.lanes;
+    const RowSize in_row = {e.in.width, channels.size()}, out_row = {out.width, channels.size()};
+    const Scalar* weight = weights.data() + first * conv.taps();
+    const Range needed = {
+        conv.inputs(rows.begin, e.in.height).begin,
+        std::max(conv.inputs(rows.end - 1, e.in.height).end, std::min(e.in.height, rows.end * conv.stride))};
+    expanded.begin(sample, needed, channels, expand.block(block));
+    reduced.begin(sample, rows.begin * conv.stride, channels.size(),
+                  scaled_weight.data() + channels.begin * narrow_stride(),
+                  to.grad_expand + channels.begin * narrow_stride(), block > 0);
+    int64_t next_dy = conv.outputs(rows.begin * conv.stride, out.height).begin;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const Range inputs = {row * conv.stride, std::min(e.in.height, (row + 1) * conv.stride)};
+      for (const int64_t end = conv.outputs(inputs.end - 1, out.height).end; next_dy < end; ++next_dy)
+        at_output.output_gradient(dy.row(out, sample, next_dy, channels.begin), out_row, of_dy[next_dy]);
+      const Range reads = conv.inputs(row, e.in.height);
+      expanded.advance(std::max(reads.end, inputs.end));
+      of(e.rows.weight_gradient, conv)(of_dy[row], input_taps(expanded.h, conv, row, reads), out_row,
+                                       to.grad_weight + first * conv.taps());
+      for (int64_t r = inputs.begin; r < inputs.end; ++r) {
+        of(e.rows.input_gradient, conv)(
+            output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
+            {expanded.y1(r), reduced.next(), e.affine.at(channels.begin), center + channels.begin, to.sums + first * 2},
+            workspace);
+        reduced.keep();
+      }
+    }
+    reduced.flush();
+  }
+};
+
+// scale * expand_weight, rows padded.
+template <class T, class Scalar>
+std::vector<Scalar> scaled_expand_weight(const Expansion<T, Scalar>& e, const Scalar* weight, int64_t stride) {
+  std::vector<Scalar> scaled(static_cast<size_t>(e.channels * stride));
+  for (int64_t o = 0; o < e.channels; ++o)
+    for (int64_t i = 0; i < e.in.channels; ++i)
+      scaled[o * stride + i] = e.affine.scale[o] * weight[o * e.in.channels + i];
+  return scaled;
+}
+
+template <class T, class Scalar>
+std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expansion<T, Scalar>& e,
+                                                                     const OutputGradientTensors& at_output,
+                                                                     const Tensor& x_mean, const Tensor& expand_weight,
+                                                                     const Tensor& center, const Tensor& weight,
+                                                                     ScalarType wide) {
+  const Convolution& conv = e.conv;
+  const MapShape out = {e.in.samples, e.channels, conv.output_size(e.in.height), conv.output_size(e.in.width)};
+  Tensor grad_x = empty_map(e.in, wide);
+  Tensor grad_expand = empty_tensor({e.channels, e.in.channels, 1, 1}, wide);
+  Tensor grad_weight = empty_tensor({e.channels, 1, conv.kernel, conv.kernel}, wide);
+  Tensor sums = empty_tensor({2, e.channels}, wide);
+
+  const int64_t columns_of_dy = conv.kernel * (out.width + conv.kernel);
+  const int64_t of_reduction = e.rows_at_once() * e.in.width + 2 * e.in.channels;
+  const ChannelBlocks blocks(e.channels, e.rows.lanes,
+                             e.bytes_a_channel() + (columns_of_dy + of_reduction) * int64_t(sizeof(Scalar)));
+  const Scalar* expand_values = values_of<Scalar>(expand_weight, e.channels * e.in.channels, "expand_weight");
+  const Backward<T, Scalar> backward = {
+      e,
+      out,
+      DepthwiseGradientAtOutput<T, Scalar>(at_output, out),
+      blocks,
+      PackedExpansion<T, Scalar>(e, blocks, expand_values),
+      scaled_expand_weight(e, expand_values, buffer_stride<Scalar>(e.in.channels)),
+      packed_for_input_gradient(e.rows, blocks, conv, values_of<Scalar>(weight, e.channels * conv.taps(), "weight")),
+      values_of<Scalar>(x_mean, e.in.channels, "x_mean"),
+      values_of<Scalar>(center, e.channels, "center"),
+      static_cast<Scalar*>(grad_x.mutable_data_ptr())};
+
+  // All channels of a piece are one block of the partition.
+  const Partition partition(e.in.samples, out.height, ChannelBlocks::whole(e.channels, e.rows.lanes));
+  const int64_t count = partition.partials(), lanes = blocks.vectors() * e.rows.lanes;
+  const int64_t expand_size = e.channels * backward.narrow_stride();
+  std::vector<Scalar> of_expand(static_cast<size_t>(count * expand_size));
+  std::vector<Scalar> of_weight(static_cast<size_t>(count * lanes * conv.taps()));
+  std::vector<Scalar> of_sums(static_cast<size_t>(count * lanes * 2));
+  for_each_piece(partition, 3 * e.in.rows() * e.channels * (e.in.channels + conv.taps()), [&](int64_t at, int64_t) {
+    backward.piece(partition.samples_of(at), partition.rows_of(at),
+                   {of_expand.data() + at * expand_size, of_weight.data() + at * lanes * conv.taps(),
+                    of_sums.data() + at * lanes * 2});
+  });
+  merge_sums(of_expand.data(), count, expand_size);
+  merge_sums(of_weight.data(), count, lanes * conv.taps());
+  merge_sums(of_sums.data(), count, lanes * 2);
+  Scalar* to = static_cast<Scalar*>(grad_expand.mutable_data_ptr());
+  for (int64_t o = 0; o < e.channels; ++o)
+    std::copy_n(of_expand.data() + o * backward.narrow_stride(), e.in.channels, to + o * e.in.channels);
+  unpack(e.rows, blocks, of_weight.data(), conv.taps(), static_cast<Scalar*>(grad_weight.mutable_data_ptr()),
+         conv.taps(), 1);
+  unpack(e.rows, blocks, of_sums.data(), 2, static_cast<Scalar*>(sums.mutable_data_ptr()), 1, e.channels);
+  return {grad_x, grad_expand, grad_weight, sums};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward_cpu(
+    std::optional<Tensor> grad, std::optional<Tensor> pool_grad, Tensor y, Tensor y_affine, Tensor y_coefficients,
+    int64_t y_activation, Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor center,
+    int64_t activation, Tensor weight, int64_t stride) {
+  const std::optional<Tensor> of_y = y, of_affine = y_affine, of_coefficients = y_coefficients;
+  return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
+    using T = decltype(element);
+    using Scalar = decltype(accumulator);
+    return expand_depthwise_backward(expansion_of<T, Scalar>(x, expand_weight, affine, activation, weight, stride),
+                                     {grad, pool_grad, of_y, of_affine, of_coefficients, y_activation}, x_mean,
+                                     expand_weight, center, weight, accumulation_dtype(x.scalar_type()));
+  });
+}
+
+}  // namespace biasloss

@@ -1,0 +1,139 @@
+// Rows of the expanded map, which live in cache only: y1 = x W^T as a product of a few rows of x at a time, and
+// h = act(affine(y1)) in a ring.
+#pragma once
+
+#include <vector>
+
+#include "../depthwise/march.h"
+#include "product_simd.h"
+
+namespace biasloss {
+
+template <class T, class Scalar>
+struct Expansion {
+  const ExpansionKernels<T, Scalar>& product;
+  const DepthwiseKernels<Scalar, Scalar>& rows;
+  Convolution conv;
+  MapShape in;       // of x
+  int64_t channels;  // of the expanded map
+  const T* x;
+  Affine<Scalar> affine;
+
+  // A product of fewer rows of A than this does not pay for loading B.
+  static constexpr int64_t kProductRows = 56;
+  int64_t rows_at_once() const {
+    return std::clamp<int64_t>(divide_up(kProductRows, in.width), 1, std::max<int64_t>(1, in.height));
+  }
+  // Of h and of y1, which input_gradient reads again.
+  int64_t ring_rows() const { return conv.kernel - 1 + rows_at_once(); }
+  int64_t product_rows() const {
+    return divide_up(conv.padding() + conv.stride + rows_at_once(), rows_at_once()) * rows_at_once();
+  }
+  int64_t bytes_a_channel() const {
+    return (ring_rows() * (in.width + conv.kernel) + product_rows() * in.width + in.channels) * int64_t(sizeof(Scalar));
+  }
+  const T* x_at(int64_t sample, int64_t row) const {
+    return x + (sample * in.positions() + row * in.width) * in.channels;
+  }
+};
+
+// W^T, block by block: (input channels, stride) each.
+template <class T, class Scalar>
+class PackedExpansion {
+ public:
+  PackedExpansion(const Expansion<T, Scalar>& e, const ChannelBlocks& blocks, const Scalar* weight)
+      : stride(buffer_stride<Scalar>(blocks.most_channels())),
+        block_size_(e.in.channels * stride),
+        values_(static_cast<size_t>(blocks.blocks() * block_size_)) {
+    parallel_shares(static_cast<int64_t>(values_.size()), [&](int64_t share, int64_t shares) {
+      const Range mine = part_of(blocks.blocks(), shares, share);
+      for (int64_t block = mine.begin; block < mine.end; ++block) {
+        const Range channels = blocks.channels_of(block);
+        e.product.pack(e.in.channels, channels.size(), weight + channels.begin * e.in.channels, 1, e.in.channels,
+                       values_.data() + block * block_size_, stride);
+      }
+    });
+  }
+  const Scalar* block(int64_t i) const { return values_.data() + i * block_size_; }
+
+  const int64_t stride;
+
+ private:
+  int64_t block_size_;
+  std::vector<Scalar> values_;
+};
+
+template <class T, class Scalar>
+class ExpandedRows {
+ public:
+  ExpandedRows(const Expansion<T, Scalar>& e, Scratch& scratch, int64_t most_channels, int64_t product_stride)
+      : e_(&e),
+        stride_(product_stride),
+        product_rows_(e.product_rows()),
+        wide_stride_(buffer_stride<Scalar>(e.in.channels)) {
+    h = Ring<Scalar>(scratch, e.ring_rows(), e.in.width, e.conv, vectors_of(most_channels, e.rows.lanes), e.rows.lanes);
+    product_ = scratch.template take<Scalar>(product_rows_ * e.in.width * stride_);
+    if constexpr (!std::is_same_v<T, Scalar>)
+      wide_ = scratch.template take<Scalar>(e.rows_at_once() * e.in.width * wide_stride_);
+  }
+
+  // Rows `rows` of `sample` will be asked for, in order, for the expanded channels `channels`.
+  void begin(int64_t sample, Range rows, Range channels, const Scalar* packed_weight) {
+    sample_ = sample, rows_ = rows, channels_ = channels, weight_ = packed_weight, next_ = rows.begin;
+  }
+  // Makes the rows before `end`.
+  void advance(int64_t end) {
+    while (next_ < end) make(std::min(e_->rows_at_once(), rows_.end - next_));
+  }
+  // y1, as long as product_rows() lasts.
+  MapRow<const Scalar> y1(int64_t row) const { return {product_row(row), stride_}; }
+
+  Ring<Scalar> h;
+
+ private:
+  Scalar* product_row(int64_t row) const {
+    return product_ + (row - rows_.begin) % product_rows_ * e_->in.width * stride_;
+  }
+  void make(int64_t count) {
+    const int64_t width = e_->in.width, depth = e_->in.channels;
+    const T* x = e_->x_at(sample_, next_);
+    Scalar* to = product_row(next_);
+    if constexpr (std::is_same_v<T, Scalar>) {
+      e_->product.multiply(count * width, channels_.size(), depth, x, depth, 1, weight_, stride_, to, stride_, false);
+    } else {
+      e_->product.widen(x, count * width, depth, nullptr, wide_, wide_stride_);
+      e_->product.multiply(count * width, channels_.size(), depth, wide_, wide_stride_, 1, weight_, stride_, to,
+                           stride_, false);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      e_->rows.activate({to + i * width * stride_, stride_}, {width, channels_.size()}, e_->affine.at(channels_.begin),
+                        h[next_ + i]);
+    next_ += count;
+  }
+
+  const Expansion<T, Scalar>* e_;
+  int64_t stride_, product_rows_, wide_stride_;
+  Scalar *product_ = nullptr, *wide_ = nullptr;
+  int64_t sample_ = 0, next_ = 0;
+  Range rows_ = {}, channels_ = {};
+  const Scalar* weight_ = nullptr;
+};
+
+template <class T, class Scalar>
+Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, const Tensor& affine,
+                                  int64_t activation, const Tensor& weight, int64_t stride) {
+  const MapShape in = map_shape(x, "x");
+  const int64_t channels = weight.size(0);
+  STD_TORCH_CHECK(expand_weight.dim() == 4 && expand_weight.size(0) == channels &&
+                      expand_weight.size(1) == in.channels && expand_weight.size(2) == 1 && expand_weight.size(3) == 1,
+                  "expand_weight: expected (", channels, ", ", in.channels, ", 1, 1)");
+  return {expansion_tables().of(T()),
+          depthwise_tables().of(Scalar()),
+          convolution(weight, channels, stride),
+          in,
+          channels,
+          static_cast<const T*>(x.const_data_ptr()),
+          affine_of(values_of<Scalar>(affine, 2 * channels, "affine"), channels, activation)};
+}
+
+}  // namespace biasloss

@@ -1,0 +1,31 @@
+#include "product_simd.h"
+
+#include "../simd/gemm.h"
+#include "../simd/narrow.h"
+
+namespace biasloss {
+namespace BIASLOSS_ISA {
+namespace {
+
+template <class T, class Scalar>
+void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride) {
+  using Vector = typename Compute<Scalar>::Vector;
+  constexpr int lanes = Compute<Scalar>::lanes;
+  for (int64_t row = 0; row < rows; ++row, x += channels, to += to_stride)
+    for (int64_t c = 0; c < padded_columns<Scalar>(channels); c += lanes) {
+      const int64_t left = channels - c > 0 ? channels - c : 0;
+      const Vector shift = mean == nullptr ? Vector{} : load_first(mean + c, left);
+      store(to + c, load_first(x + c, left) - shift);
+    }
+}
+
+template <class T, class Scalar = typename Compute<T>::Scalar>
+constexpr ExpansionKernels<T, Scalar> kernels = {multiply<Scalar>, pack<Scalar>, widen<T, Scalar>};
+
+}  // namespace
+
+extern const ExpansionTables expansion_tables;
+const ExpansionTables expansion_tables = {kernels<float>, kernels<double>, kernels<Float16>, kernels<BFloat16>};
+
+}  // namespace BIASLOSS_ISA
+}  // namespace biasloss

@@ -1,0 +1,54 @@
+// The matrix products of the expansion and what feeds them, in each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../simd/isa.h"
+#include "../simd/padding.h"
+#include "../simd/types.h"
+
+namespace biasloss {
+
+template <class T, class Scalar>
+struct ExpansionKernels {
+  // See csrc/simd/gemm.h.
+  void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
+                   int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
+                   bool accumulate);
+  void (*pack)(int64_t rows, int64_t columns, const Scalar* from, int64_t row_stride, int64_t column_stride, Scalar* to,
+               int64_t to_stride);
+  // to = x - mean, row by row, with zeros up to padded_columns(); mean null: x alone.
+  void (*widen)(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride);
+};
+
+struct ExpansionTables {
+  ExpansionKernels<float, float> float32;
+  ExpansionKernels<double, double> float64;
+  ExpansionKernels<Float16, float> float16;
+  ExpansionKernels<BFloat16, float> bfloat16;
+
+  const ExpansionKernels<float, float>& of(float) const { return float32; }
+  const ExpansionKernels<double, double>& of(double) const { return float64; }
+  const ExpansionKernels<Float16, float>& of(Float16) const { return float16; }
+  const ExpansionKernels<BFloat16, float>& of(BFloat16) const { return bfloat16; }
+};
+
+namespace baseline {
+extern const ExpansionTables expansion_tables;
+}
+namespace avx2 {
+extern const ExpansionTables expansion_tables;
+}
+namespace avx512 {
+extern const ExpansionTables expansion_tables;
+}
+
+inline const ExpansionTables& expansion_tables() {
+#if defined(BIASLOSS_X86_VARIANTS)
+  return for_this_cpu(baseline::expansion_tables, avx2::expansion_tables, avx512::expansion_tables);
+#else
+  return baseline::expansion_tables;
+#endif
+}
+
+}  // namespace biasloss
