@@ -215,7 +215,9 @@ def _moments_of_expanded(
     matrix = weight.flatten(1)
     weight_gram = matrix @ gram
     count = max(x.numel() // x.shape[1], 1)
-    return torch.stack((matrix @ mean_x, (weight_gram * matrix).sum(1) / count)), mean_x, weight_gram
+    # A rounding of the mean would shift all of a channel alike, which sums over the map do not average out.
+    mean = (matrix.double() @ mean_x.double()).to(matrix.dtype)
+    return torch.stack((mean, (weight_gram * matrix).sum(1) / count)), mean_x, weight_gram
 
 
 def _backward(
@@ -299,12 +301,20 @@ def _backward(
             **where,
         )
         coefficients1, d_expand_norm = norms[2](sums1)
+        # The gradient at y1 sums to zero where the statistics are the batch's own, so that x may be taken from any origin:
+        # from one near its mean, what rounding leaves of that sum is not multiplied by the mean.
+        origin = None if frozen[0] else _shift_by(x[:1].mean((0, 2, 3), dtype=w.expand.dtype))
         grad_x, d_expand, _, _ = pointwise.backward(
-            du1, saved.y1, coefficients1, x, w.expand, None, None, maps.IDENTITY, None, None, True, True, **where
+            du1, saved.y1, coefficients1, x, w.expand, origin, None, maps.IDENTITY, None, None, True, True, **where
         )
     of_norms = [(None, None) if d is None else d.unbind() for d in (d_expand_norm, d_depthwise_norm, d_project_norm)]
     in_order = (d_expand, *of_norms[0], d_depthwise, *of_norms[1], *d_excite, d_project, *of_norms[2])
     return grad_x, Weights._make(in_order)
+
+
+def _shift_by(mean: Tensor) -> Tensor:
+    """The affine that takes the mean off."""
+    return torch.stack((torch.ones_like(mean), -mean))
 
 
 def _sums_over_samples(sample_sums: Tensor, pool_grad: Tensor | None, positions: int) -> Tensor:
@@ -345,12 +355,11 @@ def _backward_expand_free(
         return grad_x.to(x.dtype), d_expand, d_depthwise, d_norm
     d_expand += b[:, None] * saved.weight_gram
     through_statistics = (matrix.T * b) @ matrix
-    centered = torch.stack((torch.ones_like(saved.mean_x), -saved.mean_x))
     wide = x if x.dtype == grad_x.dtype else x.to(grad_x.dtype)
     grad_x, _ = pointwise.forward(
         wide,
         through_statistics[:, :, None, None],
-        centered,
+        _shift_by(saved.mean_x),
         maps.IDENTITY,
         None,
         c @ matrix,

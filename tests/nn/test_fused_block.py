@@ -53,7 +53,7 @@ def test_the_algebra_is_exact(backend: str, scheme: str, case: Case) -> None:
     for name, value in exact.items():
         # What is zero in exact arithmetic, like the gradient of a shift before a normalisation, is rounding in both.
         scale = max(value.abs().max().item(), 1e-3 * largest)
-        torch.testing.assert_close(fused[name], value, rtol=0, atol=1e-8 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(fused[name], value, rtol=0, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("backend", ["cpu"])
@@ -65,9 +65,12 @@ def test_as_close_to_float64_as_eager(backend: str, scheme: str, case: Case) -> 
     fused = fused_step(case, SCHEMES[scheme], backend, torch.float32)
     largest = max(value.abs().max().item() for name, value in exact.items() if name.startswith("gradient"))
     for name, truth in exact.items():
-        scale = largest if name.startswith("gradient") else 1.0
-        # Sums over hundreds of terms of this size: a few roundings of each.
-        assert_as_close_as_torch(fused[name], truth, eager[name], 4 * scale, name)
+        # Two correct results differ by their luck in rounding: a few roundings of the largest gradient, and more where the
+        # images lie far from zero, for there every rounding of y1 is that much larger than its deviations.
+        far = 1 + case.images.abs().mean().item() / 20
+        assert_as_close_as_torch(
+            fused[name], truth, eager[name], 2 * far * (largest if "gradient" in name else 1.0), name
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -98,8 +101,9 @@ def test_bit_identical_from_run_to_run(scheme: str) -> None:
 
 
 def test_block_without_expansion() -> None:
-    block = InvertedResidual(8, 8, 12, 3, 2, True).double()
+    block = InvertedResidual(8, 8, 12, 3, 2, True)
     randomise(block, torch.Generator().manual_seed(1))
+    block = block.double()
     parts = parts_of(block.conv)._replace(expand=None, expand_norm=None, expand_activation=0)
     plain = nn.Sequential(*block.conv[3:])
     images, grad = torch.randn(2, 8, 7, 9, dtype=torch.float64), torch.randn(2, 12, 4, 5, dtype=torch.float64)
@@ -118,8 +122,9 @@ def test_block_without_expansion() -> None:
 
 
 def test_skip_block() -> None:
-    plain = SkipBlock(8, 24, 16, 5).double()
+    plain = SkipBlock(8, 24, 16, 5)
     randomise(plain, torch.Generator().manual_seed(2))
+    plain = plain.double()
     fused = FusedSkipBlock(8, 24, 16, 5).double()
     fused.load_state_dict(plain.state_dict())
     early, later, grad = (torch.randn(s, dtype=torch.float64) for s in ((2, 8, 12, 16), (2, 16, 3, 4), (2, 16, 3, 4)))
