@@ -32,7 +32,6 @@ KERNELS = {
     feature_variance: ("slice_moments_kernel", "variance_kernel"),
 }
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-LARGEST_FRAME = 8  # bytes, of a routine that is called; what is spilled comes in more than one register's worth
 LIMITS = Path(__file__).parent / "limits.csv"
 
 
@@ -134,7 +133,7 @@ def test_resources(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         registers, loads = table[kernel]
         for capability in CAPABILITIES:
             used = resources_of(compile_launch(function, launch, capability), tmp_path)
-            if used.stack > LARGEST_FRAME or used.local or used.registers > registers or used.loads_of_16_bytes < loads:
+            if used.stack or used.local or used.registers > registers or used.loads_of_16_bytes < loads:
                 problems.append(f"{kernel} on sm_{capability}: {used}, limits {registers} registers, {loads} loads")
     assert not problems, "\n".join(problems)
 

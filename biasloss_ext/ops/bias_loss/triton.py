@@ -20,6 +20,7 @@ from biasloss_ext.ops.library import accumulation_dtype
 
 TILE = 1024  # scores that a program holds, in two states of 4 bytes each
 WIDE_TILE = 2048  # for rows that are longer than that
+TILE_OF_SHORT_ROWS = 512  # several of them: each has a target and a loss beside its scores to keep in registers
 MOST_ROWS = 64
 BLOCKS_OF_GRADIENT = (
     4  # tiles along the classes that a program of the backward pass takes, where programs need no sum of all
@@ -38,7 +39,7 @@ def score_tile(output: Tensor) -> dict[str, int]:
         return {"ROWS": most_rows, "CLASSES": min(classes, TILE // most_rows)}
     narrow = output.dtype == torch.float64 or classes <= TILE
     width = min(classes, TILE if narrow else WIDE_TILE)
-    return {"ROWS": min(most_rows, max(TILE // width, 1)), "CLASSES": width}
+    return {"ROWS": min(most_rows, max(TILE_OF_SHORT_ROWS // width, 1)), "CLASSES": width}
 
 
 def strides(t: Tensor, has_classes: bool) -> tuple[int, int, int]:

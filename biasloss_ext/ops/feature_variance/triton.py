@@ -19,6 +19,7 @@ UNROLLED = 4  # loads of a thread in flight
 LONGEST_SLICE = 32  # in heads of a slice, from which its shift is taken; bounds the rounding error
 WANTED_PROGRAMS = 528  # four for each multiprocessor of the largest GPUs of today
 TILE = 2048  # samples x slices that one step of the merge holds
+MOST_SAMPLES = 1024  # of them: each has state beside its slices, which in float64 fills the registers
 
 
 class Slicing(NamedTuple):
@@ -68,7 +69,7 @@ def slicing(features: Tensor) -> Slicing:
 def merge_tile(slices: int) -> dict[str, int]:
     """Few shapes, so that a smaller last batch rarely needs another kernel."""
     width = 1 if slices == 1 else 4 if slices <= 4 else 32
-    return {"SAMPLES": TILE // width, "SLICES": width}
+    return {"SAMPLES": min(TILE // width, MOST_SAMPLES), "SLICES": width}
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
