@@ -85,6 +85,7 @@ def update_running(module: nn.BatchNorm2d, moments: Tensor, count: int) -> None:
     if module.momentum is not None:
         momentum = module.momentum
     else:  # the average over all batches so far
+        assert module.num_batches_tracked is not None
         momentum = module.num_batches_tracked.to(moments.dtype).reciprocal()
     batch_mean, batch_var = moments.unbind()
     _move_towards(mean, batch_mean, momentum)

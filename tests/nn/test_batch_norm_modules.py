@@ -143,7 +143,9 @@ def test_one_value_a_channel() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         module(torch.zeros(1, 4, 1, 1, dtype=torch.float64))
     module.load_state_dict(before)
-    with pytest.raises(ValueError, match=r"more than 1 value per channel when training, got input of shape \(1, 4, 1, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"more than 1 value per channel when training, got input of shape \(1, 4, 1, 1\)"
+    ):
         batch_norm.update_running(module, torch.zeros(2, 4), 1)
     torch.testing.assert_close(dict(module.state_dict()), dict(before), rtol=0, atol=0)
 
