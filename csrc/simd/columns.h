@@ -78,7 +78,7 @@ inline void column_moments(const T* x, int64_t rows, int64_t width, const Scalar
                            Scalar* pivot, Scalar* sum, Scalar* squares) {
   constexpr int lanes = Compute<T>::lanes;
   for (int64_t j = 0; j < width + lanes; ++j) pivot[j] = 0;
-  if constexpr (squared) {
+  if (squared && rows > 0) {
     const int64_t first = (rows + 15) / 16;
     accumulate<activation, affine, false>(x, first, width, scale, shift, pivot, sum, squares);
     for (int64_t j = 0; j < width; ++j) pivot[j] = sum[j] / Scalar(first);

@@ -62,7 +62,10 @@ inline void linear_block(const T* x, int64_t depth, const T* weight, const T* bi
   };
   int64_t k = 0;
   for (; k + lanes <= depth; k += lanes) add([&](const T* row) { return load(row + k); });
-  if (k < depth) add([&](const T* row) { return load_first<V>(row + k, depth - k); });
+  if (k < depth && k > 0)  // the last vector overlaps the one before it, of which zeros are left
+    add([&](const T* row) { return keep_last(load(row + depth - lanes), depth - k, T(0)); });
+  else if (k < depth)
+    add([&](const T* row) { return load_first<V>(row, depth); });
   for (int m = 0; m < rows; ++m) {
     if constexpr (outputs == 4)
       store_sums(out + m * width, bias, sum[m]);

@@ -38,8 +38,12 @@ def test_moments(backend: str, case: Case) -> None:
     exact = case.x.double()
     mean, var = exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0)
     rounding = torch.finfo(moments.dtype).eps
-    torch.testing.assert_close(moments[0].double(), mean, rtol=2 * rounding, atol=2 * rounding)
-    torch.testing.assert_close(moments[1].double(), var, rtol=max(16 * rounding, 1e-11), atol=1e-12)
+    # In float64 the yardstick is rounded as much as what it measures.
+    roundings = 16 if moments.dtype == torch.float64 else 2
+    torch.testing.assert_close(moments[0].double(), mean, rtol=roundings * rounding, atol=roundings * rounding)
+    torch.testing.assert_close(
+        moments[1].double(), var, rtol=1e-11 if moments.dtype == torch.float64 else 1e-5, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
