@@ -136,10 +136,15 @@ void backward_piece(const PointwiseBackward<Scalar>& p, int64_t piece, void* scr
   clear_padding(z, p.tiles.largest(), p.channels, z_stride);
   Scalar* weight_grad = p.weight_grad;
   if (p.want_weight) weight_grad += piece * (p.transposed ? p.channels : p.outputs) * p.weight_grad_stride;
-  bool accumulate = false;
-  for (int64_t i = 0; i < p.tiles.tiles_per_piece; ++i) {
-    const int64_t tile = piece * p.tiles.tiles_per_piece + i;
+  const int64_t first_tile = piece * p.tiles.tiles_per_piece, end_of_piece = first_tile + p.tiles.tiles_per_piece;
+  for (int64_t tile = first_tile; tile < end_of_piece; ++tile) {
     const int64_t begin = p.tiles.begin(tile), end = p.tiles.begin(tile + 1), rows = end - begin;
+    const int64_t next_rows = tile + 1 < end_of_piece ? p.tiles.begin(tile + 2) - end : 0;
+    const auto run_of = [](const void* map, int64_t first, int64_t count, int64_t channels, int64_t blocks) {
+      const int64_t size = channels * int64_t(sizeof(T));
+      return map == nullptr ? Fetch(nullptr, 0, 1)
+                            : Fetch(static_cast<const char*>(map) + first * size, count * size, blocks);
+    };
     const T* grad = static_cast<const T*>(p.grad) + begin * p.outputs;
     if (p.coefficients == nullptr)
       load_gradient(grad, rows, p.outputs, dy, dy_stride);
@@ -148,16 +153,25 @@ void backward_piece(const PointwiseBackward<Scalar>& p, int64_t piece, void* scr
                                 dy, dy_stride);
     if (p.want_weight) {
       load_tile<T>(p, begin, end, z, z_stride);
+      const int64_t m = p.transposed ? p.channels : p.outputs, n = p.transposed ? p.outputs : p.channels;
+      const int64_t blocks = blocks_of<Scalar>(m, n, rows);
+      Fetch next_grad = run_of(p.grad, end, next_rows, p.outputs, blocks);
+      Fetch next_y = run_of(p.coefficients == nullptr ? nullptr : p.y, end, next_rows, p.outputs, blocks);
+      const auto fetch = [&] { next_grad(), next_y(); };
       if (p.transposed)
-        multiply<Scalar>(p.channels, p.outputs, rows, z, 1, z_stride, dy, dy_stride, weight_grad, p.weight_grad_stride,
-                         accumulate);
+        multiply<Scalar>(m, n, rows, z, 1, z_stride, dy, dy_stride, weight_grad, p.weight_grad_stride,
+                         tile > first_tile, fetch);
       else
-        multiply<Scalar>(p.outputs, p.channels, rows, dy, 1, dy_stride, z, z_stride, weight_grad, p.weight_grad_stride,
-                         accumulate);
-      accumulate = true;
+        multiply<Scalar>(m, n, rows, dy, 1, dy_stride, z, z_stride, weight_grad, p.weight_grad_stride,
+                         tile > first_tile, fetch);
     }
     if (p.grad_x == nullptr && p.gate == nullptr && p.center == nullptr) continue;
-    multiply<Scalar>(rows, p.channels, p.outputs, dy, dy_stride, 1, p.weight, p.weight_stride, z, z_stride, false);
+    const int64_t blocks = blocks_of<Scalar>(rows, p.channels, p.outputs);
+    Fetch grad_x = run_of(p.grad_x, begin, rows, p.channels, blocks);  // lines that are stored to are read first
+    Fetch residual_grad = run_of(p.residual_grad, begin, rows, p.channels, blocks);
+    Fetch next_x = run_of(p.x, end, next_rows, p.channels, blocks);
+    multiply<Scalar>(rows, p.channels, p.outputs, dy, dy_stride, 1, p.weight, p.weight_stride, z, z_stride, false,
+                     [&] { grad_x(), residual_grad(), next_x(); });
     finish_tile<T>(p, tile, begin, end, z, z_stride);
   }
 }

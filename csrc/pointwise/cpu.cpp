@@ -17,7 +17,7 @@ namespace biasloss {
 namespace {
 
 // A tile of x and of y, which leaves room for the weight in the second cache.
-constexpr int64_t kValuesOfTile = 64 * 1024;
+constexpr int64_t kValuesOfTile = 96 * 1024;
 // Multiply-adds that take as long as one element of other work.
 constexpr int64_t kProductsPerElement = 16;
 

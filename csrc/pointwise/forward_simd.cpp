@@ -10,27 +10,43 @@ namespace {
 // the mean of its first rows: near enough that no digits cancel, wherever the outliers lie.
 template <class Scalar>
 struct ColumnMoments {
-  static constexpr int64_t first_rows = 8;
-  Scalar *pivot, *sum, *squares;
   int64_t width;
+  Scalar *pivot, *sum, *squares;
 
-  void clear() const {
-    for (int64_t i = 0; i < accumulator_stride<Scalar>(width); ++i) sum[i] = squares[i] = 0;
+  template <class T>
+  void first_pivot(const T* y, int64_t rows, int64_t y_stride) const {
+    using Vector = typename Compute<T>::Vector;
+    const int64_t some = rows < 8 ? rows : 8;
+    for_vectors<Compute<T>::lanes>(width, [&](int64_t c, int64_t, auto count) {
+      Vector total = {};
+      for (int64_t row = 0; row < some; ++row) total += load_first(y + row * y_stride + c, count);
+      store_first(pivot + c, total / (Vector{} + Scalar(some)), count);
+    });
   }
 
-  void settle_sums() const {
+  template <class T>
+  void sum_rows(const T* y, int64_t rows, int64_t y_stride) const {
+    using Vector = typename Compute<T>::Vector;
+    for (int64_t i = 0; i < padded_columns<Scalar>(width); ++i) sum[i] = squares[i] = 0;
+    for_rows(rows, [&](int64_t row, auto at_once) {
+      for_vectors<Compute<T>::lanes>(width, [&](int64_t c, int64_t slot, auto count) {
+        const Vector about = load_first(pivot + c, count);
+        Vector total = {}, of_squares = {};  // sums of few, added to sums of many: short chains of roundings
+        for (int r = 0; r < at_once; ++r) {
+          const Vector v = load_first(y + (row + r) * y_stride + c, count) - about;
+          total += v;
+          of_squares += v * v;
+        }
+        store(sum + slot, load(sum + slot) + total);
+        store(squares + slot, load(squares + slot) + of_squares);
+      });
+    });
     settle(sum, width);
     settle(squares, width);
   }
 
-  void first_pivot(int64_t rows) const {
-    settle(sum, width);
-    for (int64_t c = 0; c < width; ++c) pivot[c] = sum[c] / Scalar(rows);
-  }
-
   // Merges a tile of `rows` into the `before` ones: Chan, Golub and LeVeque, as in csrc/math/moments.h.
   void merge_tile(int64_t before, int64_t rows, double* mean, double* m2) const {
-    settle_sums();
     const double count = double(rows), fraction = count / double(before + rows);
     for (int64_t c = 0; c < width; ++c) {
       const double of_pivot = double(sum[c]) / count;
@@ -44,39 +60,45 @@ struct ColumnMoments {
   }
 };
 
-// y = act(product + bias) + residual, and its sums about the pivot where moments are wanted. `done`: the product lies
-// in y already, and nothing is left to be applied.
+// y = act(product + bias) + residual; the product may lie in y.
+template <class T, class Scalar>
+struct Finish {
+  int64_t width;
+  const Scalar* product;
+  int64_t product_stride;
+  const Scalar* bias;
+  const T* residual;
+  T* y;
+  int64_t y_stride;
+};
+
 // A template, not a branch, for the residual: whether its addition fuses with a product must not depend on the columns.
-template <Activation activation, bool want_moments, bool has_residual, class T, class Scalar>
-void finish_rows(int64_t rows, int64_t width, const Scalar* product, int64_t product_stride, const Scalar* bias,
-                 const T* residual, T* y, int64_t y_stride, bool done, const ColumnMoments<Scalar>& moments) {
+template <Activation activation, bool has_residual, class T, class Scalar>
+void finish_rows(const Finish<T, Scalar>& p, int64_t rows) {
   using Vector = typename Compute<T>::Vector;
-  if (done && !want_moments) return;
-  for_rows(rows, [&](int64_t row, auto at_once) {
-    for_vectors<Compute<T>::lanes>(width, [&](int64_t c, int64_t slot, auto count) {
-      Vector sum = {}, squares = {}, pivot = {};
-      if constexpr (want_moments) pivot = load_first(moments.pivot + c, count);
-      const Vector added = bias == nullptr ? Vector{} : load_first(bias + c, count);
-      for (int r = 0; r < at_once; ++r) {
-        const int64_t at = (row + r) * y_stride + c;
-        Vector v = load_first(product + (row + r) * product_stride + c, count);
-        if (!done) {
-          v = activate<activation>(v + added);
-          if constexpr (has_residual) v += load_first(residual + at, count);
-          store_first(y + at, v, count);
-          if constexpr (sizeof(T) < sizeof(Scalar)) v = load_first(y + at, count);
-        }
-        if constexpr (want_moments) {
-          v -= pivot;
-          sum += v;
-          squares += v * v;
-        }
-      }
-      if constexpr (want_moments) {
-        store(moments.sum + slot, load(moments.sum + slot) + sum);
-        store(moments.squares + slot, load(moments.squares + slot) + squares);
-      }
+  constexpr int lanes = Compute<T>::lanes;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Scalar* product = p.product + row * p.product_stride;
+    // The last vector of a row overlaps the one before it, and must not read what that one has stored.
+    const Vector last = p.width < lanes ? Vector{} : load(product + p.width - lanes);
+    for_vectors<lanes>(p.width, [&](int64_t c, int64_t slot, auto count) {
+      Vector v = c == slot ? load_first(product + c, count) : last;
+      const int64_t at = row * p.y_stride + c;
+      v = activate<activation>(p.bias == nullptr ? v : v + load_first(p.bias + c, count));
+      if constexpr (has_residual) v += load_first(p.residual + at, count);
+      store_first(p.y + at, v, count);
     });
+  }
+}
+
+template <class T, class Scalar>
+void finish_tile(const Finish<T, Scalar>& p, Activation output_activation, int64_t rows) {
+  with_activation(output_activation, [&](auto constant) {
+    constexpr Activation activation = decltype(constant)::value;
+    if (p.residual != nullptr)
+      finish_rows<activation, true>(p, rows);
+    else
+      finish_rows<activation, false>(p, rows);
   });
 }
 
@@ -88,63 +110,56 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
   Parts parts(scratch);
   auto* z = parts.take<Scalar>(p.tiles.largest() * z_stride);
   auto* product = parts.take<Scalar>(p.tiles.largest() * product_stride);
-  ColumnMoments<Scalar> moments;
-  moments.pivot = parts.take<Scalar>(outputs);
-  moments.sum = parts.take<Scalar>(outputs);
-  moments.squares = parts.take<Scalar>(outputs);
-  moments.width = outputs;
+  const ColumnMoments<Scalar> moments = {outputs, parts.take<Scalar>(outputs), parts.take<Scalar>(outputs),
+                                         parts.take<Scalar>(outputs)};
 
   constexpr bool wide = sizeof(T) == sizeof(Scalar);
   const bool x_as_it_is = wide && p.scale == nullptr && p.gate == nullptr;
-  const bool y_as_it_is = wide && outputs % Compute<T>::lanes == 0 && p.bias == nullptr && p.residual == nullptr &&
-                          p.output_activation == Activation::identity;
-  const Scalar* bias = p.bias == nullptr ? nullptr : p.bias + first_output;
+  const bool into_y = wide && outputs >= Compute<T>::lanes;
+  const bool finished =
+      into_y && p.bias == nullptr && p.residual == nullptr && p.output_activation == Activation::identity;
+  Finish<T, Scalar> finish = {
+      .width = outputs,
+      .product = product,
+      .product_stride = product_stride,
+      .bias = p.bias == nullptr ? nullptr : p.bias + first_output,
+      .residual = nullptr,
+      .y = nullptr,
+      .y_stride = p.outputs,
+  };
   const int64_t first_tile = piece * p.tiles.tiles_per_piece, first_row = p.tiles.begin(first_tile);
   for (int64_t tile = first_tile; tile < first_tile + p.tiles.tiles_per_piece; ++tile) {
     const int64_t begin = p.tiles.begin(tile), end = p.tiles.begin(tile + 1), rows = end - begin;
     if (rows == 0) continue;
-    T* y = static_cast<T*>(p.y) + begin * p.outputs + first_output;
-    const T* residual = static_cast<const T*>(p.residual);
-    if (residual != nullptr) residual += begin * p.outputs + first_output;
-    const Scalar* a = z;
-    int64_t a_stride = z_stride;
-    Scalar* c = product;
-    int64_t c_stride = product_stride;
-    if constexpr (wide) {
-      if (x_as_it_is) a = static_cast<const T*>(p.x) + begin * p.channels, a_stride = p.channels;
-      if (y_as_it_is) c = y, c_stride = p.outputs;
-    }
+    finish.y = static_cast<T*>(p.y) + begin * p.outputs + first_output;
+    if (p.residual != nullptr) finish.residual = static_cast<const T*>(p.residual) + begin * p.outputs + first_output;
+    const T* x = static_cast<const T*>(p.x) + begin * p.channels;
+    const Scalar* weight = p.weight + first_output;
     if (!x_as_it_is) load_tile<T>(p, begin, end, z, z_stride);
-    multiply<Scalar>(rows, outputs, p.channels, a, a_stride, 1, p.weight + first_output, p.weight_stride, c, c_stride,
-                     false);
-    with_activation(p.output_activation, [&](auto constant) {
-      constexpr Activation activation = decltype(constant)::value;
-      const auto finish = [&](int64_t count) {
-        if (p.want_moments && residual != nullptr)
-          finish_rows<activation, true, true>(count, outputs, c, c_stride, bias, residual, y, p.outputs, false,
-                                              moments);
-        else if (p.want_moments)
-          finish_rows<activation, true, false>(count, outputs, c, c_stride, bias, residual, y, p.outputs, y_as_it_is,
-                                               moments);
-        else if (residual != nullptr)
-          finish_rows<activation, false, true>(count, outputs, c, c_stride, bias, residual, y, p.outputs, false,
-                                               moments);
-        else
-          finish_rows<activation, false, false>(count, outputs, c, c_stride, bias, residual, y, p.outputs, y_as_it_is,
-                                                moments);
-      };
-      if (!p.want_moments) return finish(rows);
-      if (begin == first_row) {
-        const int64_t some = rows < moments.first_rows ? rows : moments.first_rows;
-        for (int64_t i = 0; i < outputs; ++i) moments.pivot[i] = 0;
-        moments.clear();
-        finish(some);
-        moments.first_pivot(some);
+    const int64_t last = tile + 1 < first_tile + p.tiles.tiles_per_piece ? p.tiles.begin(tile + 2) : end;
+    Fetch next(x + rows * p.channels, (last - end) * p.channels * int64_t(sizeof(T)),
+               blocks_of<Scalar>(rows, outputs, p.channels));
+    if constexpr (wide) {
+      const Scalar* a = x_as_it_is ? x : z;
+      const int64_t a_stride = x_as_it_is ? p.channels : z_stride;
+      if (into_y) {
+        multiply_exact<Scalar>(rows, outputs, p.channels, a, a_stride, weight, p.weight_stride, finish.y, p.outputs,
+                               next);
+        finish.product = finish.y;
+        finish.product_stride = p.outputs;
+      } else {
+        multiply<Scalar>(rows, outputs, p.channels, a, a_stride, 1, weight, p.weight_stride, product, product_stride,
+                         false, next);
       }
-      moments.clear();
-      finish(rows);
-      moments.merge_tile(begin - first_row, rows, mean, m2);
-    });
+    } else {
+      multiply<Scalar>(rows, outputs, p.channels, z, z_stride, 1, weight, p.weight_stride, product, product_stride,
+                       false, next);
+    }
+    if (!finished) finish_tile(finish, p.output_activation, rows);
+    if (!p.want_moments) continue;
+    if (begin == first_row) moments.first_pivot(finish.y, rows, p.outputs);
+    moments.sum_rows(finish.y, rows, p.outputs);
+    moments.merge_tile(begin - first_row, rows, mean, m2);
   }
 }
 

@@ -84,6 +84,23 @@ inline void load_tile(const Parameters& p, int64_t begin, int64_t end, Scalar* z
   });
 }
 
+// Fetches runs of memory into the cache a few lines at a time, while a product keeps the arithmetic units busy: else
+// memory would idle during products, and arithmetic while tiles are loaded and stored.
+class Fetch {
+ public:
+  // Before each of `blocks` blocks, so much that all of `bytes` has been fetched after the last.
+  Fetch(const void* from, int64_t bytes, int64_t blocks)
+      : next_(static_cast<const char*>(from)), end_(next_ + bytes), step_(parts_of(bytes, blocks * kLineBytes)) {}
+
+  void operator()() {
+    for (int64_t i = 0; i < step_ && next_ < end_; ++i, next_ += kLineBytes) __builtin_prefetch(next_);
+  }
+
+ private:
+  const char *next_, *end_;
+  int64_t step_;
+};
+
 // Parts of a scratch buffer, each on a cache line of its own.
 class Parts {
  public:

@@ -28,22 +28,24 @@ struct Fixed {
   constexpr operator int64_t() const { return value; }
 };
 
+// `last` is the column of the last vector, which may overlap the one before it.
 template <int rows, int vectors, class Scalar, class RowStride, class ColumnStride>
-__attribute__((noinline)) void multiply_block(int64_t depth, const Scalar* a, RowStride a_row_stride,
+__attribute__((noinline)) void multiply_block(int64_t last, int64_t depth, const Scalar* a, RowStride a_row_stride,
                                               ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
                                               Scalar* c, int64_t c_stride, bool accumulate) {
   using Vector = typename Compute<Scalar>::Vector;
   constexpr int lanes = Compute<Scalar>::lanes;
   Vector sum[rows][vectors] = {};
+  const auto column = [last](int v) { return v < vectors - 1 ? int64_t(v * lanes) : last; };
   if (accumulate)
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sum[r][v] = load(c + r * c_stride + v * lanes);
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load(c + r * c_stride + column(v));
   for (int64_t k = 0; k < depth; ++k, b += b_stride) {
     Vector of_b[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) of_b[v] = load(b + v * lanes);
+    for (int v = 0; v < vectors; ++v) of_b[v] = load(b + column(v));
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Scalar of_a = a[r * a_row_stride + k * a_column_stride];
@@ -54,66 +56,95 @@ __attribute__((noinline)) void multiply_block(int64_t depth, const Scalar* a, Ro
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(c + r * c_stride + v * lanes, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) store(c + r * c_stride + column(v), sum[r][v]);
 }
 
-// All rows of a column of blocks: blocks of `block` rows, and what is left in halves of that.
-template <int block, int vectors, class Scalar, class RowStride, class ColumnStride>
-inline void multiply_rows(int64_t rows, int64_t depth, const Scalar* a, RowStride a_row_stride,
-                          ColumnStride a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
-                          bool accumulate) {
-  for (; rows >= block; rows -= block, a += block * a_row_stride, c += block * c_stride)
-    multiply_block<block, vectors>(depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate);
+// What is to be done before each block of a product: nothing.
+struct Nothing {
+  void operator()() const {}
+};
+
+// All rows of a panel: blocks of `block` rows, and what is left in halves of that.
+template <int block, int vectors, class Before, class Scalar, class RowStride, class ColumnStride>
+inline void multiply_rows(Before& before, int64_t rows, int64_t last, int64_t depth, const Scalar* a,
+                          RowStride a_row_stride, ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
+                          Scalar* c, int64_t c_stride, bool accumulate) {
+  for (; rows >= block; rows -= block, a += block * a_row_stride, c += block * c_stride) {
+    before();
+    multiply_block<block, vectors>(last, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate);
+  }
   if constexpr (block > 1)
     if (rows > 0)
-      multiply_rows<block / 2, vectors>(rows, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride,
-                                        accumulate);
+      multiply_rows<block / 2, vectors>(before, rows, last, depth, a, a_row_stride, a_column_stride, b, b_stride, c,
+                                        c_stride, accumulate);
 }
 
-template <int vectors, class... Arguments>
-inline void multiply_columns(int64_t wanted, Arguments... arguments) {
-  if (wanted == vectors) return multiply_rows<kBlockRows[vectors], vectors>(arguments...);
-  if constexpr (vectors > 1) multiply_columns<vectors - 1>(wanted, arguments...);
+template <int vectors, class Before, class... Arguments>
+inline void multiply_panel(int64_t wanted, Before& before, Arguments... arguments) {
+  if (wanted == vectors) return multiply_rows<kBlockRows[vectors], vectors>(before, arguments...);
+  if constexpr (vectors > 1) multiply_panel<vectors - 1>(wanted, before, arguments...);
 }
 
-// `count` cut into equal parts of at most `largest`: where part `i` of `parts` begins.
+// `count` cut into equal parts of at most `largest`, and where part `i` of them begins.
 inline int64_t parts_of(int64_t count, int64_t largest) { return (count + largest - 1) / largest; }
 inline int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
 
-template <class Scalar, class RowStride, class ColumnStride>
-inline void multiply_pieces(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, RowStride a_row_stride,
-                            ColumnStride a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c,
-                            int64_t c_stride, bool accumulate) {
+// Panels of columns, which the rows of B are passed through in pieces. Where `exact`, the last vector overlaps the one
+// before it instead of reaching beyond the last column.
+template <bool exact, class Before, class Scalar, class RowStride, class ColumnStride>
+inline void multiply_panels(Before& before, int64_t rows, int64_t columns, int64_t depth, const Scalar* a,
+                            RowStride a_row_stride, ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
+                            Scalar* c, int64_t c_stride, bool accumulate) {
   constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t vectors = parts_of(columns, lanes);
   const int64_t pieces = depth == 0 ? 1 : parts_of(depth, kDepthPiece), panels = parts_of(vectors, kMostVectors);
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t first = part_begin(depth, pieces, piece), last = part_begin(depth, pieces, piece + 1);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t begin = part_begin(vectors, panels, panel), end = part_begin(vectors, panels, panel + 1);
-      multiply_columns<kMostVectors>(end - begin, rows, last - first, a + first * a_column_stride, a_row_stride,
-                                     a_column_stride, b + first * b_stride + begin * lanes, b_stride, c + begin * lanes,
-                                     c_stride, accumulate || piece > 0);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t begin = part_begin(vectors, panels, panel), width = part_begin(vectors, panels, panel + 1) - begin;
+    const int64_t column = begin * lanes;
+    const int64_t last_vector = exact && panel == panels - 1 ? columns - lanes - column : (width - 1) * lanes;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t first = part_begin(depth, pieces, piece), last = part_begin(depth, pieces, piece + 1);
+      multiply_panel<kMostVectors>(width, before, rows, last_vector, last - first, a + first * a_column_stride,
+                                   a_row_stride, a_column_stride, b + first * b_stride + column, b_stride, c + column,
+                                   c_stride, accumulate || piece > 0);
     }
   }
+}
+
+// How often multiply() calls `before` for these sizes, nearly.
+template <class Scalar>
+inline int64_t blocks_of(int64_t rows, int64_t columns, int64_t depth) {
+  const int64_t vectors = parts_of(columns, Compute<Scalar>::lanes), panels = parts_of(vectors, kMostVectors);
+  return parts_of(rows, kBlockRows[parts_of(vectors, panels)]) * panels * parts_of(depth, kDepthPiece);
 }
 
 // C (+)= A B. C is rows x columns, A rows x depth with any strides (one of them 1, or it is slow: A may be transposed),
 // B depth x columns. Rows of B and C are read and written in whole vectors: their strides must hold `columns` rounded
 // up to padded_columns(); what lies there in B may be anything and changes nothing but the same columns of C. Every
-// element of C is summed along the depth in order, whatever the other sizes. A fixed `accumulate` is false for C = A B.
-template <class Scalar>
+// element of C is summed along the depth in order, whatever the other sizes. `accumulate` is false for C = A B.
+// `before` is called before each block, a few hundred cycles of work: there is time to fetch what comes next.
+template <class Scalar, class Before = Nothing>
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
                      int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
-                     bool accumulate) {
+                     bool accumulate, Before&& before = Before()) {
   if (a_column_stride == 1)
-    multiply_pieces(rows, columns, depth, a, a_row_stride, Fixed<1>(), b, b_stride, c, c_stride, accumulate);
+    multiply_panels<false>(before, rows, columns, depth, a, a_row_stride, Fixed<1>(), b, b_stride, c, c_stride,
+                           accumulate);
   else if (a_row_stride == 1)
-    multiply_pieces(rows, columns, depth, a, Fixed<1>(), a_column_stride, b, b_stride, c, c_stride, accumulate);
+    multiply_panels<false>(before, rows, columns, depth, a, Fixed<1>(), a_column_stride, b, b_stride, c, c_stride,
+                           accumulate);
   else
     for (int64_t row = 0; row < rows; ++row)
-      multiply_pieces(1, columns, depth, a + row * a_row_stride, Fixed<1>(), a_column_stride, b, b_stride,
-                      c + row * c_stride, c_stride, accumulate);
+      multiply_panels<false>(before, 1, columns, depth, a + row * a_row_stride, Fixed<1>(), a_column_stride, b,
+                             b_stride, c + row * c_stride, c_stride, accumulate);
+}
+
+// C = A B, A row-major, for at least as many columns as a vector has lanes. No column behind the last one is read or
+// written: B and C need no padding. The same values as of multiply().
+template <class Scalar, class Before = Nothing>
+inline void multiply_exact(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_stride,
+                           const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, Before&& before = Before()) {
+  multiply_panels<true>(before, rows, columns, depth, a, a_stride, Fixed<1>(), b, b_stride, c, c_stride, false);
 }
 
 // Copies a rows x columns matrix of any strides into rows of `to_stride`, with zeros up to padded_columns(columns).
