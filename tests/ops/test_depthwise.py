@@ -152,7 +152,7 @@ def arguments_of_one_case(dtype: torch.dtype) -> tuple[Arguments, Arguments]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_schema_and_shape_functions(dtype: torch.dtype) -> None:
     checks = ("test_schema", "test_faketensor")
     of_forward, of_backward = arguments_of_one_case(dtype)
@@ -162,13 +162,13 @@ def test_schema_and_shape_functions(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    (
+    [
         ({0: torch.randn(2, 20, 9, 6)}, "x: expected a dense channels_last map"),
         ({1: torch.randn(20, 1, 4, 4)}, "expected a kernel of 3, 5 or 7, got 4"),
         ({1: torch.randn(19, 1, 3, 3)}, "weight: expected"),
         ({2: torch.randn(2, 19)}, "affine: expected 40"),
         ({4: 3}, "stride: expected 1 or 2, got 3"),
-    ),
+    ],
 )
 def test_what_the_kernels_cannot_take_is_an_error(change: dict[int, Any], message: str) -> None:
     arguments = list(arguments_of_one_case(torch.float32)[0])

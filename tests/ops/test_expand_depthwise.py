@@ -98,9 +98,9 @@ for kernel, stride, narrow in ((3, 1, 16), (5, 2, 24), (7, 1, 40)):
 """
 
 
-def large_outputs() -> list[Tensor]:
+def large_outputs(backend: str = "cpu") -> list[Tensor]:
     scope: dict[str, Any] = {"torch": torch}
-    exec(LARGE, scope)
+    exec(LARGE.replace('"cpu"', repr(backend)), scope)
     return scope["outputs"]
 
 
@@ -111,15 +111,13 @@ def test_bits_do_not_depend_on_threads_or_runs() -> None:
 
 
 def test_instruction_sets_and_the_reference_agree(tmp_path: Path) -> None:
-    expected = {}
-    code = LARGE.replace('backend="cpu"', 'backend="reference"')
-    exec(code, {"torch": torch, "outputs": None}, expected)
+    expected = large_outputs("reference")
     for name in ("avx512", "avx2", "baseline"):
-        for a, b in zip(expected["outputs"], cases.outputs_with(name, LARGE, tmp_path), strict=True):
+        for a, b in zip(expected, cases.outputs_with(name, LARGE, tmp_path), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5 * float(a.abs().max()))
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_schema_and_shape_functions(dtype: torch.dtype) -> None:
     checks = ("test_schema", "test_faketensor")
     x = maps.channels_last(torch.randn(2, 6, 9, 6).to(dtype))
