@@ -207,6 +207,9 @@ void input_gradient(Taps<Scalar> taps, const Scalar* weight, RowSize size, const
                     Scalar* workspace) {
   constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t vectors = vectors_of(size.channels, lanes);
+  if constexpr (stride == 1)  // dh is du, and leaves as a convolution's result does
+    if (to.affine.activation == int(Activation::identity) && to.center == nullptr)
+      return convolve_row<kernel, 1, false>(taps, weight, size, to.grad_x, {});
   for (int64_t v = 0; v < vectors; ++v) {
     data_gradient<kernel, stride>(taps, v * taps.columns * lanes, weight + v * kernel * kernel * lanes, size.width,
                                   workspace);

@@ -1,4 +1,4 @@
-// The operators biasloss_ext::expand_depthwise, its backward and biasloss_ext::channel_gram: see
+// The operators biasloss_ext::expand_depthwise and biasloss_ext::expand_depthwise_backward: see
 // biasloss_ext/ops/expand_depthwise/op.py.
 #pragma once
 

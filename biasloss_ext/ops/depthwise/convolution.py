@@ -25,13 +25,13 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        arguments = (maps.channels_last(grad), None, None, None, None, maps.IDENTITY, x, weight, None, None)
-        arguments = (*arguments, maps.IDENTITY, ctx.stride, *ctx.needs_input_grad[:2])
+        dy = (maps.channels_last(grad), None, None, None, None, maps.IDENTITY)
+        want_x, want_weight = ctx.needs_input_grad[:2]
+        arguments = (*dy, x, weight, None, None, maps.IDENTITY, ctx.stride, want_x, want_weight)
         if torch.is_grad_enabled():  # create_graph=True: the reference can be differentiated again
             grad_x, grad_weight, _ = reference.depthwise_backward(*arguments)
         else:
             grad_x, grad_weight, _ = op.backward(*arguments, device=x.device, backend=ctx.backend)
-        want_x, want_weight = ctx.needs_input_grad[:2]
         return grad_x if want_x else None, grad_weight if want_weight else None, None, None
 
 

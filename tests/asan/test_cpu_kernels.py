@@ -1,0 +1,49 @@
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, without torch: a program of their own.
+
+To add a family of kernels: a .cpp file beside this one that calls them, its function in cases.h and main.cpp, and the
+*_simd.cpp files it needs in KERNELS.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KERNELS = ("depthwise/rows_simd.cpp", "expand_depthwise/product_simd.cpp")
+FLAGS = "-std=c++20 -O1 -g1 -Wall -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+
+def build() -> Path:
+    """The up-to-date program: ninja rebuilds what changed."""
+    ninja = pytest.importorskip("ninja")
+    folder = ROOT / "build" / "asan"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [*sorted(HERE.glob("*.cpp")), *(ROOT / "csrc" / name for name in KERNELS)]
+    objects = [f"{source.parent.name}_{source.stem}.o" for source in sources]
+    lines = [
+        "rule compile",
+        f"  command = g++ {FLAGS} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = g++ {FLAGS} $in -o $out",
+        *(f"build {target}: compile {source}" for target, source in zip(objects, sources, strict=True)),
+        "build kernels: link " + " ".join(objects),
+    ]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    command = [str(Path(ninja.BIN_DIR) / "ninja"), "-j2"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "kernels"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_kernels_stay_within_their_memory() -> None:
+    result = subprocess.run([build()], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
