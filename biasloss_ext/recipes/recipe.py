@@ -154,8 +154,8 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def differences(there: Recipe, asked: Recipe) -> str:
-    """What differs between two recipes, as text; empty where nothing does."""
-    pairs = [(name, getattr(there, name), value) for name, value in asked.as_dict().items()]
+    """What differs between two recipes, as text; empty where nothing does. Data may have moved to another folder."""
+    pairs = [(name, getattr(there, name), value) for name, value in asked.as_dict().items() if name != "data_dir"]
     return ", ".join(f"{_spoken(name)} {old} there, {new} here" for name, old, new in pairs if old != new)
 
 
