@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,16 +101,27 @@ def layer_variances(model: nn.Module, batches: Iterable[Any], layers: Sequence[s
     return {name: torch.cat(values) for name, values in variances.items()}
 
 
-def summarise(model: str, variances: Mapping[str, Tensor], threshold: float = THRESHOLD) -> list[LayerDiversity]:
-    """Mean, quantiles and the share below ``threshold`` of what :func:`layer_variances` returns; computed in float64."""
-    result = []
-    for layer, of_samples in variances.items():
-        values = of_samples.double()
-        levels = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
-        quantiles = dict(zip(QUANTILES, _quantiles(values, levels).tolist(), strict=True))
-        below = float((values < threshold).double().mean())
-        result.append(LayerDiversity(model, layer, len(values), float(values.mean()), quantiles, threshold, below))
-    return result
+def summarise(variances: Mapping[str, Mapping[str, Tensor]], threshold: float | None = None) -> list[LayerDiversity]:
+    """Mean, quantiles and the share of samples below a threshold, for every model and layer; computed in float64.
+
+    Args:
+        variances: for every model by name what :func:`layer_variances` returns.
+        threshold: the same for all layers. None takes for each layer half the median over the samples of all models that
+            have a layer of that name, since layers differ in scale.
+    """
+    pooled: dict[str, list[Tensor]] = {}
+    for of_model in variances.values():
+        for layer, values in of_model.items():
+            pooled.setdefault(layer, []).append(values.double())
+    thresholds = {
+        layer: float(_quantiles(torch.cat(parts), [0.5])[0]) / 2 if threshold is None else threshold
+        for layer, parts in pooled.items()
+    }
+    return [
+        _summary(model, layer, values.double(), thresholds[layer])
+        for model, of_model in variances.items()
+        for layer, values in of_model.items()
+    ]
 
 
 def diversity_csv(rows: Sequence[LayerDiversity]) -> str:
@@ -128,13 +138,12 @@ def diversity_csv(rows: Sequence[LayerDiversity]) -> str:
 def diversity_table(rows: Sequence[LayerDiversity]) -> str:
     """A Markdown table, layers of the same name one below the other."""
     layers = list(dict.fromkeys(row.layer for row in rows))
-    thresholds = ", ".join(dict.fromkeys(f"{row.threshold:g}" for row in rows))
     lines = [
-        f"| layer | model | mean | {' | '.join(QUANTILES)} | below {thresholds} |",
-        "| --- " * (4 + len(QUANTILES)) + "|",
+        f"| layer | model | mean | {' | '.join(QUANTILES)} | threshold | below it |",
+        "| --- " * (5 + len(QUANTILES)) + "|",
     ]
     for row in sorted(rows, key=lambda row: layers.index(row.layer)):
-        figures = " | ".join(f"{figure:.3g}" for figure in (row.mean, *row.quantiles.values()))
+        figures = " | ".join(f"{figure:.3g}" for figure in (row.mean, *row.quantiles.values(), row.threshold))
         lines.append(f"| {row.layer} | {row.model} | {figures} | {row.below:.1%} |")
     return "\n".join(lines) + "\n"
 
@@ -205,10 +214,15 @@ def _variance(name: str, output: Any, samples: int) -> Tensor:
     return feature_variance(output).cpu()
 
 
-def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
+def _summary(model: str, layer: str, values: Tensor, threshold: float) -> LayerDiversity:
+    quantiles = dict(zip(QUANTILES, _quantiles(values, list(QUANTILES.values())).tolist(), strict=True))
+    below = float((values < threshold).double().mean())
+    return LayerDiversity(model, layer, len(values), float(values.mean()), quantiles, threshold, below)
+
+
+def _quantiles(values: Tensor, levels: Sequence[float]) -> Tensor:
     """As torch.quantile, which refuses more than 16 million values."""
     ordered = values.sort().values
-    places = levels * (len(ordered) - 1)
+    places = torch.tensor(levels, dtype=torch.float64) * (len(ordered) - 1)
     low = places.floor().long()
-    high = places.ceil().long()
-    return torch.lerp(ordered[low], ordered[high], places - low)
+    return torch.lerp(ordered[low], ordered[places.ceil().long()], places - low)

@@ -202,7 +202,13 @@ def diversity(
             help="Modules between commas, the same in every model; by default its blocks.", show_default=False
         ),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Report the share of images with a variance below this.")] = 0.1,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Report the share of images with a variance below this; by default half the median of each layer.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 128,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for report.md, diversity.csv and diversity.png.")] = Path(

@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from biasloss_ext.diversity import (
-    THRESHOLD,
     LayerDiversity,
     diversity_csv,
     diversity_plot,
@@ -44,7 +43,7 @@ def measure_diversity(
     image_size: int | None = None,
     small_input: bool | None = None,
     layers: Sequence[str] | None = None,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     batch_size: int = 128,
     device: str = "auto",
     display: Display | None = None,
@@ -58,7 +57,7 @@ def measure_diversity(
         small_input: of the models given by name, as in the recipe.
         layers: names of modules, the same in every model; None takes the blocks of each model, see
             :func:`biasloss_ext.diversity.default_layers`.
-        threshold: the share of samples with a variance below it is counted.
+        threshold: the share of samples with a variance below it is counted; None for half the median of each layer.
         batch_size: images of one pass; it changes the time alone.
 
     Returns:
@@ -73,7 +72,7 @@ def measure_diversity(
         raise UserError(f"the batch size must be at least 1, got {batch_size}")
     wanted = {"data": data, "data_dir": data_dir, "image_size": image_size}
     recipe = _images(sources, {name: value for name, value in wanted.items() if value is not None})
-    rows: list[LayerDiversity] = []
+    variances: dict[str, dict[str, Tensor]] = {}
     with processes(device) as here, Display() if display is None else nullcontext(display) as shown:
         images = load_data(recipe, here.device)
         models = {source: _model(source, recipe, images, small_input) for source in sources}
@@ -81,12 +80,12 @@ def measure_diversity(
         for name, model in zip(_short(sources), models.values(), strict=True):
             shown.begin_run(name, len(batches), 0)
             try:
-                variances = layer_variances(model.to(here.device), _counted(images, batches, shown), layers)
+                variances[name] = layer_variances(model.to(here.device), _counted(images, batches, shown), layers)
             except ValueError as error:
                 raise UserError(f"{name}: {error}") from None
             finally:
                 shown.end_run()
-            rows += summarise(name, variances, threshold)
+    rows = summarise(variances, threshold)
     make_folder(out)
     write_text(out / TABLE_NAME, diversity_csv(rows))
     save_plot(diversity_plot(rows), out / PLOT_NAME)
