@@ -38,7 +38,7 @@ def write_cifar(parent: Path, name: str = "cifar10", images: int = 16) -> Path:
 def tiny_recipe(data_dir: Path, **options: Any) -> Recipe:
     """80 training images in 5 steps, two epochs."""
     tiny = {"model": "skipblocknet_xs", "small_input": False, "epochs": 2, "batch_size": 16, "lr": 0.05}
-    return make_recipe("cifar10", data_dir=str(data_dir), **{**tiny, **options})
+    return make_recipe(options.pop("data", "cifar10"), data_dir=str(data_dir), **{**tiny, **options})
 
 
 def run(
