@@ -34,7 +34,7 @@ def commands(page: str) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-def needs(text: str, data: str = "") -> str | None:
+def needs(text: str) -> str | None:
     """Why this cannot run here."""
     reasons = {package: why_not(package) for package in OPTIONAL}
     if "torchvision" in text or "imagefolder" in text or "mixup" in text:
@@ -54,8 +54,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for kind in ("daisy", "rose"):
                 folder = tmp_path / "data" / "flowers" / split / kind
                 folder.mkdir(parents=True)
-                for number in range(128):
-                    Image.new("RGB", (40, 30), (2 * number, 80, 120)).save(folder / f"{number}.jpg")
+                for number in range(32):
+                    Image.new("RGB", (40, 30), (8 * number, 80, 120)).save(folder / f"{number}.jpg")
     original = digits.InMemoryData
 
     def few(train: object, test: object, **options: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -68,6 +69,9 @@ def measure_diversity(
     """
     if not sources or len(set(sources)) != len(sources):
         raise UserError(f"give each run or model once, got {', '.join(sources) or 'none'}")
+    for source in sources:
+        if os.sep in source.partition("@")[0] and not _is_run(source):
+            raise UserError(f"there is no training run in {source}: it has no {checkpoint.NAME}")
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, got {batch_size}")
     wanted = {"data": data, "data_dir": data_dir, "image_size": image_size}

@@ -136,7 +136,8 @@ def test_compare_is_not_for_torchrun(fails: Fails, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("no/run", "unknown model 'no/run': there are "),
+        ("no/run", "there is no training run in no/run: it has no checkpoint.pt"),
+        ("nope", "unknown model 'nope': there are "),
         ("skipblocknet_xs", "say with --data on which images, since there is no training run among the models"),
         ("skipblocknet_xs skipblocknet_xs --data digits", "give each run or model once"),
         ("skipblocknet_xs@none.pt --data digits", "there is no file none.pt to take weights from"),
