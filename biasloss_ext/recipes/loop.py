@@ -130,7 +130,7 @@ class _Run:
             enabled=recipe.amp != "none",
         )
         # From here on every process has random numbers of its own, for dropout.
-        torch.manual_seed(recipe.seed + here.number)
+        checkpoint.seed_random_state(recipe.seed + here.number)
 
         self.epoch, self.step = 0, 0  # whole epochs done, and steps of the next
         self.seconds = 0.0  # of that epoch, in this and earlier processes

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from tiny import assert_same, checkpoint_of, run, write_cifar
 
 from biasloss_ext.recipes import files
+from biasloss_ext.recipes.display import Display
 
 # A server that has imported everything forks each run: a run starts at once.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -22,15 +23,33 @@ PROCESSES.set_forkserver_preload(["biasloss_ext.recipes.loop", "sklearn.datasets
 KILLS = 10
 
 
-def _run(data: Path, out: Path) -> None:
+class _Deadly(Display):
+    """Kills its own process some seconds after the n-th step, or the beginning: while it computes, or writes, or after."""
+
+    def __init__(self, step: int, seconds: float) -> None:
+        super().__init__(shown=False)
+        self._left = step + 1
+        self._timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    def begin_run(self, title: str, steps: int, done: int) -> None:
+        self.step()
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._timer.start()
+
+
+def _run(data: Path, out: Path, dies: tuple[int, float] | None) -> None:
     torch.set_num_threads(1)
-    run(data, out, checkpoint_steps=1)
+    run(data, out, _Deadly(*dies) if dies else None, checkpoint_steps=1)
 
 
-def _start(data: Path, out: Path) -> multiprocessing.process.BaseProcess:
-    process = PROCESSES.Process(target=_run, args=(data, out))
+def _exit_code(data: Path, out: Path, dies: tuple[int, float] | None = None) -> int | None:
+    process = PROCESSES.Process(target=_run, args=(data, out, dies))
     process.start()
-    return process
+    process.join()
+    return process.exitcode
 
 
 def _check_files(out: Path) -> None:
@@ -47,36 +66,24 @@ def _check_files(out: Path) -> None:
 
 
 def test_killed_ten_times_at_random(tmp_path: Path) -> None:
-    data = write_cifar(tmp_path / "data")
-    whole = tmp_path / "whole"
-    began = time.monotonic()
-    process = _start(data, whole)
-    process.join()
-    assert process.exitcode == 0
-    duration = time.monotonic() - began
-
-    # A run that ends before its kill makes way for another, so that kills fall everywhere in a run.
+    data, whole = write_cifar(tmp_path / "data"), tmp_path / "whole"
+    assert _exit_code(data, whole) == 0
     choose = random.Random(0)
     kills, runs = 0, [tmp_path / "run0"]
     while kills < KILLS:
-        process = _start(data, runs[-1])
-        process.join(choose.uniform(0.1, 0.7) * duration)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
-            kills += 1
-        else:
-            assert process.exitcode == 0
-            runs.append(tmp_path / f"run{len(runs)}")
+        code = _exit_code(data, runs[-1], (choose.randrange(4), choose.uniform(0, 0.2)))
         if runs[-1].exists():
             _check_files(runs[-1])
-    _start(data, runs[-1]).join()
+        if code == 0:  # too few steps were left: begin another run
+            runs.append(tmp_path / f"run{len(runs)}")
+        else:
+            assert code == -signal.SIGKILL
+            kills += 1
+    assert _exit_code(data, runs[-1]) == 0
     for out in runs:
-        if out.exists():
-            assert_same(checkpoint_of(out), checkpoint_of(whole))
-            _check_files(out)
-            assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+        assert_same(checkpoint_of(out), checkpoint_of(whole))
+        _check_files(out)
+        assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
 def _write_and_die(path: Path, moment: str) -> None:
