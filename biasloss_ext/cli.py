@@ -24,11 +24,13 @@ def _app():  # type: ignore[no-untyped-def]
     import typer
 
     from biasloss_ext.info import info
-    from biasloss_ext.recipes.commands import train
+    from biasloss_ext.recipes.commands import compare, diversity, train
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
     app.command()(info)
     app.command()(train)
+    app.command()(compare)
+    app.command()(diversity)
 
     @app.callback()
     def _commands() -> None:

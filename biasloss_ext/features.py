@@ -42,7 +42,7 @@ class FeatureTap(nn.Module):
         super().__init__()
         modules = dict(model.named_modules())
         if module_name not in modules or module_name == "":
-            raise ValueError(f"the model has no module {module_name!r}; {_similar(module_name, list(modules))}")
+            raise ValueError(f"the model has no module {module_name!r}; {similar_names(module_name, list(modules))}")
         self.model = model
         self.module_name = module_name
         self._features: Tensor | None = None
@@ -65,7 +65,7 @@ class FeatureTap(nn.Module):
         self._features = output.detach()
 
 
-def _similar(name: str, names: list[str]) -> str:
+def similar_names(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or [n for n in names if n and "." not in n]
     return f"similar ones: {', '.join(close)}"
 

@@ -58,6 +58,13 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
+def seed_random_state(seed: int) -> None:
+    """Seeds torch, NumPy and Python: what a run ends with must not hang on the process that it began in."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """The random states of this process, in types that ``torch.load(weights_only=True)`` reads."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002, its state is what is asked

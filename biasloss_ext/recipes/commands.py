@@ -1,4 +1,4 @@
-"""The commands ``train`` and ``compare``: options, and nothing else."""
+"""The commands ``train``, ``compare`` and ``diversity``: options, and nothing else."""
 
 from __future__ import annotations
 
@@ -102,6 +102,13 @@ def _with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
+def _names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"{option} takes names between commas, got {text!r}")
+    return names
+
+
 def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -129,3 +136,98 @@ def train(
     )
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"test accuracy {outcome.accuracy:.2%}; report in {out / 'report.md'}")
+
+
+@_with_recipe_options("model", "loss", "seed")
+def compare(
+    *,
+    data: Data = "digits",
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Models between commas; the data set's default and mobilenet_v3_large if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    losses: Annotated[str, typer.Option(help="Losses between commas.")] = "bias,ce",
+    seeds: Annotated[str, typer.Option(help="Seeds between commas.")] = "0,1,2",
+    out: Out = Path("runs/compare"),
+    checkpoint_steps: CheckpointSteps = 0,
+    fresh: Fresh = False,
+    device: Device = "auto",
+    workers: Workers = 4,
+    **options: Any,
+) -> None:
+    """Train with several losses or models over several seeds, and say whether they differ; goes on when called again."""
+    from biasloss_ext.recipes.compare import compare as run
+
+    found = run(
+        out,
+        data=data,
+        models=None if models is None else _names("--models", models),
+        losses=_names("--losses", losses),
+        seeds=_whole_numbers("--seeds", seeds),
+        device=device,
+        workers=workers,
+        checkpoint_steps=checkpoint_steps,
+        fresh=fresh,
+        **options,
+    )
+    for difference in found.differences:
+        typer.echo(f"{difference.first} minus {difference.second}: {100 * difference.mean:+.2f}, {difference.verdict}")
+    typer.echo(f"report in {out / 'report.md'}")
+
+
+def diversity(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Folders of training runs, or models as for train, MODEL@FILE with weights or MODEL untrained.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Data set, {', '.join(CHOICES['data'])}; by default that of the runs.", show_default=False),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of the data.", show_default=False)] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width of the images.", show_default=False)] = None,
+    small_input: Annotated[
+        bool | None, typer.Option(help="As for train, for models given by name.", show_default=False)
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Modules between commas, the same in every model; by default its blocks.", show_default=False
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Report the share of images with a variance below this; by default half the median of each layer.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 128,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for report.md, diversity.csv and diversity.png.")] = Path(
+        "runs/diversity"
+    ),
+) -> None:
+    """Report how much the activations of an image vary, layer by layer, for several models side by side."""
+    from biasloss_ext.recipes.diversity import measure_diversity
+
+    measure_diversity(
+        sources,
+        out,
+        data=data,
+        data_dir=data_dir,
+        image_size=image_size,
+        small_input=small_input,
+        layers=None if layers is None else _names("--layers", layers),
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
+    )
+    typer.echo(f"report in {out / 'report.md'}")

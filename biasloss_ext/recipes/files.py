@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from biasloss_ext.errors import UserError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -29,6 +31,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.fsync(folder)  # the new name has to survive a loss of power too
     finally:
         os.close(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder and those above it where they are missing.
+
+    Raises:
+        UserError: it cannot be made, as where a file has that name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:

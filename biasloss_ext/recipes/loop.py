@@ -18,6 +18,7 @@ from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.data import Data, load_data
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.evaluation import evaluate
+from biasloss_ext.recipes.files import make_folder
 from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
 from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.mixing import Mixing
@@ -89,6 +90,12 @@ def train(
             return run.train(out, checkpoint_steps, own, title)
 
 
+def check(recipe: Recipe, device: str = "auto") -> None:
+    """Raises what :func:`train` would raise before its first step, and writes nothing."""
+    with processes(device) as here:
+        _Run(recipe, load_data(recipe, here.device), here)
+
+
 class _Run:
     """Everything that changes during training, and where in the run it is."""
 
@@ -123,7 +130,7 @@ class _Run:
             enabled=recipe.amp != "none",
         )
         # From here on every process has random numbers of its own, for dropout.
-        torch.manual_seed(recipe.seed + here.number)
+        checkpoint.seed_random_state(recipe.seed + here.number)
 
         self.epoch, self.step = 0, 0  # whole epochs done, and steps of the next
         self.seconds = 0.0  # of that epoch, in this and earlier processes
@@ -137,7 +144,7 @@ class _Run:
         log = None
         done = self.epoch * self.order.steps + self.step
         if self.here.leads:
-            _make_folder(out)
+            make_folder(out)
             write_csv(out, self.history)
             log = TensorBoard(out, done - self.step)
         display.begin_run(title, self.recipe.epochs * self.order.steps, done)
@@ -258,10 +265,3 @@ class _Run:
         self.history[:] = state["history"]
         if self.here.number < len(state["random_states"]):
             checkpoint.restore_random_state(state["random_states"][self.here.number])
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None

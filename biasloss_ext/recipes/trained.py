@@ -1,0 +1,37 @@
+"""The model of a finished or unfinished training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+
+from biasloss_ext.recipes import checkpoint
+from biasloss_ext.recipes.models import build_model
+from biasloss_ext.recipes.recipe import Recipe, from_dict
+
+
+def trained_recipe(folder: Path) -> Recipe:
+    """What the run in ``folder`` was trained with.
+
+    Raises:
+        UserError: no checkpoint there, or one that cannot be read.
+    """
+    return from_dict(checkpoint.read(Path(folder) / checkpoint.NAME)["recipe"])
+
+
+def load_trained(folder: Path) -> nn.Module:
+    """The model in the folder of a training run.
+
+    Returns:
+        The model on the CPU, in evaluation mode, with the moving average of the weights where the run keeps one. It takes
+        images as the run's data set gives them and returns the scores (N, classes), whatever the loss was.
+
+    Raises:
+        UserError: no checkpoint there, or one that cannot be read.
+    """
+    path = Path(folder) / checkpoint.NAME
+    state = checkpoint.read(path)
+    to_build = dataclasses.replace(from_dict(state["recipe"]), loss="ce", features_from=None, weights=str(path))
+    return build_model(to_build, **state["data"]).eval()

@@ -1,0 +1,135 @@
+"""Every command and every example of the pages on training, own models and diversity runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recipes.tiny import write_cifar
+
+from biasloss_ext.cli import main
+from biasloss_ext.recipes.data import digits
+from biasloss_ext.recipes.optional import why_not
+
+DOCS = Path(__file__).parent.parent / "docs"
+OPTIONAL = ("timm", "torchvision", "lightning")
+# The same commands on less: options given later win.
+LESS = {
+    "train": "--epochs 1 --workers 0",
+    "compare": "--epochs 1 --seeds 0 --workers 0",
+    "diversity": "",
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = "\n".join(blocks(page, "bash")).splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def needs(text: str) -> str | None:
+    """Why this cannot run here."""
+    reasons = {package: why_not(package) for package in OPTIONAL}
+    if "torchvision" in text or "imagefolder" in text or "mixup" in text:
+        return reasons["torchvision"]
+    return next((reason for package, reason in reasons.items() if package in text and reason), None)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the data that the pages speak of, and fewer digits."""
+    for name, images in (("cifar10", 32), ("cifar100", 128)):
+        write_cifar(tmp_path / "data", name, images)
+    if why_not("torchvision") is None:
+        from PIL import Image
+
+        for split in ("train", "val"):
+            for kind in ("daisy", "rose"):
+                folder = tmp_path / "data" / "flowers" / split / kind
+                folder.mkdir(parents=True)
+                for number in range(32):
+                    Image.new("RGB", (40, 30), (8 * number, 80, 120)).save(folder / f"{number}.jpg")
+    original = digits.InMemoryData
+
+    def few(train: object, test: object, **options: object) -> object:
+        (images, classes), (test_images, test_classes) = train, test  # type: ignore[misc]
+        return original((images[:128], classes[:128]), (test_images[:50], test_classes[:50]), **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(digits, "InMemoryData", few)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["training.md", "diversity.md"])
+def test_commands(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran, skipped = 0, []
+    for words in commands(page):
+        if reason := needs(" ".join(words)):
+            skipped.append(f"{' '.join(words)}: {reason}")
+            continue
+        ran += 1
+        if words[0] == "torchrun":
+            command = [sys.executable, "-m", "torch.distributed.run", *words[1:], "--epochs", "1"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("test accuracy") == 2  # of the epoch, and the result: by one process
+            continue
+        assert words[0] == "biasloss", words
+        monkeypatch.setattr("sys.argv", [*words, *shlex.split(LESS[words[1]] if "--help" not in words else "")])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code in (0, None), f"{' '.join(words)}: {capsys.readouterr().err}"
+        if "--help" not in words:
+            out = Path(words[words.index("--out") + 1]) if "--out" in words else Path("runs/train")
+            assert (out / "report.md").stat().st_size > 0
+    assert ran >= 5
+    for line in skipped:
+        print(f"not run: {line}")
+
+
+def test_python_of_diversity(place: Path) -> None:
+    for block in blocks("diversity.md", "python"):
+        exec(compile(block, "diversity.md", "exec"), {})
+    assert (place / "diversity.png").stat().st_size > 1000
+
+
+def test_python_of_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["biasloss", "train", "--epochs", "1", "--out", "runs/again"])
+    with pytest.raises(SystemExit):
+        main()
+    (block,) = blocks("training.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(block, "training.md", "exec"), names)
+    assert not names["model"].training  # type: ignore[attr-defined]
+
+
+def _own_model_blocks() -> list[str]:
+    return blocks("your-own-model.md", "python")
+
+
+@pytest.mark.parametrize("number", range(len(_own_model_blocks())))
+def test_python_of_your_own_model(number: int, place: Path) -> None:
+    """Each block after the first lines of the page, and after the loop by hand whose model the later ones use."""
+    found = _own_model_blocks()
+    if reason := needs(found[number]):
+        pytest.skip(reason)
+    by_hand = next(index for index, block in enumerate(found) if "class Net" in block)
+    names: dict[str, object] = {}
+    for index in sorted({0, number} | ({by_hand} if number > by_hand else set())):
+        exec(compile(found[index], "your-own-model.md", "exec"), names)
+
+
+def test_pages_have_no_other_commands() -> None:
+    """Commands stand in blocks that the tests above find."""
+    for page in ("training.md", "diversity.md", "your-own-model.md"):
+        languages = re.findall(r"^```(\w*)$", (DOCS / page).read_text(), re.MULTILINE)
+        assert set(languages) <= {"bash", "python", ""}
+        assert languages.count("") == len(languages) / 2
