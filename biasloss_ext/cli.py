@@ -23,12 +23,14 @@ def main() -> None:
 def _app():  # type: ignore[no-untyped-def]
     import typer
 
+    from biasloss_ext.benchmarks.command import bench
     from biasloss_ext.info import info
     from biasloss_ext.recipes.commands import train
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
     app.command()(info)
     app.command()(train)
+    app.command()(bench)
 
     @app.callback()
     def _commands() -> None:

@@ -1,0 +1,264 @@
+"""The order of events: build, check against float64, warm up, then take turns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from biasloss_ext.benchmarks import machine
+from biasloss_ext.benchmarks.contender import Contender, Inputs, Op, Step, Unavailable, Workload, dtype_name
+from biasloss_ext.benchmarks.ops import OPS
+from biasloss_ext.benchmarks.results import Entry, Group, Results
+from biasloss_ext.benchmarks.timing import GraphClock, KernelClock, WallClock, gpu_clock, peak_bytes
+
+WARM_UP_CALLS = 3
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
+GPU_SAMPLES = 7
+REST = 5e-3  # seconds in which the threads of another library stop to spin
+RECOMPILE_LIMIT = 256  # every workload compiles the peers anew, for its own shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much time to take.
+
+    Attributes:
+        visits: how often every group is measured, from beginning to end of the run, each time with new inputs: what
+            drifts between two runs drifts between visits too, and so is seen.
+        seconds: of timing, a visit of a group.
+        most_rounds: turns that each contender gets at most, a visit.
+        shortest_sample: seconds.
+        limit: seconds that the whole run may take, about: when half of it is over no more groups are prepared, and
+            when all of it is over no more are measured.
+    """
+
+    visits: int = 3
+    seconds: float = 2.0
+    most_rounds: int = MOST_ROUNDS
+    shortest_sample: float = 2e-3
+    limit: float = math.inf
+
+
+FULL = Plan()
+QUICK = Plan(seconds=0.7)
+TINY = Plan(visits=2, seconds=0.0, shortest_sample=0.0)
+
+
+@dataclass
+class _Competitor:
+    contender: Contender
+    step: Step
+    entry: Entry
+    inputs: list[Inputs] = field(default_factory=list)
+
+    def call(self, turn: int) -> Sequence[Tensor]:
+        return self.step(self.inputs[turn % len(self.inputs)])
+
+
+@dataclass
+class _Race:
+    op: Op
+    workload: Workload
+    group: Group
+    competitors: list[_Competitor]
+
+
+def run(
+    workloads: Sequence[Workload],
+    device: torch.device,
+    plan: Plan,
+    *,
+    quick: bool = False,
+    tiny: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+    save: Callable[[Results], None] = lambda results: None,
+    operations: dict[str, Op] | None = None,
+) -> Results:
+    """Measure ``workloads`` on ``device``.
+
+    Args:
+        report: called with what begins; `steps` tells how many times at most.
+        save: called with what is there after every group, so that it survives a run that is broken off.
+        operations: the ops by name; those of this package by default.
+
+    Returns:
+        What was found. A contender that cannot run, fails or computes something else has its reason in its entry.
+    """
+    operations = OPS if operations is None else operations
+    start = time.perf_counter()
+    load = machine.load()
+    report("ceilings of the machine")
+    results = Results(
+        date=machine.now(),
+        quick=quick,
+        device=machine.describe(device),
+        versions=machine.versions(),
+        ceilings=machine.ceilings(device, tiny=tiny),
+        load_before=load,
+    )
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=RECOMPILE_LIMIT):
+        races = []
+        for workload in workloads:
+            if time.perf_counter() - start > plan.limit / 2:
+                break
+            report(f"{workload.name}: build and check")
+            race = _prepare(operations[workload.op], workload, device)
+            races.append(race)
+            results.groups.append(race.group)
+        for visit, race in itertools.product(range(plan.visits), races):
+            if time.perf_counter() - start > plan.limit:
+                break
+            report(f"{race.workload.name}: visit {visit + 1} of {plan.visits}")
+            _measure(race, device, plan, first=visit == 0)
+            results.seconds = time.perf_counter() - start
+            save(results)
+    results.seconds = time.perf_counter() - start
+    return results
+
+
+def steps(workloads: Sequence[Workload], plan: Plan) -> int:
+    """How often `run` reports."""
+    return 1 + len(workloads) * (1 + plan.visits)
+
+
+def prepare(
+    op: Op, contender: Contender, workload: Workload, device: torch.device, inputs: Inputs
+) -> tuple[Step, float]:
+    """A contender's step and its relative error against float64 on ``inputs``.
+
+    Raises:
+        Unavailable: it cannot run here, or computes something else; the message has the reason.
+    """
+    step, exact = contender.build(workload, device)
+    inputs = _inputs_of(contender, workload, inputs)
+    expected = [tensor.detach().double() for tensor in exact(inputs)]  # first: the step may overwrite its inputs
+    error = _relative_error(step(inputs), expected)
+    if not error <= op.tolerance[workload.dtype]:  # NaN is not
+        raise Unavailable(f"wrong result: relative error {error:.2g} against float64")
+    return step, error
+
+
+def _prepare(op: Op, workload: Workload, device: torch.device) -> _Race:
+    least = op.cost(workload)
+    group = Group(
+        name=workload.name,
+        op=op.name,
+        shape=workload.shape_name,
+        batch=workload.batch,
+        classes=workload.classes,
+        dtype=dtype_name(workload.dtype),
+        layout=workload.layout,
+        backward=workload.backward,
+        one_set=workload.one_set,
+        axis=workload.axis,
+        sets=0,
+        bytes=least.bytes,
+        flops=least.flops,
+        ceiling=least.ceiling,
+    )
+    competitors = []
+    for contender in op.contenders:
+        if not contender.takes_part(workload):
+            continue
+        entry = Entry(contender.name, contender.role)
+        group.entries.append(entry)
+        try:
+            step, entry.error = prepare(op, contender, workload, device, op.make_inputs(workload, device))
+            competitors.append(_Competitor(contender, step, entry))
+        except Unavailable as reason:
+            entry.status = "wrong" if str(reason).startswith("wrong result") else "unavailable"
+            entry.reason = str(reason)
+        except Exception as error:  # whatever a contender does wrong must not stop the others
+            _fail(entry, error)
+    return _Race(op, workload, group, competitors)
+
+
+def _measure(race: _Race, device: torch.device, plan: Plan, first: bool) -> None:
+    """One visit: new inputs, warm-up, turns in an order that changes from round to round."""
+    op, workload = race.op, race.workload
+    one = op.make_inputs(workload, device)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in one)
+    race.group.sets = 1 if workload.one_set else machine.input_sets(held, device)
+    sets = [one] + [op.make_inputs(workload, device) for _ in range(race.group.sets - 1)]
+    running: list[tuple[_Competitor, WallClock]] = []
+    for competitor in race.competitors:
+        competitor.inputs = [_inputs_of(competitor.contender, workload, inputs) for inputs in sets]
+        try:
+            for turn in range(WARM_UP_CALLS):
+                competitor.call(turn)
+            running.append((competitor, WallClock(competitor.call, device, plan.shortest_sample)))
+        except Exception as error:  # such as too little memory
+            _fail(competitor.entry, error)
+    if not running:
+        return
+    round_seconds = sum(clock.sample_seconds() for _, clock in running)
+    rounds = int(plan.seconds / round_seconds)
+    rounds = max(FEWEST_ROUNDS, min(rounds, plan.most_rounds))
+    for competitor, _ in running:
+        competitor.entry.wall.append([])
+    for _ in range(rounds):
+        for competitor, clock in random.sample(running, len(running)):
+            competitor.entry.wall[-1].append(clock.sample())
+            if competitor.contender.own_threads:
+                time.sleep(REST)
+    if device.type == "cuda":
+        _measure_on_gpu([competitor for competitor, _ in running], race.group.sets)
+    if first:
+        for competitor, _ in running:
+            if not competitor.contender.own_threads:  # whose memory is not PyTorch's either
+                competitor.entry.peak_bytes = peak_bytes(competitor.call, device)
+    for competitor in race.competitors:
+        competitor.inputs = []
+
+
+def _measure_on_gpu(competitors: list[_Competitor], sets: int) -> None:
+    clocks: list[tuple[_Competitor, GraphClock | KernelClock]] = []
+    for competitor in competitors:
+        clock = gpu_clock(competitor.call, sets, competitor.contender.capturable)
+        competitor.entry.gpu_method = clock.method
+        competitor.entry.gpu.append([])
+        clocks.append((competitor, clock))
+    for _ in range(GPU_SAMPLES):
+        for competitor, clock in random.sample(clocks, len(clocks)):
+            competitor.entry.gpu[-1].append(clock.sample())
+
+
+def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Of the first tensor (a loss, scores), and of all others together (gradients): the larger one."""
+    if len(found) != len(expected):
+        return float("inf")
+    errors = []
+    for part in (slice(0, 1), slice(1, None)):
+        pairs = list(zip(found[part], expected[part], strict=True))
+        if pairs:
+            difference = sum(float((a.detach().double() - b).square().sum()) for a, b in pairs)
+            size = sum(float(b.square().sum()) for _, b in pairs)
+            errors.append((difference / size) ** 0.5 if size > 0 else difference**0.5)
+    return float(torch.tensor(errors).max())  # NaN wins, as it does not with max()
+
+
+def _inputs_of(contender: Contender, workload: Workload, inputs: Inputs) -> Inputs:
+    """``inputs`` themselves, or copies where the contender overwrites them or takes images in its own layout."""
+    own_layout = workload.channels_last is None and contender.channels_last
+    if not (own_layout or contender.overwrites_inputs):
+        return inputs
+    return tuple(_copied(tensor, own_layout) for tensor in inputs)
+
+
+def _copied(tensor: Tensor, own_layout: bool) -> Tensor:
+    layout = torch.channels_last if own_layout and tensor.dim() == 4 else torch.preserve_format
+    return tensor.detach().clone(memory_format=layout).requires_grad_(tensor.requires_grad)
+
+
+def _fail(entry: Entry, error: Exception) -> None:
+    lines = str(error).strip().splitlines() or [""]
+    entry.status = "failed"
+    entry.reason = f"{type(error).__name__}: {lines[0]}"[:200]
+    entry.wall, entry.gpu = [], []
