@@ -44,6 +44,7 @@ def bench(
 def run(device: Any, ops: list[str], out: Path, *, quick: bool, tiny: bool, limit: float | None = None) -> None:
     """Measure, save, draw and print."""
     import dataclasses
+    import logging
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -55,10 +56,12 @@ def run(device: Any, ops: list[str], out: Path, *, quick: bool, tiny: bool, limi
         plan = dataclasses.replace(plan, limit=limit)
     workloads = [w for op in ops for w in shapes.workloads(op, device.type, quick=quick, tiny=tiny)]
     path = out / results.FILE_NAME
+    for name in ("torch._dynamo", "torch.onnx"):  # the peers' compilers and exporters tell of their steps
+        logging.getLogger(name).setLevel(logging.ERROR)
     console = _console()
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the peers' exporters and compilers
+        warnings.simplefilter("ignore")
         bar = progress.add_task("", total=engine.steps(workloads, plan))
         found = engine.run(
             workloads,

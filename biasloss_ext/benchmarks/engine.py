@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ from biasloss_ext.benchmarks.ops import OPS
 from biasloss_ext.benchmarks.results import Entry, Group, Results
 from biasloss_ext.benchmarks.timing import GraphClock, KernelClock, WallClock, gpu_clock, peak_bytes
 
+T = TypeVar("T")
+
 WARM_UP_CALLS = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
 GPU_SAMPLES = 7
 REST = 5e-3  # seconds in which the threads of another library stop to spin
-RECOMPILE_LIMIT = 256  # every workload compiles the peers anew, for its own shape
 
 
 @dataclass(frozen=True)
@@ -103,22 +105,21 @@ def run(
         ceilings=machine.ceilings(device, tiny=tiny),
         load_before=load,
     )
-    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=RECOMPILE_LIMIT):
-        races = []
-        for workload in workloads:
-            if time.perf_counter() - start > plan.limit / 2:
-                break
-            report(f"{workload.name}: build and check")
-            race = _prepare(operations[workload.op], workload, device)
-            races.append(race)
-            results.groups.append(race.group)
-        for visit, race in itertools.product(range(plan.visits), races):
-            if time.perf_counter() - start > plan.limit:
-                break
-            report(f"{race.workload.name}: visit {visit + 1} of {plan.visits}")
-            _measure(race, device, plan, first=visit == 0)
-            results.seconds = time.perf_counter() - start
-            save(results)
+    races = []
+    for workload in workloads:
+        if time.perf_counter() - start > plan.limit / 2:
+            break
+        report(f"{workload.name}: build and check")
+        race = _prepare(operations[workload.op], workload, device)
+        races.append(race)
+        results.groups.append(race.group)
+    for visit, race in itertools.product(range(plan.visits), races):
+        if time.perf_counter() - start > plan.limit:
+            break
+        report(f"{race.workload.name}: visit {visit + 1} of {plan.visits}")
+        _measure(race, device, plan, first=visit == 0)
+        results.seconds = time.perf_counter() - start
+        save(results)
     results.seconds = time.perf_counter() - start
     return results
 
@@ -137,7 +138,7 @@ def prepare(
         Unavailable: it cannot run here, or computes something else; the message has the reason.
     """
     step, exact = contender.build(workload, device)
-    inputs = _inputs_of(contender, workload, inputs)
+    inputs = inputs_of(contender, workload, inputs)
     expected = [tensor.detach().double() for tensor in exact(inputs)]  # first: the step may overwrite its inputs
     error = _relative_error(step(inputs), expected)
     if not error <= op.tolerance[workload.dtype]:  # NaN is not
@@ -187,47 +188,74 @@ def _measure(race: _Race, device: torch.device, plan: Plan, first: bool) -> None
     held = sum(tensor.numel() * tensor.element_size() for tensor in one)
     race.group.sets = 1 if workload.one_set else machine.input_sets(held, device)
     sets = [one] + [op.make_inputs(workload, device) for _ in range(race.group.sets - 1)]
-    running: list[tuple[_Competitor, WallClock]] = []
     for competitor in race.competitors:
-        competitor.inputs = [_inputs_of(competitor.contender, workload, inputs) for inputs in sets]
-        try:
-            for turn in range(WARM_UP_CALLS):
-                competitor.call(turn)
-            running.append((competitor, WallClock(competitor.call, device, plan.shortest_sample)))
-        except Exception as error:  # such as too little memory
-            _fail(competitor.entry, error)
-    if not running:
-        return
-    round_seconds = sum(clock.sample_seconds() for _, clock in running)
-    rounds = int(plan.seconds / round_seconds)
-    rounds = max(FEWEST_ROUNDS, min(rounds, plan.most_rounds))
-    for competitor, _ in running:
-        competitor.entry.wall.append([])
-    for _ in range(rounds):
-        for competitor, clock in random.sample(running, len(running)):
-            competitor.entry.wall[-1].append(clock.sample())
-            if competitor.contender.own_threads:
-                time.sleep(REST)
+        competitor.inputs = [inputs_of(competitor.contender, workload, inputs) for inputs in sets]
+    _measure_wall(race.competitors, device, plan)
     if device.type == "cuda":
-        _measure_on_gpu([competitor for competitor, _ in running], race.group.sets)
+        _measure_gpu(race.competitors, race.group.sets)
     if first:
-        for competitor, _ in running:
+        for competitor in race.competitors:
             if not competitor.contender.own_threads:  # whose memory is not PyTorch's either
-                competitor.entry.peak_bytes = peak_bytes(competitor.call, device)
+                competitor.entry.peak_bytes = _attempt(competitor, peak_bytes, competitor.call, device)
     for competitor in race.competitors:
         competitor.inputs = []
 
 
-def _measure_on_gpu(competitors: list[_Competitor], sets: int) -> None:
-    clocks: list[tuple[_Competitor, GraphClock | KernelClock]] = []
-    for competitor in competitors:
+def _measure_wall(competitors: list[_Competitor], device: torch.device, plan: Plan) -> None:
+    def start(competitor: _Competitor) -> WallClock:
+        for turn in range(WARM_UP_CALLS):
+            competitor.call(turn)
+        return WallClock(competitor.call, device, plan.shortest_sample)
+
+    clocks = [
+        (competitor, clock)
+        for competitor in competitors
+        if (clock := _attempt(competitor, start, competitor)) is not None
+    ]
+    round_seconds = sum(clock.sample_seconds() for _, clock in clocks)
+    rounds = max(FEWEST_ROUNDS, min(int(plan.seconds / max(round_seconds, 1e-9)), plan.most_rounds))
+    samples: dict[str, list[float]] = {competitor.contender.name: [] for competitor, _ in clocks}
+    for _ in range(rounds):
+        for competitor, clock in random.sample(clocks, len(clocks)):
+            seconds = _attempt(competitor, clock.sample)
+            if seconds is not None:
+                samples[competitor.contender.name].append(seconds)
+            if competitor.contender.own_threads:
+                time.sleep(REST)
+    for competitor, _ in clocks:
+        if competitor.entry.status == "ok":
+            competitor.entry.wall.append(samples[competitor.contender.name])
+
+
+def _measure_gpu(competitors: list[_Competitor], sets: int) -> None:
+    def start(competitor: _Competitor) -> GraphClock | KernelClock:
         clock = gpu_clock(competitor.call, sets, competitor.contender.capturable)
         competitor.entry.gpu_method = clock.method
-        competitor.entry.gpu.append([])
-        clocks.append((competitor, clock))
-    for _ in range(GPU_SAMPLES):
-        for competitor, clock in random.sample(clocks, len(clocks)):
-            competitor.entry.gpu[-1].append(clock.sample())
+        return clock
+
+    for competitor in competitors:  # one at a time: a graph holds the memory of a call for every input set
+        clock = _attempt(competitor, start, competitor)
+        if clock is None:
+            continue
+        seconds = _attempt(competitor, _samples, clock)
+        if seconds is not None:
+            competitor.entry.gpu.append(seconds)
+        del clock
+
+
+def _samples(clock: GraphClock | KernelClock) -> list[float]:
+    return [clock.sample() for _ in range(GPU_SAMPLES)]
+
+
+def _attempt(competitor: _Competitor, work: Callable[..., T], *arguments: Any) -> T | None:
+    """What ``work`` returns; None where it fails, with the reason in the entry, or where it failed before."""
+    if competitor.entry.status != "ok":
+        return None
+    try:
+        return work(*arguments)
+    except Exception as error:  # whatever a contender does wrong must not stop the others
+        _fail(competitor.entry, error)
+        return None
 
 
 def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -244,7 +272,7 @@ def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return float(torch.tensor(errors).max())  # NaN wins, as it does not with max()
 
 
-def _inputs_of(contender: Contender, workload: Workload, inputs: Inputs) -> Inputs:
+def inputs_of(contender: Contender, workload: Workload, inputs: Inputs) -> Inputs:
     """``inputs`` themselves, or copies where the contender overwrites them or takes images in its own layout."""
     own_layout = workload.channels_last is None and contender.channels_last
     if not (own_layout or contender.overwrites_inputs):

@@ -111,6 +111,7 @@ def _bars(
 
 
 def _scaling(results: Results, groups: list[Group]) -> Any:
+    groups = [group for group in groups if any(entry.timed for entry in group.entries)]
     sweeps = [name for name in ("batch", "classes") if sum(group.axis == name for group in groups) > 1]
     if not sweeps:
         return None
