@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from fakes import WORKLOAD, doubles, op
+from made_up_runs import WORKLOAD, doubles, op
 from torch import Tensor
 
 from biasloss_ext.benchmarks import engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import TIMES, run
+from made_up_runs import TIMES, run
 
 from biasloss_ext.benchmarks import noise, plots, results, table
 from biasloss_ext.benchmarks.results import Entry
