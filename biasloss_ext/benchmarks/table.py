@@ -24,6 +24,8 @@ def summary(results: Results, clock: str = "wall") -> Table:
     rows = []
     for group in results.groups:
         peer, ours = group.best_peer(clock), group.ours
+        if ours is not None and not getattr(ours, clock):
+            ours = None
         cells = [group.name, "missing" if ours is None else duration(ours.median(clock))]
         if peer is None:
             cells += ["none", ""]
