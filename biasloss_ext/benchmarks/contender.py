@@ -71,6 +71,8 @@ class Workload:
         parts.append("forward+backward" if self.backward else "forward")
         if self.one_set:
             parts.append("one input set")
+        if self.axis:
+            parts.append(f"sweep of {self.axis}")
         return " ".join(parts)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Unavailable, Workload
-from biasloss_ext.benchmarks.peers.compiled import MODES, compiled
 
 SEED = 0
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -65,18 +62,15 @@ def _ours(workload: Workload, device: torch.device) -> Built:
         raise Unavailable("DepthwiseConv2d is not in this build of biasloss_ext") from None
     layer = DepthwiseConv2d(workload.sample[0], workload.option("kernel_size"), workload.option("stride"))
     layer.load_state_dict(_convolution(workload).state_dict())
-    return _built(workload, device, layer, layer)
+    return _built(workload, device, layer)
 
 
-def _torch(mode: str | None = None) -> Callable[[Workload, torch.device], Built]:
-    def build(workload: Workload, device: torch.device) -> Built:
-        layer = _convolution(workload)
-        return _built(workload, device, layer, layer if mode is None else compiled(layer, mode))
-
-    return build
+def _torch(workload: Workload, device: torch.device) -> Built:
+    layer = _convolution(workload)
+    return _built(workload, device, layer)
 
 
-def _built(workload: Workload, device: torch.device, layer: nn.Module, run: Callable[[Tensor], Tensor]) -> Built:
+def _built(workload: Workload, device: torch.device, layer: nn.Module) -> Built:
     layer.to(device, workload.dtype)
     weight = layer.get_parameter("weight")
     kernel_size, stride = workload.option("kernel_size"), workload.option("stride")
@@ -85,8 +79,8 @@ def _built(workload: Workload, device: torch.device, layer: nn.Module, run: Call
         images, gradient = inputs
         if not workload.backward:
             with torch.inference_mode():
-                return (run(images),)
-        output = run(images)
+                return (layer(images),)
+        output = layer(images)
         return (output, *torch.autograd.grad(output, (images, weight), gradient))
 
     def exact(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -100,14 +94,11 @@ def _built(workload: Workload, device: torch.device, layer: nn.Module, run: Call
     return Built(step, exact)
 
 
+# Compilers hand a convolution alone to the same libraries; they compete over the whole network.
 CONTENDERS = (
     Contender("biasloss_ext", "ours", _ours, capturable=True, channels_last=True),
-    Contender("Conv2d NCHW", "peer", _torch(), capturable=True),
-    Contender("Conv2d channels_last", "peer", _torch(), capturable=True, channels_last=True),
-    *(
-        Contender(f"Conv2d channels_last, {name}", "peer", _torch(mode), channels_last=True)
-        for name, mode in MODES.items()
-    ),
+    Contender("Conv2d NCHW", "peer", _torch, capturable=True),
+    Contender("Conv2d channels_last", "peer", _torch, capturable=True, channels_last=True),
 )
 
 OP = Op("depthwise", CONTENDERS, make_inputs, cost, TOLERANCE)

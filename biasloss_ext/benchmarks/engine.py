@@ -188,8 +188,15 @@ def _measure(race: _Race, device: torch.device, plan: Plan, first: bool) -> None
     held = sum(tensor.numel() * tensor.element_size() for tensor in one)
     race.group.sets = 1 if workload.one_set else machine.input_sets(held, device)
     sets = [one] + [op.make_inputs(workload, device) for _ in range(race.group.sets - 1)]
+    copies = (
+        [_copied(inputs, own_layout=True) for inputs in sets]
+        if any(_own_layout(c.contender, workload) for c in race.competitors)
+        else []
+    )
     for competitor in race.competitors:
-        competitor.inputs = [inputs_of(competitor.contender, workload, inputs) for inputs in sets]
+        contender = competitor.contender
+        shares = _own_layout(contender, workload) and not contender.overwrites_inputs
+        competitor.inputs = copies if shares else [inputs_of(contender, workload, inputs) for inputs in sets]
     _measure_wall(race.competitors, device, plan)
     if device.type == "cuda":
         _measure_gpu(race.competitors, race.group.sets)
@@ -274,15 +281,20 @@ def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 def inputs_of(contender: Contender, workload: Workload, inputs: Inputs) -> Inputs:
     """``inputs`` themselves, or copies where the contender overwrites them or takes images in its own layout."""
-    own_layout = workload.channels_last is None and contender.channels_last
-    if not (own_layout or contender.overwrites_inputs):
-        return inputs
-    return tuple(_copied(tensor, own_layout) for tensor in inputs)
+    own_layout = _own_layout(contender, workload)
+    return _copied(inputs, own_layout) if own_layout or contender.overwrites_inputs else inputs
 
 
-def _copied(tensor: Tensor, own_layout: bool) -> Tensor:
-    layout = torch.channels_last if own_layout and tensor.dim() == 4 else torch.preserve_format
-    return tensor.detach().clone(memory_format=layout).requires_grad_(tensor.requires_grad)
+def _own_layout(contender: Contender, workload: Workload) -> bool:
+    return workload.channels_last is None and contender.channels_last
+
+
+def _copied(inputs: Inputs, own_layout: bool) -> Inputs:
+    def copied(tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if own_layout and tensor.dim() == 4 else torch.preserve_format
+        return tensor.detach().clone(memory_format=layout).requires_grad_(tensor.requires_grad)
+
+    return tuple(copied(tensor) for tensor in inputs)
 
 
 def _fail(entry: Entry, error: Exception) -> None:

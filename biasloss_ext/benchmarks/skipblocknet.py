@@ -179,15 +179,16 @@ def _runtime(start: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]) -
     return contender
 
 
+LAST = {"channels_last": True}
 CONTENDERS = (
-    Contender("biasloss_ext, optimized", "ours", _optimized, capturable=True, passes="forward"),
-    Contender("biasloss_ext, fused", "ours", _torch(_fused), capturable=True, passes="backward"),
-    Contender("biasloss_ext, fused", "variant", _torch(_fused), capturable=True, passes="forward"),
-    Contender("biasloss_ext, fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward"),
-    Contender("eager channels_last + authors' loss", "context", _with_loss(_plain, AuthorsBiasLoss), passes="backward"),
+    Contender("biasloss_ext, optimized", "ours", _optimized, capturable=True, passes="forward", **LAST),
+    Contender("biasloss_ext, fused", "ours", _torch(_fused), capturable=True, passes="backward", **LAST),
+    Contender("biasloss_ext, fused", "variant", _torch(_fused), capturable=True, passes="forward", **LAST),
+    Contender("fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward", **LAST),
+    Contender("eager + authors' loss", "context", _with_loss(_plain, AuthorsBiasLoss), passes="backward", **LAST),
     Contender("eager NCHW", "peer", _torch(_plain, channels_last=False), capturable=True),
-    Contender("eager channels_last", "peer", _torch(_plain), capturable=True),
-    *(Contender(name, "peer", _torch(_plain, mode=mode)) for name, mode in MODES.items()),
+    Contender("eager channels_last", "peer", _torch(_plain), capturable=True, **LAST),
+    *(Contender(name, "peer", _torch(_plain, mode=mode), **LAST) for name, mode in MODES.items()),
     Contender("ONNX Runtime", "peer", _runtime(runtimes.onnx_runtime), own_threads=True, passes="forward"),
     Contender("OpenVINO", "peer", _runtime(runtimes.openvino), own_threads=True, passes="forward"),
     Contender(
@@ -195,6 +196,7 @@ CONTENDERS = (
         "context",
         _torch(mobilenet_v3_large, weights=mobilenet_v3_large),
         capturable=True,
+        **LAST,
     ),
 )
 
