@@ -16,7 +16,12 @@ WIDTH = 160
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer shapes and turns: under three minutes on two cores.")]
 Ops = Annotated[str | None, typer.Option(help="Which to measure, by commas: feature_variance, bias_loss, ...")]
-Out = Annotated[Path, typer.Option(help="Folder for results.json and the plots.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for results.json and the plots; biasloss-bench/DEVICE-DATE by default.", show_default=False
+    ),
+]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Limit = Annotated[float | None, typer.Option(help="Seconds after which no more is measured, about.")]
 Compare = Annotated[
@@ -28,7 +33,7 @@ Tiny = Annotated[bool, typer.Option("--tiny", hidden=True, help="Shapes that say
 def bench(
     quick: Quick = False,
     ops: Ops = None,
-    out: Out = DEFAULT_FOLDER,
+    out: Out = None,
     device: DeviceName = "auto",
     limit: Limit = None,
     compare: Compare = None,
@@ -38,7 +43,8 @@ def bench(
     if compare is not None:
         show_comparison(*compare)
         return
-    run(_device(device), _names(ops), out, quick=quick, tiny=tiny, limit=limit)
+    chosen = _device(device)
+    run(chosen, _names(ops), out or _folder(chosen), quick=quick, tiny=tiny, limit=limit)
 
 
 def run(device: Any, ops: list[str], out: Path, *, quick: bool, tiny: bool, limit: float | None = None) -> None:
@@ -137,6 +143,12 @@ def _device(name: str) -> Any:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def _folder(device: Any) -> Path:
+    from biasloss_ext.benchmarks import machine
+
+    return DEFAULT_FOLDER / f"{machine.slug(machine.describe(device)['name'])}-{machine.now()[:10]}"
 
 
 def _console() -> Any:

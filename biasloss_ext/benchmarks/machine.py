@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ DEFAULT_CACHE = 32 * 2**20
 SETS_AT_MOST = 32
 BYTES_AT_MOST = 2**30
 # Virtual machines report caches that they share with others; and CPUs are slow to draw random numbers.
-CPU_BYTES_AT_MOST = 2**28
+CPU_BYTES_AT_MOST = 2**27
 CACHED_AT_MOST = 2**24
 
 
@@ -84,13 +83,16 @@ def cache_bytes(device: torch.device) -> int:
 def input_sets(set_bytes: int, device: torch.device) -> int:
     """How many sets of inputs are needed for none of them to be in the cache when its turn comes again."""
     wanted = 1 + 2 * cache_bytes(device) // max(set_bytes, 1)
-    most = BYTES_AT_MOST if device.type == "cuda" else CPU_BYTES_AT_MOST
-    return max(2, min(wanted, SETS_AT_MOST, most // max(set_bytes, 1)))
+    return max(2, min(wanted, SETS_AT_MOST, _bytes_at_most(device) // max(set_bytes, 1)))
+
+
+def _bytes_at_most(device: torch.device) -> int:
+    return BYTES_AT_MOST if device.type == "cuda" else CPU_BYTES_AT_MOST
 
 
 def ceilings(device: torch.device, *, tiny: bool = False) -> dict[str, float]:
     """Bytes a second of a large copy (read and written) and of large and cached reads; FLOP a second of a product."""
-    large = 2**16 if tiny else min(max(4 * cache_bytes(device), 2**28), BYTES_AT_MOST)
+    large = 2**16 if tiny else min(max(4 * cache_bytes(device), 2**28), _bytes_at_most(device))
     cached = large if tiny else min(cache_bytes(device) // 2, CACHED_AT_MOST)
     side = 64 if tiny else (8192 if device.type == "cuda" else 2048)
     a = torch.rand(large // 4, device=device)
@@ -114,7 +116,7 @@ def slug(text: str) -> str:
 
 def _seconds(call: Any, device: torch.device) -> float:
     clock = WallClock(call, device)
-    return statistics.median(clock.sample() for _ in range(9))
+    return min(clock.sample() for _ in range(9))
 
 
 def _cpu_name() -> str:

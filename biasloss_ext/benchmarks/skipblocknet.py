@@ -179,16 +179,17 @@ def _runtime(start: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]) -
     return contender
 
 
-LAST = {"channels_last": True}
 CONTENDERS = (
-    Contender("biasloss_ext, optimized", "ours", _optimized, capturable=True, passes="forward", **LAST),
-    Contender("biasloss_ext, fused", "ours", _torch(_fused), capturable=True, passes="backward", **LAST),
-    Contender("biasloss_ext, fused", "variant", _torch(_fused), capturable=True, passes="forward", **LAST),
-    Contender("fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward", **LAST),
-    Contender("eager + authors' loss", "context", _with_loss(_plain, AuthorsBiasLoss), passes="backward", **LAST),
+    Contender("biasloss_ext, optimized", "ours", _optimized, capturable=True, passes="forward", channels_last=True),
+    Contender("biasloss_ext, fused", "ours", _torch(_fused), capturable=True, passes="backward", channels_last=True),
+    Contender("biasloss_ext, fused", "variant", _torch(_fused), capturable=True, passes="forward", channels_last=True),
+    Contender("fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward", channels_last=True),
+    Contender(
+        "eager + authors' loss", "context", _with_loss(_plain, AuthorsBiasLoss), passes="backward", channels_last=True
+    ),
     Contender("eager NCHW", "peer", _torch(_plain, channels_last=False), capturable=True),
-    Contender("eager channels_last", "peer", _torch(_plain), capturable=True, **LAST),
-    *(Contender(name, "peer", _torch(_plain, mode=mode), **LAST) for name, mode in MODES.items()),
+    Contender("eager channels_last", "peer", _torch(_plain), capturable=True, channels_last=True),
+    *(Contender(name, "peer", _torch(_plain, mode=mode), channels_last=True) for name, mode in MODES.items()),
     Contender("ONNX Runtime", "peer", _runtime(runtimes.onnx_runtime), own_threads=True, passes="forward"),
     Contender("OpenVINO", "peer", _runtime(runtimes.openvino), own_threads=True, passes="forward"),
     Contender(
@@ -196,7 +197,7 @@ CONTENDERS = (
         "context",
         _torch(mobilenet_v3_large, weights=mobilenet_v3_large),
         capturable=True,
-        **LAST,
+        channels_last=True,
     ),
 )
 
