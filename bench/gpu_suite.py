@@ -18,6 +18,7 @@ from bench.stages import Outcome, Stage, run
 from biasloss_ext.benchmarks import noise, results, table
 
 ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = (("kernels", "feature_variance,bias_loss,depthwise", 75), ("network", "skipblocknet", 75))
 LIMIT = 530.0  # seconds, all stages together
 METRICS = (
     "gpu__time_duration.sum",
@@ -38,7 +39,7 @@ def stages(out: Path, architecture: str, jobs: int) -> list[Stage]:
     sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
     no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # a cached block would hide what is read beside a tensor
     profiler = ("ncu", "--csv", "--metrics", ",".join(METRICS), "--kernel-name-base", "demangled")
-    measure = (python, "-m", "biasloss_ext", "bench", "--quick", "--device", "cuda", "--limit", "125")
+    measure = (python, "-m", "biasloss_ext", "bench", "--quick", "--device", "cuda")
     return [
         Stage(
             "build",
@@ -53,7 +54,10 @@ def stages(out: Path, architecture: str, jobs: int) -> list[Stage]:
         Stage("memcheck", (*sanitizer, "memcheck", *small), 35, no_cache, needs="compute-sanitizer"),
         Stage("racecheck", (*sanitizer, "racecheck", *small), 35, no_cache, needs="compute-sanitizer"),
         Stage("nsight", (*profiler, *small, "--large"), 30, needs="ncu"),
-        Stage("benchmarks", (*measure, "--out", str(out / "benchmarks")), 150),
+        *(
+            Stage(name, (*measure, "--ops", ops, "--limit", str(limit - 15), "--out", str(out / name)), limit)
+            for name, ops, limit in BENCHMARKS
+        ),
     ]
 
 
@@ -65,15 +69,20 @@ def summary(outcomes: list[Outcome], out: Path) -> str:
         [(o.name, o.status, f"{o.seconds:.0f}", o.last_line) for o in outcomes],
     )
     parts = [shown.markdown()]
-    measured = out / "benchmarks" / results.FILE_NAME
-    if measured.exists():
-        found = results.load(measured)
-        parts.append(f"{found.device['name']}, {found.date}")
-        parts += [f"{clock}:\n\n{table.summary(found, clock).markdown()}" for clock in ("wall", "gpu")]
-        if table.missing(found).rows:
-            parts.append("Not measured:\n\n" + table.missing(found).markdown())
-        parts += noise.complaints(found)
+    for name, _, _ in BENCHMARKS:
+        measured = out / name / results.FILE_NAME
+        if measured.exists():
+            parts += benchmark_summary(results.load(measured))
     return "\n\n".join(parts) + "\n"
+
+
+def benchmark_summary(found: results.Results) -> list[str]:
+    parts = [f"{found.device['name']}, {found.date}"]
+    clocks = ("wall", "gpu") if found.device["type"] == "cuda" else ("wall",)
+    parts += [f"{clock}:\n\n{table.summary(found, clock).markdown()}" for clock in clocks]
+    if table.missing(found).rows:
+        parts.append("Not measured:\n\n" + table.missing(found).markdown())
+    return parts + noise.complaints(found)
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ class Plan:
         seconds: of timing, a visit of a group.
         most_rounds: turns that each contender gets at most, a visit.
         shortest_sample: seconds.
-        limit: seconds that the whole run may take, about: when half of it is over no more groups are prepared, and
-            when all of it is over no more are measured.
+        limit: seconds that the whole run may take, about: when half of it is over nothing more is built, and when all
+            of it is over no more is measured.
     """
 
     visits: int = 3
@@ -105,22 +105,30 @@ def run(
         ceilings=machine.ceilings(device, tiny=tiny),
         load_before=load,
     )
+
+    def elapsed() -> float:
+        return time.perf_counter() - start
+
+    def visit(race: _Race, number: int) -> None:
+        report(f"{race.workload.name}: visit {number + 1} of {plan.visits}")
+        _measure(race, device, plan, first=number == 0)
+        results.seconds = elapsed()
+        save(results)
+
     races = []
     for workload in workloads:
-        if time.perf_counter() - start > plan.limit / 2:
+        if elapsed() > plan.limit / 2:
             break
         report(f"{workload.name}: build and check")
-        race = _prepare(operations[workload.op], workload, device)
-        races.append(race)
+        race = _prepare(operations[workload.op], workload, device, quick, lambda: elapsed() < plan.limit / 2)
         results.groups.append(race.group)
-    for visit, race in itertools.product(range(plan.visits), races):
-        if time.perf_counter() - start > plan.limit:
+        races.append(race)
+        visit(race, 0)  # at once: a compiler may take all the time that is left
+    for number, race in itertools.product(range(1, plan.visits), races):
+        if elapsed() > plan.limit:
             break
-        report(f"{race.workload.name}: visit {visit + 1} of {plan.visits}")
-        _measure(race, device, plan, first=visit == 0)
-        results.seconds = time.perf_counter() - start
-        save(results)
-    results.seconds = time.perf_counter() - start
+        visit(race, number)
+    results.seconds = elapsed()
     return results
 
 
@@ -146,7 +154,7 @@ def prepare(
     return step, error
 
 
-def _prepare(op: Op, workload: Workload, device: torch.device) -> _Race:
+def _prepare(op: Op, workload: Workload, device: torch.device, quick: bool, time_is_left: Callable[[], bool]) -> _Race:
     least = op.cost(workload)
     group = Group(
         name=workload.name,
@@ -164,13 +172,17 @@ def _prepare(op: Op, workload: Workload, device: torch.device) -> _Race:
         flops=least.flops,
         ceiling=least.ceiling,
     )
-    competitors = []
+    competitors: list[_Competitor] = []
     for contender in op.contenders:
         if not contender.takes_part(workload):
             continue
         entry = Entry(contender.name, contender.role)
         group.entries.append(entry)
         try:
+            if quick and contender.slow_to_build and device.type == "cuda":
+                raise Unavailable("takes minutes to build: not part of a quick run")
+            if competitors and not time_is_left():
+                raise Unavailable("no time was left to build it")
             step, entry.error = prepare(op, contender, workload, device, op.make_inputs(workload, device))
             competitors.append(_Competitor(contender, step, entry))
         except Unavailable as reason:

@@ -189,7 +189,10 @@ CONTENDERS = (
     ),
     Contender("eager NCHW", "peer", _torch(_plain, channels_last=False), capturable=True),
     Contender("eager channels_last", "peer", _torch(_plain), capturable=True, channels_last=True),
-    *(Contender(name, "peer", _torch(_plain, mode=mode), channels_last=True) for name, mode in MODES.items()),
+    *(
+        Contender(name, "peer", _torch(_plain, mode=mode), channels_last=True, slow_to_build=mode == "max-autotune")
+        for name, mode in MODES.items()
+    ),
     Contender("ONNX Runtime", "peer", _runtime(runtimes.onnx_runtime), own_threads=True, passes="forward"),
     Contender("OpenVINO", "peer", _runtime(runtimes.openvino), own_threads=True, passes="forward"),
     Contender(

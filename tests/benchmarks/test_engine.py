@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 
 import pytest
 import torch
@@ -147,6 +148,23 @@ def test_what_is_there_is_saved_after_every_group_and_the_limit_ends_the_run() -
     found = run(operation, save=save, plan=dataclasses.replace(engine.TINY, limit=0.0))
     assert found.groups == []
     assert saved == []
+
+
+def test_who_has_no_time_left_to_be_built_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def slow(workload: Workload, device: torch.device) -> Built:
+        nonlocal now
+        now += 100.0
+        return Built(lambda inputs: (inputs[0] + inputs[0],), lambda inputs: (2 * inputs[0].double(),))
+
+    operation = op(
+        doubles("ours", lambda x: x + x, "ours"), Contender("slow", "peer", slow), doubles("late", lambda x: x + x)
+    )
+    found = entries(operation, plan=dataclasses.replace(engine.TINY, limit=100.0))
+    assert found["ours"] == found["slow"] == ("ok", "")
+    assert found["late"] == ("unavailable", "no time was left to build it")
 
 
 def test_reports_as_often_as_it_says() -> None:

@@ -65,13 +65,15 @@ def test_the_whole_has_a_limit(tmp_path: Path) -> None:
 def test_the_suite_fits_into_nine_minutes() -> None:
     listed = gpu_suite.stages(Path("out"), "9.0", 4)
     assert sum(stage.limit for stage in listed) + stages.GRACE <= gpu_suite.LIMIT < 540
-    assert {"build", "gpu-tests", "tests", "memcheck", "racecheck", "nsight", "benchmarks"} < {s.name for s in listed}
+    assert {"build", "gpu-tests", "tests", "memcheck", "racecheck", "nsight", "kernels", "network"} < {
+        s.name for s in listed
+    }
 
 
 def test_summary_has_the_stages_and_the_benchmarks(tmp_path: Path) -> None:
     outcomes = [Outcome("build", "ok", 61.4, "done"), Outcome("nsight", "skipped", 0.0, "ncu is not on the PATH")]
     assert "| nsight | skipped | 0 | ncu is not on the PATH |" in gpu_suite.summary(outcomes, tmp_path)
-    run(TIMES).save(tmp_path / "benchmarks" / "results.json")
+    run(TIMES).save(tmp_path / "kernels" / "results.json")
     text = gpu_suite.summary(outcomes, tmp_path)
     assert "| op 0 float32 | 1" in text
     assert "Some Processor" in text
