@@ -152,7 +152,13 @@ def test_what_is_there_is_saved_after_every_group_and_the_limit_ends_the_run() -
 
 def test_who_has_no_time_left_to_be_built_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-3
+        return now
+
+    monkeypatch.setattr(time, "perf_counter", clock)
 
     def slow(workload: Workload, device: torch.device) -> Built:
         nonlocal now
@@ -162,7 +168,7 @@ def test_who_has_no_time_left_to_be_built_is_shown_as_such(monkeypatch: pytest.M
     operation = op(
         doubles("ours", lambda x: x + x, "ours"), Contender("slow", "peer", slow), doubles("late", lambda x: x + x)
     )
-    found = entries(operation, plan=dataclasses.replace(engine.TINY, limit=100.0))
+    found = entries(operation, plan=dataclasses.replace(engine.TINY, limit=150.0))
     assert found["ours"] == found["slow"] == ("ok", "")
     assert found["late"] == ("unavailable", "no time was left to build it")
 
