@@ -36,7 +36,7 @@ def make_inputs(workload: Workload, device: torch.device) -> Inputs:
 def cost(workload: Workload) -> Cost:
     """Backward takes the products twice more. Bytes are those of the layers that multiply, all others fused into them."""
     with torch.device("meta"):
-        model = _plain(workload.classes)
+        model = plain(workload.classes)
     channels, height, width = workload.sample
     multiply_adds = count_multiply_adds(model, (channels, height, width))
     passes = 3 if workload.backward else 1
@@ -58,7 +58,7 @@ def _elements(model: nn.Module, workload: Workload) -> int:
     return sum(counts)
 
 
-def _plain(classes: int) -> nn.Module:
+def plain(classes: int) -> nn.Module:
     """The network of plain PyTorch layers."""
     try:
         return skipblocknet_m(classes, drop_rate=0.0, fused=False)  # type: ignore[call-arg]
@@ -88,9 +88,9 @@ def _network(workload: Workload, build: Build) -> nn.Module:
     return model.train(workload.backward)
 
 
-def _of_weights(plain: nn.Module, build: Build, workload: Workload) -> nn.Module:
+def _of_weights(drawn: nn.Module, build: Build, workload: Workload) -> nn.Module:
     model = build(workload.classes)
-    model.load_state_dict(plain.state_dict())
+    model.load_state_dict(drawn.state_dict())
     return model.train(workload.backward)
 
 
@@ -125,7 +125,7 @@ def _built(
 
 
 def _torch(
-    build: Build, weights: Build = _plain, channels_last: bool = True, mode: str | None = None
+    build: Build, weights: Build = plain, channels_last: bool = True, mode: str | None = None
 ) -> Callable[[Workload, torch.device], Built]:
     """``build`` in plain PyTorch or compiled, with the weights that ``weights`` draws."""
 
@@ -147,7 +147,7 @@ def _optimized(workload: Workload, device: torch.device) -> Built:
         from biasloss_ext import optimize_for_inference  # type: ignore[attr-defined]
     except ImportError:
         raise Unavailable("optimize_for_inference is not in this build of biasloss_ext") from None
-    drawn = _network(workload, _plain)
+    drawn = _network(workload, plain)
     model = optimize_for_inference(_of_weights(drawn, _fused, workload).to(device))
     return _built(workload, device, model, drawn, model, _cross_entropy)
 
@@ -156,7 +156,7 @@ def _with_loss(build: Build, make_module: Callable[[], nn.Module]) -> Callable[[
     """Training with Bias Loss instead of cross-entropy."""
 
     def contender(workload: Workload, device: torch.device) -> Built:
-        drawn = _network(workload, _plain)
+        drawn = _network(workload, plain)
         drawn.return_features = "features"  # type: ignore[assignment]
         model = _of_weights(drawn, build, workload).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.return_features = "features"  # type: ignore[assignment]
@@ -172,7 +172,7 @@ def _with_loss(build: Build, make_module: Callable[[], nn.Module]) -> Callable[[
 
 def _runtime(start: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]) -> Callable[..., Built]:
     def contender(workload: Workload, device: torch.device) -> Built:
-        model = _network(workload, _plain)
+        model = _network(workload, plain)
         scores = start(model, torch.randn(workload.batch, *workload.sample, device=device))
         return _built(workload, device, model, model, scores, _cross_entropy)
 
@@ -185,12 +185,12 @@ CONTENDERS = (
     Contender("biasloss_ext, fused", "variant", _torch(_fused), capturable=True, passes="forward", channels_last=True),
     Contender("fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward", channels_last=True),
     Contender(
-        "eager + authors' loss", "context", _with_loss(_plain, AuthorsBiasLoss), passes="backward", channels_last=True
+        "eager + authors' loss", "context", _with_loss(plain, AuthorsBiasLoss), passes="backward", channels_last=True
     ),
-    Contender("eager NCHW", "peer", _torch(_plain, channels_last=False), capturable=True),
-    Contender("eager channels_last", "peer", _torch(_plain), capturable=True, channels_last=True),
+    Contender("eager NCHW", "peer", _torch(plain, channels_last=False), capturable=True),
+    Contender("eager channels_last", "peer", _torch(plain), capturable=True, channels_last=True),
     *(
-        Contender(name, "peer", _torch(_plain, mode=mode), channels_last=True, slow_to_build=mode == "max-autotune")
+        Contender(name, "peer", _torch(plain, mode=mode), channels_last=True, slow_to_build=mode == "max-autotune")
         for name, mode in MODES.items()
     ),
     Contender("ONNX Runtime", "peer", _runtime(runtimes.onnx_runtime), own_threads=True, passes="forward"),
