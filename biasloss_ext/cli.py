@@ -23,6 +23,7 @@ def main() -> None:
 def _app():  # type: ignore[no-untyped-def]
     import typer
 
+    from biasloss_ext.benchmarks.command import bench
     from biasloss_ext.info import info
     from biasloss_ext.recipes.commands import compare, diversity, train
 
@@ -31,6 +32,7 @@ def _app():  # type: ignore[no-untyped-def]
     app.command()(train)
     app.command()(compare)
     app.command()(diversity)
+    app.command()(bench)
 
     @app.callback()
     def _commands() -> None:

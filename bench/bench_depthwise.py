@@ -1,0 +1,17 @@
+"""Depthwise convolution, beside its peers: ``pytest bench/bench_depthwise.py --benchmark-only``."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import groups
+from biasloss_ext.benchmarks.contender import Contender, Workload
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    groups.parametrize(metafunc, "depthwise")
+
+
+def test_depthwise(benchmark: BenchmarkFixture, workload: Workload, contender: Contender) -> None:
+    groups.measure(benchmark, workload, contender)

@@ -1,0 +1,17 @@
+"""SkipblockNet-M, inference and training, beside its peers: ``pytest bench/bench_skipblocknet.py --benchmark-only``."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import groups
+from biasloss_ext.benchmarks.contender import Contender, Workload
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    groups.parametrize(metafunc, "skipblocknet")
+
+
+def test_skipblocknet(benchmark: BenchmarkFixture, workload: Workload, contender: Contender) -> None:
+    groups.measure(benchmark, workload, contender)

@@ -1,0 +1,111 @@
+"""Every shape that is measured, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import torch
+
+from biasloss_ext.benchmarks.contender import Workload
+
+BATCH = 128
+BATCH_SWEEP = (1, 8, 32, 128, 512)
+CLASS_SWEEP = (10, 100, 1000, 10000)
+GPU_BATCH_SWEEP = (1, 8, 32, 128, 256, 1024)
+
+# The last feature maps of SkipblockNet-M at 224 x 224 and of a CIFAR network, with ImageNet's and CIFAR-100's classes.
+LAST_MAPS = (((960, 7, 7), 1000), ((512, 4, 4), 100))
+TINY_MAPS = (((16, 3, 3), 10),)
+
+# The depthwise convolutions of SkipblockNet-M at 224 x 224: channels, height and width, kernel size, stride.
+DEPTHWISE = (
+    (16, 112, 3, 1),
+    (64, 112, 3, 2),
+    (72, 56, 3, 1),
+    (72, 56, 5, 2),
+    (96, 28, 5, 1),
+    (120, 28, 5, 1),
+    (240, 28, 5, 1),
+    (240, 28, 3, 2),
+    (40, 14, 3, 1),
+    (184, 14, 3, 1),
+    (200, 14, 3, 1),
+    (480, 14, 3, 1),
+    (672, 14, 3, 1),
+    (672, 14, 5, 2),
+    (960, 7, 5, 1),
+)
+QUICK_DEPTHWISE = ((64, 112, 3, 2), (240, 28, 5, 1), (960, 7, 5, 1))
+TINY_DEPTHWISE = ((8, 6, 3, 1), (8, 7, 5, 2))
+
+
+def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = False) -> list[Workload]:
+    """The workloads of an op on a kind of device.
+
+    Args:
+        op: name of the op.
+        device_type: "cpu" or "cuda".
+        quick: those that fit into a run of under three minutes on two cores.
+        tiny: shapes that run the code and say nothing about speed, for tests.
+    """
+    if op == "skipblocknet":
+        return _network(device_type, quick, tiny)
+    if op == "depthwise":
+        return _depthwise(device_type, quick, tiny)
+    return _last_maps(op, device_type, quick, tiny)
+
+
+def _last_maps(op: str, device_type: str, quick: bool, tiny: bool) -> list[Workload]:
+    shapes = [
+        Workload(op, 4 if tiny else BATCH, sample, classes if op == "bias_loss" else 0, backward=op == "bias_loss")
+        for sample, classes in (TINY_MAPS if tiny else LAST_MAPS)
+    ]
+    replace, large = dataclasses.replace, shapes[0]
+    listed = [replace(shape, channels_last=layout) for shape, layout in itertools.product(shapes, (False, True))]
+    if device_type == "cuda":
+        listed.append(replace(large, batch=256, dtype=torch.bfloat16))
+    if quick or tiny:
+        return listed
+    listed += [replace(shape, one_set=True) for shape in shapes]
+    listed += [replace(large, dtype=torch.bfloat16, channels_last=layout) for layout in (False, True)]
+    listed.append(replace(large, dtype=torch.float16))
+    sweep = GPU_BATCH_SWEEP if device_type == "cuda" else BATCH_SWEEP
+    listed += [replace(large, batch=batch, axis="batch") for batch in sweep]
+    if op == "bias_loss":
+        listed.append(replace(large, backward=False))
+        listed += [replace(large, classes=classes, axis="classes") for classes in CLASS_SWEEP]
+    return listed
+
+
+def _depthwise(device_type: str, quick: bool, tiny: bool) -> list[Workload]:
+    layers = TINY_DEPTHWISE if tiny else QUICK_DEPTHWISE if quick else DEPTHWISE
+    batch, dtype = (256, torch.bfloat16) if device_type == "cuda" else (16, torch.float32)
+    if tiny:
+        batch = 2
+    return [
+        Workload(
+            "depthwise",
+            batch,
+            (channels, size, size),
+            dtype=dtype,
+            channels_last=None,
+            backward=backward,
+            options=(("kernel_size", kernel_size), ("stride", stride)),
+        )
+        for (channels, size, kernel_size, stride), backward in itertools.product(layers, (False, True))
+    ]
+
+
+def _network(device_type: str, quick: bool, tiny: bool) -> list[Workload]:
+    size = 64 if tiny else 224
+    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
+    network = Workload("skipblocknet", 1, (3, size, size), 10 if tiny else 1000, dtype=dtype, channels_last=None)
+    large = 4 if tiny else 256 if device_type == "cuda" else 16
+    one, many = network, dataclasses.replace(network, batch=large)
+    training = dataclasses.replace(many, backward=True)
+    if tiny:
+        return [many, training]
+    if quick and device_type == "cpu":
+        return [one]
+    return [one, many, training]

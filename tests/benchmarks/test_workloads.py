@@ -1,0 +1,142 @@
+"""Every op's own benchmarks at tiny sizes: all contenders run here, are right, or say why not. No timing decides."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from typer.testing import CliRunner
+
+from biasloss_ext.benchmarks import engine, results, shapes, skipblocknet
+from biasloss_ext.benchmarks.ops import OPS
+from biasloss_ext.benchmarks.peers.compiled import compiled
+from biasloss_ext.cli import _app
+
+ROOT = Path(__file__).resolve().parents[2]
+# Not everywhere installed, for GPUs, or not in this build yet. Nobody else may be missing.
+MAY_BE_MISSING = {"Liger cross_entropy", "torchvision MobileNetV3-Large", "ONNX Runtime", "OpenVINO"}
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces but generates no code, which would take minutes; and one thread."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode: real(function, backend="eager"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_contender_runs_or_says_why_not(op: str, tmp_path: Path, quick_compiler: None, one_thread: None) -> None:
+    done = CliRunner().invoke(_app(), ["bench", "--tiny", "--device", "cpu", "--ops", op, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    found = results.load(tmp_path / results.FILE_NAME)
+    workloads = shapes.workloads(op, "cpu", tiny=True)
+    assert [group.name for group in found.groups] == [workload.name for workload in workloads]
+    for group, workload in zip(found.groups, workloads, strict=True):
+        assert len(group.entries) == sum(contender.takes_part(workload) for contender in OPS[op].contenders)
+        for entry in group.entries:
+            if entry.status == "unavailable":
+                in_another_build = "not in this build" in entry.reason
+                assert entry.reason
+                assert in_another_build or entry.name in MAY_BE_MISSING, f"{entry.name}: {entry.reason}"
+            else:
+                assert (entry.status, entry.reason) == ("ok", ""), f"{group.name}, {entry.name}"
+                assert len(entry.wall) == engine.TINY.visits
+        assert group.name in done.output
+    assert list(tmp_path.glob("memory-*.png"))
+
+
+def test_compare_of_two_files(tmp_path: Path, quick_compiler: None) -> None:
+    arguments = ["bench", "--tiny", "--ops", "feature_variance", "--device", "cpu"]
+    for name in ("a", "b"):
+        assert CliRunner().invoke(_app(), [*arguments, "--out", str(tmp_path / name)]).exit_code == 0
+    files = [str(tmp_path / name / results.FILE_NAME) for name in ("a", "b")]
+    done = CliRunner().invoke(_app(), ["bench", "--compare", *files])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert "changes of time, wall" in done.output
+    assert "atio" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ops", "bias_loss,typo"], "--ops has typo; there are feature_variance, bias_loss"),
+        (["--device", "tpu"], "--device must be auto, cpu or cuda, got tpu"),
+        (["--compare", "nowhere.json", "nowhere.json"], "nowhere.json cannot be read"),
+    ],
+)
+def test_what_the_user_got_wrong_is_told_in_a_sentence(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "biasloss_ext", "bench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"biasloss: {said}")
+
+
+def test_pytest_benchmark_files_run() -> None:
+    command = [sys.executable, "-m", "pytest", "bench", "--tiny", "--benchmark-only", "-q", "-p", "no:cacheprovider"]
+    selected = "(bias_loss or feature_variance or depthwise) and not compile"
+    done = subprocess.run([*command, "-k", selected], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for op in ("bias_loss", "feature_variance", "depthwise"):
+        for workload in shapes.workloads(op, "cpu", tiny=True):
+            assert f"benchmark '{workload.name}'" in done.stdout
+
+
+def test_the_table_has_the_network_s_depthwise_convolutions() -> None:
+    model = skipblocknet.plain(10).eval()  # fused blocks call no Conv2d
+    found: Counter[tuple[int, int, int, int]] = Counter()
+
+    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        if layer.groups > 1:
+            found[layer.in_channels, inputs[0].shape[2], layer.kernel_size[0], layer.stride[0]] += 1
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224))
+    assert set(shapes.DEPTHWISE) == set(found)
+    assert set(shapes.QUICK_DEPTHWISE) <= set(shapes.DEPTHWISE)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_workloads_have_names_of_their_own(op: str, device: str) -> None:
+    for options in ({}, {"quick": True}, {"tiny": True}):
+        listed = shapes.workloads(op, device, **options)
+        assert len({workload.name for workload in listed}) == len(listed)
+
+
+def _scaled(x: torch.Tensor) -> torch.Tensor:
+    return x * x.shape[0]
+
+
+@pytest.mark.parametrize("function", [_scaled, nn.Conv2d(2, 2, 1)], ids=["function", "module"])
+def test_compiled_functions_do_not_learn_of_each_other_s_sizes(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend("eager")
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode: real(function, backend=counter))
+    for size in range(3, 6):
+        call = compiled(function, "default")
+        call(torch.ones(size, 2, 4, 4))
+        call(torch.ones(size, 2, 4, 4))
+    assert counter.frame_count == 3
+    for graph in counter.graphs:
+        placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        assert not any(isinstance(node.meta["example_value"], torch.SymInt) for node in placeholders)
