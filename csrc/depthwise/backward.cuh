@@ -112,7 +112,7 @@ __device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling
 }
 
 template <class Tiling, class Parameters>
-__device__ __forceinline__ void differentiate_tile(const Parameters& p, const Tile& tile, const Lane<Tiling>& lane,
+__device__ __forceinline__ void differentiate_tile(const Parameters& p, const Tile& tile,
                                                    SharedPointer<typename Tiling::Cell> shared,
                                                    BackwardSums<Tiling>& sums) {
   using T = typename Tiling::Element;
@@ -121,6 +121,8 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
   using Window = typename Tiling::Window;
   constexpr unsigned kChannels = Tiling::kChannels, kRows = Tiling::kRows, kColumns = Tiling::kColumns;
   const TileGrid& grid = p.grid;
+  const Lane<Tiling> lane(grid);
+  if (!lane.works()) return;
   const unsigned items_across = grid.tile_columns / kColumns;
   const unsigned items = grid.tile_rows / kRows * items_across;
   const unsigned row_of_cells = Window::extent(int(grid.tile_columns)) * lane.lanes;
@@ -134,13 +136,12 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
     center[i] = channel_value(p.center, 0, lane.channel + i, grid.channels, Acc(0));
   }
   const int64_t begin = sample_begin(tile.sample, grid.rows, grid.columns, grid.channels) + lane.channel;
-  const T* x = p.x + begin;
-  T* grad_x = p.grad_x == nullptr ? nullptr : p.grad_x + begin;
   for (unsigned item = lane.worker; item < items; item += lane.workers) {
     const unsigned row = item / items_across * kRows, column = item % items_across * kColumns;
     if (tile.row + row >= grid.rows || tile.column + column >= grid.columns) continue;
-    const unsigned offset = ((tile.row + row) * grid.columns + tile.column + column) * grid.channels;
+    const int64_t first = begin + ((tile.row + row) * grid.columns + tile.column + column) * grid.channels;
     const unsigned rows_left = grid.rows - (tile.row + row), columns_left = grid.columns - (tile.column + column);
+    const unsigned next = recomputed(grid.channels), below = grid.columns * next;
     T loaded[kRows][kColumns][kChannels];
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
 #pragma unroll
@@ -148,8 +149,7 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
 #pragma unroll
       for (unsigned c = 0; c < kColumns; ++c)
         if (r < rows_left && c < columns_left)
-          load_values<kChannels>(x + offset + (r * grid.columns + c) * grid.channels, lane.count, grid.vectors,
-                                 loaded[r][c]);
+          load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
 #pragma unroll
     for (unsigned r = 0; r < kRows; ++r)
 #pragma unroll
@@ -184,24 +184,23 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
           sums.product.value[i] += du * (wide[i] - center[i]);
           stored[i] = static_cast<T>(du);
         }
-        if (grad_x != nullptr)
-          store_values<kChannels>(grad_x + offset + (r * grid.columns + c) * grid.channels, lane.count, grid.vectors,
-                                  stored);
+        if (p.grad_x != nullptr)
+          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
       }
   }
 }
 
 // Rows first, first + 1, ... of the block's partial result, its workers added in order.
 template <unsigned rows, class Tiling, class Parameters>
-__device__ __forceinline__ void write_block_sums(const Parameters& p, const Lane<Tiling>& lane,
-                                                 SharedPointer<typename Tiling::Cell> shared, unsigned first,
-                                                 const typename Tiling::Cell (&sum)[rows]) {
+__device__ __forceinline__ void write_block_sums(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                                 unsigned first, const typename Tiling::Cell (&sum)[rows]) {
+  const Lane<Tiling> lane(p.grid);
   const unsigned part = lane.workers * lane.lanes;
   if (lane.worker < lane.workers)
 #pragma unroll
     for (unsigned r = 0; r < rows; ++r) shared[r * part + threadIdx.x] = sum[r];
   __syncthreads();
-  const int64_t block = blockIdx.x / p.grid.slabs;
+  const int64_t block = blockIdx.y;
   for (unsigned i = threadIdx.x; i < rows * lane.lanes; i += kDepthwiseThreads) {
     const unsigned r = i / lane.lanes, cell = i % lane.lanes;
     typename Tiling::Cell total = shared[r * part + cell];
@@ -227,16 +226,15 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 || sizeof(T) ==
   using Source = OutputGradient<T, Acc>;
   BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
   BIASLOSS_DYNAMIC_SHARED(Cell, shared);
-  const Lane<Tiling> lane(p.grid);
   BackwardSums<Tiling> sums;
   stage_weights<Tiling>(p.grid, p.weight, shared);
   stage_coefficients<Tiling, Source>(p, coefficients);
   __syncthreads();
-  for (int64_t i = blockIdx.x / p.grid.slabs; i < p.grid.tiles; i += gridDim.x / p.grid.slabs) {
+  for (unsigned i = blockIdx.y; i < p.grid.tiles; i += gridDim.y) {
     const Tile tile = tile_at(p.grid, i);
     stage_tile<Tiling, Source, 2>(p, tile, coefficients, shared);
     __syncthreads();
-    if (lane.works()) differentiate_tile<Tiling>(p, tile, lane, shared, sums);
+    differentiate_tile<Tiling>(p, tile, shared, sums);
     __syncthreads();
   }
 #pragma unroll
@@ -244,10 +242,10 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 || sizeof(T) ==
     Cell taps[kernel];
 #pragma unroll
     for (unsigned column = 0; column < kernel; ++column) taps[column] = sums.weight[row * kernel + column];
-    write_block_sums<kernel, Tiling>(p, lane, shared, row * kernel, taps);
+    write_block_sums<kernel, Tiling>(p, shared, row * kernel, taps);
   }
   const Cell both[2] = {sums.gradient, sums.product};
-  write_block_sums<2, Tiling>(p, lane, shared, Tiling::kTaps, both);
+  write_block_sums<2, Tiling>(p, shared, Tiling::kTaps, both);
 }
 
 }  // namespace biasloss

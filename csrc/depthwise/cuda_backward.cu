@@ -42,8 +42,8 @@ void launch_backward(const LaunchContext& context, const DepthwiseShape& shape, 
   const int64_t blocks = plan.blocks_of_slab, length = (kTaps + 2) * channels;
   const Tensor partial = new_tensor(b.weight, {blocks * length}, wide);
   p.partial = mutable_data_of<Acc>(partial);
-  context.launch_with_shared(plan.shared_bytes, depthwise_backward_kernel<T, Acc, kernel, stride>, dim3(plan.blocks()),
-                             kDepthwiseThreads, p);
+  context.launch_with_shared(plan.shared_bytes, depthwise_backward_kernel<T, Acc, kernel, stride>,
+                             dim3(plan.slabs, plan.blocks_of_slab), kDepthwiseThreads, p);
   Acc* const grad_weight = b.grad_weight.numel() > 0 ? mutable_data_of<Acc>(b.grad_weight) : nullptr;
   Acc* const sums = b.sums.numel() > 0 ? mutable_data_of<Acc>(b.sums) : nullptr;
   if (grad_weight != nullptr || sums != nullptr)

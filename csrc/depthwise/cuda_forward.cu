@@ -30,8 +30,8 @@ void launch_forward(const LaunchContext& context, const DepthwiseShape& shape, c
   const Tensor partial =
       new_tensor(f.moments, {want_moments ? 3 * blocks * shape.x.channels : 0}, f.moments.scalar_type());
   if (want_moments) p.partial = mutable_data_of<Acc>(partial);
-  context.launch_with_shared(plan.shared_bytes, depthwise_forward_kernel<T, Acc, kernel, stride>, dim3(plan.blocks()),
-                             kDepthwiseThreads, p);
+  context.launch_with_shared(plan.shared_bytes, depthwise_forward_kernel<T, Acc, kernel, stride>,
+                             dim3(plan.slabs, plan.blocks_of_slab), kDepthwiseThreads, p);
   if (want_moments)
     context.launch(depthwise_moments_kernel<Acc>, dim3((p.grid.channels + kWarpSize - 1) / kWarpSize), kFinishThreads,
                    static_cast<const Acc*>(p.partial), blocks, p.grid.channels, mutable_data_of<Acc>(f.moments));

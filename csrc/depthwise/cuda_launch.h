@@ -85,6 +85,7 @@ DepthwisePlan depthwise_plan(const LaunchContext& context, const MapShape& compu
                              std::initializer_list<const void*> maps) {
   DepthwisePlan plan = plan_depthwise<Tiling>(computed.samples, computed.channels, computed.height, computed.width,
                                               staged.height, staged.width, multiprocessors(context.device()));
+  STD_TORCH_CHECK(plan.grid.tiles > 0, "depthwise: too many samples: ", computed.samples);
   plan.grid.vectors = computed.channels % Tiling::kVector == 0;
   for (const void* map : maps) plan.grid.vectors = plan.grid.vectors && aligned_to_vectors(map);
   return plan;

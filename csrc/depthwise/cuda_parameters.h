@@ -65,18 +65,20 @@ struct DepthwiseTiling {
 };
 
 template <class T, class Acc, int kernel, int stride>
-using ForwardTiling = DepthwiseTiling<T, Acc, kernel, stride, InputWindow<kernel, stride>, kernel == 3 ? 2 : 4, 4>;
+using ForwardTiling = DepthwiseTiling<T, Acc, kernel, stride, InputWindow<kernel, stride>, kernel == 7 ? 4 : 2, 4>;
 
 template <class T, class Acc, int kernel, int stride>
-using BackwardTiling = DepthwiseTiling<T, Acc, kernel, stride, OutputWindow<kernel, stride>, stride, 4>;
+using BackwardTiling =
+    DepthwiseTiling<T, Acc, kernel, stride, OutputWindow<kernel, stride>, stride, kernel == 3 && stride == 2 ? 2 : 4>;
 
-// A batch of maps cut into tiles, and its channels into slabs. Blocks: slab fastest, so that neighbours share lines.
+// A batch of maps cut into tiles, and its channels into slabs. The x of a block is its slab, so that neighbours share
+// lines of memory; its y is the first tile of its share.
 struct TileGrid {
-  int64_t tiles;  // of all samples
+  unsigned tiles;  // of all samples
   unsigned channels;
   unsigned rows, columns;                // of the map that is computed
   unsigned staged_rows, staged_columns;  // of the map that is staged
-  unsigned slab, slabs;                  // channels of one, number of them; a slab is a multiple of a vector
+  unsigned slab;                         // channels of one, a multiple of a vector
   unsigned tile_rows, tile_columns;      // computed by a block at a time, multiples of an item
   unsigned tiles_down, tiles_across;     // of one sample
   bool vectors;                          // whether 16-byte accesses are possible

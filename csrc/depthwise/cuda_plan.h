@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "cuda_parameters.h"
 
@@ -11,9 +12,8 @@ namespace biasloss {
 
 struct DepthwisePlan {
   TileGrid grid;
-  unsigned blocks_of_slab;
+  unsigned slabs, blocks_of_slab;
   size_t shared_bytes;
-  unsigned blocks() const { return blocks_of_slab * grid.slabs; }
 };
 
 namespace plan {
@@ -70,23 +70,24 @@ DepthwisePlan plan_depthwise(int64_t samples, int64_t channels, int64_t rows, in
       const int64_t tile_rows = round_up(divide_up(rows, divide_up(rows, most_rows)), Tiling::kRows);
       const int64_t down = divide_up(rows, tile_rows), pixels = Window::extent(int(tile_rows)) * pixels_across;
       const int64_t tiles = samples * down * divide_up(columns, tile_columns);
+      if (tiles > std::numeric_limits<int32_t>::max()) continue;
       const int64_t tiles_of_block = divide_up(tiles * slabs, resident);
       const int64_t cost = tiles_of_block * cost_of_tile<Tiling>(slab, tile_rows, tile_columns, pixels);
       if (lowest_cost != 0 && cost >= lowest_cost) continue;
       lowest_cost = cost;
-      best.grid = {tiles,
+      best.grid = {unsigned(tiles),
                    unsigned(channels),
                    unsigned(rows),
                    unsigned(columns),
                    unsigned(staged_rows),
                    unsigned(staged_columns),
                    unsigned(slab),
-                   unsigned(slabs),
                    unsigned(tile_rows),
                    unsigned(tile_columns),
                    unsigned(down),
                    unsigned(divide_up(columns, tile_columns)),
                    false};
+      best.slabs = unsigned(slabs);
       best.blocks_of_slab = unsigned(divide_up(tiles, tiles_of_block));
       best.shared_bytes = size_t(cells<Tiling>(pixels, lanes)) * sizeof(typename Tiling::Cell);
     }

@@ -94,11 +94,13 @@ __device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cel
 }
 
 template <class Tiling, class Parameters, class Running>
-__device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& tile, const Lane<Tiling>& lane,
+__device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& tile,
                                               SharedPointer<typename Tiling::Cell> shared, Running& moments) {
   using T = typename Tiling::Element;
   using Window = typename Tiling::Window;
   constexpr unsigned kChannels = Tiling::kChannels;
+  const Lane<Tiling> lane(p.grid);
+  if (!lane.works()) return;
   const unsigned items_across = p.grid.tile_columns / Tiling::kColumns;
   const unsigned items = p.grid.tile_rows / Tiling::kRows * items_across;
   const unsigned row_of_cells = Window::extent(int(p.grid.tile_columns)) * lane.lanes;
@@ -115,6 +117,7 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
     const unsigned rows_left = p.grid.rows - (tile.row + row);
     const unsigned columns_left = p.grid.columns - (tile.column + column);
     T* y = map + ((tile.row + row) * p.grid.columns + tile.column + column) * p.grid.channels;
+    const unsigned next = recomputed(p.grid.channels), below = p.grid.columns * next;
 #pragma unroll
     for (unsigned r = 0; r < Tiling::kRows; ++r) {
 #pragma unroll
@@ -123,7 +126,7 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
         T stored[kChannels];
 #pragma unroll
         for (unsigned i = 0; i < kChannels; ++i) stored[i] = static_cast<T>(sum[r][c].value[i]);
-        store_values<kChannels>(y + (r * p.grid.columns + c) * p.grid.channels, lane.count, p.grid.vectors, stored);
+        store_values<kChannels>(y + r * below + c * next, lane.count, p.grid.vectors, stored);
         if (p.partial != nullptr) moments.push(stored);
       }
     }
@@ -132,11 +135,11 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
 
 // The moments of a block's share of its slab, its workers merged in order.
 template <class Tiling, class Parameters, class Running>
-__device__ __forceinline__ void write_block_moments(const Parameters& p, const Lane<Tiling>& lane,
-                                                    SharedPointer<typename Tiling::Cell> shared,
+__device__ __forceinline__ void write_block_moments(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
                                                     const Running& moments) {
   using Acc = typename Tiling::Acc;
   constexpr unsigned kChannels = Tiling::kChannels;
+  const Lane<Tiling> lane(p.grid);
   const unsigned part = lane.workers * lane.lanes;
   if (lane.works()) {
     typename Tiling::Cell count, mean, m2;
@@ -154,7 +157,7 @@ __device__ __forceinline__ void write_block_moments(const Parameters& p, const L
   }
   __syncthreads();
   if (!lane.works() || lane.worker != 0) return;
-  const int64_t blocks = gridDim.x / p.grid.slabs, block = blockIdx.x / p.grid.slabs;
+  const int64_t blocks = gridDim.y, block = blockIdx.y;
   Moments<Acc> total[kChannels] = {};
   for (unsigned worker = 0; worker < lane.workers; ++worker) {
     const unsigned cell = worker * lane.lanes + lane.index;
@@ -174,25 +177,24 @@ __device__ __forceinline__ void write_block_moments(const Parameters& p, const L
 }
 
 template <class T, class Acc, int kernel, int stride>
-__global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 ? 2 : 3)
+__global__ void __launch_bounds__(kDepthwiseThreads, sizeof(T) == 8 ? 1 : (kernel == 7 ? 2 : 3))
     depthwise_forward_kernel(const DepthwiseForwardParameters<T, Acc> p) {
   using Tiling = ForwardTiling<T, Acc, kernel, stride>;
   using Source = NormalisedInput<T, Acc>;
   BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
   BIASLOSS_DYNAMIC_SHARED(typename Tiling::Cell, shared);
-  const Lane<Tiling> lane(p.grid);
   RunningMoments<Acc, Tiling::kChannels> moments;
   stage_weights<Tiling>(p.grid, p.weight, shared);
   stage_coefficients<Tiling, Source>(p, coefficients);
   __syncthreads();
-  for (int64_t i = blockIdx.x / p.grid.slabs; i < p.grid.tiles; i += gridDim.x / p.grid.slabs) {
+  for (unsigned i = blockIdx.y; i < p.grid.tiles; i += gridDim.y) {
     const Tile tile = tile_at(p.grid, i);
     stage_tile<Tiling, Source, 2>(p, tile, coefficients, shared);
     __syncthreads();
-    if (lane.works()) convolve_tile<Tiling>(p, tile, lane, shared, moments);
+    convolve_tile<Tiling>(p, tile, shared, moments);
     __syncthreads();
   }
-  if (p.partial != nullptr) write_block_moments<Tiling>(p, lane, shared, moments);
+  if (p.partial != nullptr) write_block_moments<Tiling>(p, shared, moments);
 }
 
 }  // namespace biasloss

@@ -72,10 +72,10 @@ __device__ __forceinline__ int64_t sample_begin(int64_t sample, unsigned rows, u
   return sample * (int64_t(rows) * columns) * channels;
 }
 
-__device__ __forceinline__ Tile tile_at(const TileGrid& grid, int64_t index) {
-  const int64_t strip = index / grid.tiles_across;
-  return {strip / grid.tiles_down, unsigned(strip % grid.tiles_down) * grid.tile_rows,
-          unsigned(index % grid.tiles_across) * grid.tile_columns};
+__device__ __forceinline__ Tile tile_at(const TileGrid& grid, unsigned index) {
+  const unsigned strip = index / grid.tiles_across;
+  return {strip / grid.tiles_down, strip % grid.tiles_down * grid.tile_rows,
+          index % grid.tiles_across * grid.tile_columns};
 }
 
 // The part of a thread in computing. In a slab, the first channels of all vectors come first, then the second ones and
@@ -87,7 +87,7 @@ struct Lane {
   unsigned channel, count;   // the first channel and how many there are of it
 
   __device__ __forceinline__ explicit Lane(const TileGrid& grid)
-      : lanes(grid.slab / Tiling::kChannels),
+      : lanes(recomputed(grid.slab) / Tiling::kChannels),
         index(threadIdx.x % lanes),
         workers(kDepthwiseThreads / lanes),
         worker(threadIdx.x / lanes),
@@ -98,7 +98,7 @@ struct Lane {
 
   static __device__ __forceinline__ unsigned channel_of(const TileGrid& grid, unsigned cell) {
     const unsigned vectors = grid.slab / Tiling::kVector;
-    return blockIdx.x % grid.slabs * grid.slab + cell % vectors * Tiling::kVector + cell / vectors * Tiling::kChannels;
+    return blockIdx.x * grid.slab + cell % vectors * Tiling::kVector + cell / vectors * Tiling::kChannels;
   }
 };
 
@@ -139,7 +139,7 @@ __device__ __forceinline__ void stage_coefficients(const Parameters& p,
   const unsigned vectors = grid.slab / Tiling::kVector;
   for (unsigned i = threadIdx.x; i < grid.slab * Source::kPairs; i += kDepthwiseThreads) {
     const unsigned row = i / vectors, channel = i % vectors * Tiling::kVector + row / Source::kPairs;
-    coefficients[i] = Source::pair(p, blockIdx.x % grid.slabs * grid.slab + channel, row % Source::kPairs);
+    coefficients[i] = Source::pair(p, blockIdx.x * grid.slab + channel, row % Source::kPairs);
   }
 }
 
@@ -153,10 +153,10 @@ __device__ __forceinline__ void stage_tile(const Parameters& p, const Tile& tile
   using Acc = typename Tiling::Acc;
   constexpr unsigned kChannels = Tiling::kChannels, kPairs = Source::kPairs;
   const TileGrid& grid = p.grid;
-  const unsigned vectors = grid.slab / Tiling::kVector, lanes = grid.slab / kChannels;
+  const unsigned slab = recomputed(grid.slab), vectors = slab / Tiling::kVector, lanes = slab / kChannels;
   const unsigned vector = threadIdx.x % vectors, first = threadIdx.x / vectors, step = kDepthwiseThreads / vectors;
   if (first >= step) return;
-  const unsigned channel = blockIdx.x % grid.slabs * grid.slab + vector * Tiling::kVector;
+  const unsigned channel = blockIdx.x * grid.slab + vector * Tiling::kVector;
   const Source source(p, tile.sample, channel);
   const int top = Window::scaled(int(tile.row)) - Window::kHalo,
             left = Window::scaled(int(tile.column)) - Window::kHalo;

@@ -39,7 +39,7 @@ void run_backward(const BackwardArrays& a, int y_activation, int activation, con
   const unsigned taps = kernel * kernel;
   auto partial = unwritten<Acc>({blocks * (taps + 2) * x.channels});
   p.partial = partial.mutable_data();
-  launch(machine.schedule, depthwise_backward_kernel<T, Acc, kernel, stride>, dim3(plan.blocks()),
+  launch(machine.schedule, depthwise_backward_kernel<T, Acc, kernel, stride>, dim3(plan.slabs, plan.blocks_of_slab),
          dim3(kDepthwiseThreads), plan.shared_bytes, p);
   const unsigned length = (taps + 2) * unsigned(x.channels);
   launch(machine.schedule, depthwise_sums_kernel<Acc>, dim3((length + 31) / 32), dim3(kFinishThreads), 0, p.partial,

@@ -29,7 +29,7 @@ void run_forward(const ForwardArrays& a, int activation, const Machine& machine)
   const int64_t blocks = plan.blocks_of_slab;
   auto partial = unwritten<Acc>({3 * blocks * x.channels});
   if (a.moments) p.partial = partial.mutable_data();
-  launch(machine.schedule, depthwise_forward_kernel<T, Acc, kernel, stride>, dim3(plan.blocks()),
+  launch(machine.schedule, depthwise_forward_kernel<T, Acc, kernel, stride>, dim3(plan.slabs, plan.blocks_of_slab),
          dim3(kDepthwiseThreads), plan.shared_bytes, p);
   if (a.moments)
     launch(machine.schedule, depthwise_moments_kernel<Acc>, dim3(unsigned(x.channels + 31) / 32), dim3(kFinishThreads),
