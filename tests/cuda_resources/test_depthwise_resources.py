@@ -19,7 +19,7 @@ EXPECTED = {
     for (direction, kernel), limit in REGISTERS.items()
     for stride in (1, 2)
     for dtype in DTYPES
-} | {("depthwise_moments_kernel", "float"): 40, ("depthwise_sums_kernel", "float"): 40}
+} | {("depthwise_moments_kernel", "float"): 48, ("depthwise_sums_kernel", "float"): 48}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")

@@ -161,7 +161,8 @@ def simulate_backward(
 def assert_near(got: Tensor, want: Tensor, plain: Tensor, magnitude: Tensor | float = 0.0) -> None:
     """Twice the error of `plain`, torch's own in the accumulation dtype, and the rounding of what is stored.
 
-    `magnitude`: what the terms of a long sum add up to without their signs; one rounding of it is allowed besides.
+    `magnitude`: what the terms of a sum add up to without their signs; one rounding of it is allowed besides, as torch's own
+    error may happen to be none.
     """
     accumulation = torch.finfo(cases.accumulator(got.dtype)).eps
     stored = torch.finfo(got.dtype).eps / 2 if got.element_size() == 2 else 0.0
@@ -175,30 +176,31 @@ def assert_near(got: Tensor, want: Tensor, plain: Tensor, magnitude: Tensor | fl
 def check_forward(case: Case, y: Tensor, moments: Tensor | None) -> None:
     want, _ = reference.depthwise(*case.forward_arguments(torch.float64), False)
     plain, _ = reference.depthwise(*case.forward_arguments(case.weight.dtype), False)
-    assert_near(y, want, plain)
+    x, weight, affine, activation, stride = case.forward_arguments(torch.float64)
+    h = maps.activate(maps.normalised(x, affine), activation).abs()
+    assert_near(y, want, plain, reference.convolve(h, weight.abs(), stride))
     if moments is not None:
         wide = maps.moments_of(y.double())
         plain_moments = maps.moments_of(y.to(moments.dtype))
-        assert_near(moments[0], wide[0], plain_moments[0])
+        assert_near(moments[0], wide[0], plain_moments[0], y.double().abs().mean((0, 2, 3)))
         # Means are merged as they are rounded: an error of their last place times a deviation.
-        assert_near(moments[1], wide[1], plain_moments[1], wide[0].abs() * wide[1].sqrt())
+        assert_near(moments[1], wide[1], plain_moments[1], wide[0].abs() * wide[1].sqrt() + wide[1])
 
 
-def check_backward(
-    b: BackwardCase, grad_x: Tensor | None, grad_weight: Tensor | None, sums: Tensor | None
-) -> None:
+def check_backward(b: BackwardCase, grad_x: Tensor | None, grad_weight: Tensor | None, sums: Tensor | None) -> None:
     want = reference.depthwise_backward(*b.arguments(torch.float64))
     plain = reference.depthwise_backward(*b.arguments(b.case.weight.dtype))
+    # What dh and the gradient of the weight add up, without signs.
+    dy = reference.gradient_at_output(*b.arguments(torch.float64)[:6]).abs()
+    x, weight, affine, activation, stride = b.case.forward_arguments(torch.float64)
+    h = maps.activate(maps.normalised(x, affine), activation).abs()
+    dh, of_weight, _ = reference.gradients(dy, h, weight.abs(), None, maps.IDENTITY, stride)
     if grad_x is not None:
-        assert_near(grad_x, want[0], plain[0])
+        assert_near(grad_x, want[0], plain[0], dh)
     if grad_weight is not None:
-        dy = reference.gradient_at_output(*b.arguments(torch.float64)[:6]).abs()
-        x, weight, affine, activation, stride = b.case.forward_arguments(torch.float64)
-        h = maps.activate(maps.normalised(x, affine), activation).abs()
-        _, magnitude, _ = reference.gradients(dy, h, weight, None, maps.IDENTITY, stride)
-        assert_near(grad_weight, want[1], plain[1], magnitude)
+        assert_near(grad_weight, want[1], plain[1], of_weight)
     if sums is not None:
         assert b.center is not None
-        offset = (b.case.x.double() - maps.per_channel(b.center.double())).abs()
-        magnitude = torch.stack((want[0].abs().sum((0, 2, 3)), (want[0].abs() * offset).sum((0, 2, 3))))
+        offset = (x - maps.per_channel(b.center.double())).abs()
+        magnitude = torch.stack((dh.sum((0, 2, 3)), (dh * offset).sum((0, 2, 3))))
         assert_near(sums, want[2], plain[2], magnitude)
