@@ -38,6 +38,8 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CUDA, m) {
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cuda));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cuda));
+  m.impl("depthwise", TORCH_BOX(&biasloss::depthwise_cuda));
+  m.impl("depthwise_backward", TORCH_BOX(&biasloss::depthwise_backward_cuda));
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cuda));
 }
 #endif

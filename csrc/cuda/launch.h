@@ -53,7 +53,14 @@ class LaunchContext {
 
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, const Arguments&... arguments) const {
-    kernel<<<grid, threads, 0, stream_>>>(arguments...);
+    launch_with_shared(0, kernel, grid, threads, arguments...);
+  }
+
+  // With so many bytes of dynamic shared memory for every block.
+  template <class... Parameters, class... Arguments>
+  void launch_with_shared(size_t shared_bytes, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                          const Arguments&... arguments) const {
+    kernel<<<grid, threads, shared_bytes, stream_>>>(arguments...);
     check_cuda(cudaGetLastError());
   }
 

@@ -18,6 +18,13 @@ namespace biasloss {
 template <class T>
 using SharedPointer = T*;
 
+// x itself, of which the compiler does not know that it stays the same: what follows from it is computed anew in every
+// turn of a loop, where registers are dearer than instructions.
+__device__ __forceinline__ unsigned recomputed(unsigned x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 }  // namespace biasloss
 
 // `count` elements of static shared memory. Raw bytes, so that T may have any constructors.

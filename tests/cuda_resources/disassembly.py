@@ -47,6 +47,10 @@ class Kernel:
         return any(re.search(pattern, line) for line in self.lines)
 
 
+def is_vector_load(line: str) -> bool:
+    return re.search(r"\bLDG\.E\S*\.128", line) is not None
+
+
 def vector_loads_before_use(instructions: list[str]) -> int:
     loaded: set[str] = set()
     count = 0
@@ -83,21 +87,22 @@ def run(*command: str) -> str:
     return result.stdout
 
 
-def compile_for(architecture: int, nvcc: str) -> Path:
+def compile_for(architecture: int, nvcc: str, instantiations: str = "instantiate.cu") -> Path:
     """The kernels as machine code of one architecture; compiled again only when a source or the compiler changes."""
-    sources = [HERE / "instantiate.cu", *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cuh"))]
+    sources = [HERE / instantiations, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cuh"))]
     digest = hashlib.sha256(run(nvcc, "--version").encode())
     for source in sources:
         digest.update(source.read_bytes())
     folder = ROOT / "build" / "cuda_resources"
     folder.mkdir(parents=True, exist_ok=True)
-    cubin = folder / f"sm_{architecture}-{digest.hexdigest()[:16]}.cubin"
+    stem = f"{Path(instantiations).stem}-sm_{architecture}"
+    cubin = folder / f"{stem}-{digest.hexdigest()[:16]}.cubin"
     if not cubin.exists():
-        for stale in folder.glob(f"sm_{architecture}-*.cubin"):
+        for stale in folder.glob(f"{stem}-*.cubin"):
             stale.unlink()
         unfinished = cubin.with_suffix(f".{os.getpid()}")
         flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-arch=sm_{architecture}", "-cubin"]
-        run(nvcc, *flags, str(HERE / "instantiate.cu"), "-o", str(unfinished))
+        run(nvcc, *flags, str(HERE / instantiations), "-o", str(unfinished))
         unfinished.rename(cubin)
     return cubin
 
@@ -121,6 +126,9 @@ def kernels_in(cubin: Path, cuobjdump: str, nvdisasm: str) -> list[Kernel]:
         name = parts[1]
         if name == "bias_loss_forward_kernel":
             name += ", one position" if "Lb1E" in mangled else ", many positions"
+        size = re.search(r"Li(\d)ELi(\d)E", mangled)  # of a depthwise kernel
+        if size is not None:
+            name += f", {size[1]} by {size[1]}, stride {size[2]}"
         kernel = Kernel(name, DTYPES[parts[2]], int(registers), int(stack), int(local), listing[mangled])
         kernels.append(kernel)
     return kernels

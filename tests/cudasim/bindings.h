@@ -51,5 +51,7 @@ auto with_types(const std::string& dtype, F&& f) {
 void bind_forward(py::module_& m);
 void bind_backward(py::module_& m);
 void bind_self_test(py::module_& m);
+void bind_depthwise_forward(py::module_& m);
+void bind_depthwise_backward(py::module_& m);
 
 }  // namespace cudasim

@@ -14,4 +14,6 @@ PYBIND11_MODULE(biasloss_cudasim, m) {
   bind_forward(m);
   bind_backward(m);
   bind_self_test(m);
+  bind_depthwise_forward(m);
+  bind_depthwise_backward(m);
 }

@@ -1,0 +1,251 @@
+// The data gradient, the gradient of the weight and the sums of the normalisation before it, in one read of the
+// gradient, y and x. dy is staged; an input then finds all outputs that it has a part in around it, and the same values
+// that make its gradient make the weight's.
+#pragma once
+
+#include "tile.cuh"
+
+namespace biasloss {
+
+// dy from the gradient at act(affine(y)); see biasloss_ext/ops/depthwise/op.py.
+template <class T, class Acc>
+struct OutputGradient {
+  using Parameters = DepthwiseBackwardParameters<T, Acc>;
+  struct Fetched {
+    Vector<T> grad, y;
+  };
+  static constexpr unsigned kPairs = 3;  // (scale, shift), (a, b), (c, center)
+  const Parameters& p;
+  unsigned count;
+  const T* grad;  // of the sample, from the vector's first channel on; so are the others
+  const T* y;
+  const Acc* pool_grad;
+
+  __device__ __forceinline__ OutputGradient(const Parameters& parameters, int64_t sample, unsigned channel)
+      : p(parameters), count(channels_left(p.grid, channel)), grad(p.grad), y(p.y), pool_grad(p.pool_grad) {
+    const int64_t begin = sample_begin(sample, p.grid.staged_rows, p.grid.staged_columns, p.grid.channels) + channel;
+    if (grad != nullptr) grad += begin;
+    if (y != nullptr) y += begin;
+    if (pool_grad != nullptr) pool_grad += sample * p.grid.channels + channel;
+  }
+
+  static __device__ __forceinline__ CoefficientPair<Acc> pair(const Parameters& p, unsigned channel, unsigned which) {
+    const unsigned channels = p.grid.channels;
+    if (which == 0)
+      return {{channel_value(p.y_affine, 0, channel, channels, Acc(1)),
+               channel_value(p.y_affine, 1, channel, channels, Acc(0))}};
+    const unsigned row = 2 * (which - 1);
+    return {{channel_value(p.y_coefficients, row, channel, channels, Acc(0)),
+             channel_value(p.y_coefficients, row + 1, channel, channels, Acc(0))}};
+  }
+
+  __device__ __forceinline__ Fetched load(unsigned offset) const {
+    Fetched fetched = {};
+    if (grad != nullptr) fetched.grad = load_channels(grad + offset, count, p.grid.vectors);
+    if (y != nullptr) fetched.y = load_channels(y + offset, count, p.grid.vectors);
+    return fetched;
+  }
+
+  template <unsigned channels>
+  __device__ __forceinline__ void cell(const Fetched& fetched, unsigned first,
+                                       const CoefficientPair<Acc> (&pair)[channels][kPairs],
+                                       Acc (&dy)[channels]) const {
+    Acc u[channels];
+#pragma unroll
+    for (unsigned c = 0; c < channels; ++c) {
+      dy[c] = fetched.grad.template get<Acc>(first + c);
+      if (pool_grad != nullptr && first + c < count) dy[c] += pool_grad[first + c] * p.pool_share;
+      u[c] = fetched.y.template get<Acc>(first + c) * pair[c][0].value[0] + pair[c][0].value[1];
+    }
+    if (p.y == nullptr) return;
+    multiply_by_derivative(p.y_gate, u, dy);
+#pragma unroll
+    for (unsigned c = 0; c < channels; ++c)
+      dy[c] = pair[c][1].value[0] * dy[c] +
+              pair[c][1].value[1] * (fetched.y.template get<Acc>(first + c) - pair[c][2].value[1]) +
+              pair[c][2].value[0];
+  }
+};
+
+// What a thread sums over the map, for its channels.
+template <class Tiling>
+struct BackwardSums {
+  typename Tiling::Cell weight[Tiling::kTaps] = {}, gradient = {}, product = {};
+};
+
+// One item: every row of dy once. An output at (r, c) of the window reaches the input at (y, x) by the tap that lies
+// between them, if there is one.
+template <class Tiling>
+__device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling::Cell> shared, unsigned window,
+                                                   unsigned row_of_cells, unsigned lanes,
+                                                   const typename Tiling::Cell (&weight)[Tiling::kTaps],
+                                                   const typename Tiling::Cell (&h)[Tiling::kRows][Tiling::kColumns],
+                                                   typename Tiling::Cell (&dh)[Tiling::kRows][Tiling::kColumns],
+                                                   BackwardSums<Tiling>& sums) {
+  using Window = typename Tiling::Window;
+  constexpr int kRows = Tiling::kRows, kColumns = Tiling::kColumns, kKernel = Tiling::kKernel;
+  constexpr int kPadding = kKernel / 2;
+#pragma unroll
+  for (int r = 0; r < Window::extent(kRows); ++r) {
+    typename Tiling::Cell dy[Window::extent(kColumns)];
+#pragma unroll
+    for (int c = 0; c < Window::extent(kColumns); ++c) dy[c] = shared[window + r * row_of_cells + c * lanes];
+#pragma unroll
+    for (int y = 0; y < kRows; ++y) {
+      const int tap_row = y + kPadding - (r - Window::kHalo) * Tiling::kStride;
+      if (tap_row < 0 || tap_row >= kKernel) continue;
+#pragma unroll
+      for (int c = 0; c < Window::extent(kColumns); ++c)
+#pragma unroll
+        for (int x = 0; x < kColumns; ++x) {
+          const int tap_column = x + kPadding - (c - Window::kHalo) * Tiling::kStride;
+          if (tap_column < 0 || tap_column >= kKernel) continue;
+          const int tap = tap_row * kKernel + tap_column;
+#pragma unroll
+          for (unsigned i = 0; i < Tiling::kChannels; ++i) {
+            dh[y][x].value[i] += weight[tap].value[i] * dy[c].value[i];
+            sums.weight[tap].value[i] += h[y][x].value[i] * dy[c].value[i];
+          }
+        }
+    }
+  }
+}
+
+template <class Tiling, class Parameters>
+__device__ __forceinline__ void differentiate_tile(const Parameters& p, const Tile& tile,
+                                                   SharedPointer<typename Tiling::Cell> shared,
+                                                   BackwardSums<Tiling>& sums) {
+  using T = typename Tiling::Element;
+  using Acc = typename Tiling::Acc;
+  using Cell = typename Tiling::Cell;
+  using Window = typename Tiling::Window;
+  constexpr unsigned kChannels = Tiling::kChannels, kRows = Tiling::kRows, kColumns = Tiling::kColumns;
+  const TileGrid& grid = p.grid;
+  const Lane<Tiling> lane(grid);
+  if (!lane.works()) return;
+  const unsigned items_across = grid.tile_columns / kColumns;
+  const unsigned items = grid.tile_rows / kRows * items_across;
+  const unsigned row_of_cells = Window::extent(int(grid.tile_columns)) * lane.lanes;
+  Cell weight[Tiling::kTaps];
+  read_weights<Tiling>(shared, lane, weight);
+  Acc scale[kChannels], shift[kChannels], center[kChannels];
+#pragma unroll
+  for (unsigned i = 0; i < kChannels; ++i) {
+    scale[i] = channel_value(p.affine, 0, lane.channel + i, grid.channels, Acc(1));
+    shift[i] = channel_value(p.affine, 1, lane.channel + i, grid.channels, Acc(0));
+    center[i] = channel_value(p.center, 0, lane.channel + i, grid.channels, Acc(0));
+  }
+  const int64_t begin = sample_begin(tile.sample, grid.rows, grid.columns, grid.channels) + lane.channel;
+  for (unsigned item = lane.worker; item < items; item += lane.workers) {
+    const unsigned row = item / items_across * kRows, column = item % items_across * kColumns;
+    if (tile.row + row >= grid.rows || tile.column + column >= grid.columns) continue;
+    const int64_t first = begin + ((tile.row + row) * grid.columns + tile.column + column) * grid.channels;
+    const unsigned rows_left = grid.rows - (tile.row + row), columns_left = grid.columns - (tile.column + column);
+    const unsigned next = recomputed(grid.channels), below = grid.columns * next;
+    T loaded[kRows][kColumns][kChannels];
+    Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
+#pragma unroll
+    for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+      for (unsigned c = 0; c < kColumns; ++c)
+        if (r < rows_left && c < columns_left)
+          load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
+#pragma unroll
+    for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+      for (unsigned c = 0; c < kColumns; ++c) {
+        h[r][c] = {};
+        if (r >= rows_left || c >= columns_left) continue;
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i)
+          h[r][c].value[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
+        activate(p.gate, h[r][c].value);
+      }
+    const unsigned window = Tiling::kTaps * lane.lanes + Window::scaled(int(row)) * row_of_cells +
+                            Window::scaled(int(column)) * lane.lanes + lane.index;
+    differentiate_item<Tiling>(shared, window, row_of_cells, lane.lanes, weight, h, dh, sums);
+#pragma unroll
+    for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+      for (unsigned c = 0; c < kColumns; ++c) {
+        if (r >= rows_left || c >= columns_left) continue;
+        Acc wide[kChannels], u[kChannels];
+        T stored[kChannels];
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i) {
+          wide[i] = static_cast<Acc>(loaded[r][c][i]);
+          u[i] = wide[i] * scale[i] + shift[i];
+        }
+        multiply_by_derivative(p.gate, u, dh[r][c].value);
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i) {
+          const Acc du = dh[r][c].value[i];
+          sums.gradient.value[i] += du;
+          sums.product.value[i] += du * (wide[i] - center[i]);
+          stored[i] = static_cast<T>(du);
+        }
+        if (p.grad_x != nullptr)
+          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
+      }
+  }
+}
+
+// Rows first, first + 1, ... of the block's partial result, its workers added in order.
+template <unsigned rows, class Tiling, class Parameters>
+__device__ __forceinline__ void write_block_sums(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                                 unsigned first, const typename Tiling::Cell (&sum)[rows]) {
+  const Lane<Tiling> lane(p.grid);
+  const unsigned part = lane.workers * lane.lanes;
+  if (lane.worker < lane.workers)
+#pragma unroll
+    for (unsigned r = 0; r < rows; ++r) shared[r * part + threadIdx.x] = sum[r];
+  __syncthreads();
+  const int64_t block = blockIdx.y;
+  for (unsigned i = threadIdx.x; i < rows * lane.lanes; i += kDepthwiseThreads) {
+    const unsigned r = i / lane.lanes, cell = i % lane.lanes;
+    typename Tiling::Cell total = shared[r * part + cell];
+    for (unsigned worker = 1; worker < lane.workers; ++worker) {
+      const typename Tiling::Cell next = shared[r * part + worker * lane.lanes + cell];
+#pragma unroll
+      for (unsigned c = 0; c < Tiling::kChannels; ++c) total.value[c] += next.value[c];
+    }
+    const unsigned channel = Lane<Tiling>::channel_of(p.grid, cell);
+#pragma unroll
+    for (unsigned c = 0; c < Tiling::kChannels; ++c)
+      if (channel + c < p.grid.channels)
+        p.partial[(block * (Tiling::kTaps + 2) + first + r) * p.grid.channels + channel + c] = total.value[c];
+  }
+  __syncthreads();
+}
+
+template <class T, class Acc, int kernel, int stride>
+__global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 || sizeof(T) == 8 ? 1 : 2)
+    depthwise_backward_kernel(const DepthwiseBackwardParameters<T, Acc> p) {
+  using Tiling = BackwardTiling<T, Acc, kernel, stride>;
+  using Cell = typename Tiling::Cell;
+  using Source = OutputGradient<T, Acc>;
+  BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
+  BIASLOSS_DYNAMIC_SHARED(Cell, shared);
+  BackwardSums<Tiling> sums;
+  stage_weights<Tiling>(p.grid, p.weight, shared);
+  stage_coefficients<Tiling, Source>(p, coefficients);
+  __syncthreads();
+  for (unsigned i = blockIdx.y; i < p.grid.tiles; i += gridDim.y) {
+    const Tile tile = tile_at(p.grid, i);
+    stage_tile<Tiling, Source, 2>(p, tile, coefficients, shared);
+    __syncthreads();
+    differentiate_tile<Tiling>(p, tile, shared, sums);
+    __syncthreads();
+  }
+#pragma unroll
+  for (unsigned row = 0; row < kernel; ++row) {
+    Cell taps[kernel];
+#pragma unroll
+    for (unsigned column = 0; column < kernel; ++column) taps[column] = sums.weight[row * kernel + column];
+    write_block_sums<kernel, Tiling>(p, shared, row * kernel, taps);
+  }
+  const Cell both[2] = {sums.gradient, sums.product};
+  write_block_sums<2, Tiling>(p, shared, Tiling::kTaps, both);
+}
+
+}  // namespace biasloss

@@ -1,0 +1,94 @@
+// What the launchers of both directions share: checks, dispatch to the compiled kernels, plans.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "../cpu/maps.h"
+#include "../cuda/launch.h"
+#include "../cuda/tensors.h"
+#include "../cuda/vector_load.cuh"
+#include "cuda_plan.h"
+
+namespace biasloss {
+
+struct DepthwiseShape {
+  MapShape x;
+  MapShape y;
+  int64_t kernel, stride;
+};
+
+// Raises where the arguments that both directions have do not fit together.
+inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& weight, int64_t stride,
+                                      int64_t activation) {
+  const MapShape shape = map_shape(x, op);
+  STD_TORCH_CHECK(
+      weight.dim() == 4 && weight.size(0) == shape.channels && weight.size(1) == 1 && weight.size(2) == weight.size(3),
+      op, ": expected a weight of shape (", shape.channels, ", 1, k, k)");
+  const int64_t kernel = weight.size(2);
+  STD_TORCH_CHECK(kernel == 3 || kernel == 5 || kernel == 7, op, ": expected a kernel of 3, 5 or 7, got ", kernel);
+  STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": expected a stride of 1 or 2, got ", stride);
+  STD_TORCH_CHECK(0 <= activation && activation <= int64_t(Activation::sigmoid), op, ": unknown activation ",
+                  activation);
+  STD_TORCH_CHECK(weight.scalar_type() == accumulation_dtype(x.scalar_type()), op,
+                  ": expected a weight of the accumulation dtype");
+  STD_TORCH_CHECK(shape.positions() * shape.channels <= std::numeric_limits<int32_t>::max(), op,
+                  ": a sample has too many elements: ", shape.positions() * shape.channels);
+  const auto halved = [stride](int64_t size) { return (size + stride - 1) / stride; };
+  return {shape, {shape.samples, shape.channels, halved(shape.height), halved(shape.width)}, kernel, stride};
+}
+
+// Raises unless an optional map has this shape and the dtype of x.
+inline void check_map(const char* op, const std::optional<Tensor>& t, const MapShape& expected, const Tensor& x) {
+  if (!t.has_value()) return;
+  const MapShape s = map_shape(*t, op);
+  STD_TORCH_CHECK(s.samples == expected.samples && s.channels == expected.channels && s.height == expected.height &&
+                      s.width == expected.width,
+                  op, ": expected a map of shape (", expected.samples, ", ", expected.channels, ", ", expected.height,
+                  ", ", expected.width, "), got (", s.samples, ", ", s.channels, ", ", s.height, ", ", s.width, ")");
+  STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), op, ": expected all maps in the dtype of x");
+}
+
+// A channels_last map beside x.
+inline Tensor new_map(const Tensor& x, const MapShape& s) {
+  return torch::stable::empty({s.samples, s.channels, s.height, s.width}, x.scalar_type(), std::nullopt, x.device(),
+                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// Rows of values by channel, in the accumulation dtype.
+template <class Acc>
+const Acc* channel_rows(const char* op, const std::optional<Tensor>& t, int64_t rows, const MapShape& shape,
+                        ScalarType dtype) {
+  if (t.has_value()) STD_TORCH_CHECK(t->scalar_type() == dtype, op, ": expected values in the accumulation dtype");
+  return values_of<Acc>(t, rows * shape.channels, op);
+}
+
+inline bool aligned_to_vectors(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
+
+// Calls f(element, accumulator, kernel, stride): values of types and compile-time constants.
+template <class F>
+void with_depthwise_kernel(ScalarType dtype, int64_t kernel, int64_t stride, F&& f) {
+  with_types(dtype, [&](auto element, auto accumulator) {
+    const auto with_stride = [&](auto k) {
+      if (stride == 1) return f(element, accumulator, k, std::integral_constant<int, 1>());
+      return f(element, accumulator, k, std::integral_constant<int, 2>());
+    };
+    if (kernel == 3) return with_stride(std::integral_constant<int, 3>());
+    if (kernel == 5) return with_stride(std::integral_constant<int, 5>());
+    return with_stride(std::integral_constant<int, 7>());
+  });
+}
+
+// `computed` from `staged`.
+template <class Tiling>
+DepthwisePlan depthwise_plan(const LaunchContext& context, const MapShape& computed, const MapShape& staged,
+                             std::initializer_list<const void*> maps) {
+  DepthwisePlan plan = plan_depthwise<Tiling>(computed.samples, computed.channels, computed.height, computed.width,
+                                              staged.height, staged.width, multiprocessors(context.device()));
+  STD_TORCH_CHECK(plan.grid.tiles > 0, "depthwise: too many samples: ", computed.samples);
+  plan.grid.vectors = computed.channels % Tiling::kVector == 0;
+  for (const void* map : maps) plan.grid.vectors = plan.grid.vectors && aligned_to_vectors(map);
+  return plan;
+}
+
+}  // namespace biasloss

@@ -1,0 +1,117 @@
+// What the CUDA kernels of the depthwise convolution are told, and what they are made for. No torch, no CUDA runtime.
+//
+// Every kernel computes one map from windows of another: y from windows of h (forward), the gradient at h from windows
+// of dy (backward). A block stages a tile of the other map in shared memory, in accumulation precision, and computes a
+// tile of its own; a slab is the channels that it works on. A thread computes items: a few rows and columns of a few
+// channels, the same channels all along, so that weights and sums over the map stay in its registers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gate.cuh"
+
+namespace biasloss {
+
+constexpr unsigned kDepthwiseThreads = 256;
+constexpr unsigned kWidestSlab = kDepthwiseThreads / 2;  // channels
+
+// Adjacent channels: what shared memory holds.
+template <class Acc, unsigned channels>
+struct alignas(sizeof(Acc) * channels) Channels {
+  Acc value[channels];
+};
+
+// Where the windows of outputs lie in the input: the outputs from o on need inputs from scaled(o) - kHalo on.
+template <int kernel, int stride>
+struct InputWindow {
+  static constexpr int kHalo = kernel / 2;
+  static constexpr int kProducts = kernel * kernel;  // a computed value and channel
+  BIASLOSS_HOST_DEVICE static constexpr int scaled(int output) { return output * stride; }
+  BIASLOSS_HOST_DEVICE static constexpr int extent(int outputs) { return (outputs - 1) * stride + kernel; }
+  // The most outputs that so many inputs serve.
+  BIASLOSS_HOST_DEVICE static constexpr int largest(int inputs) {
+    return inputs < kernel ? 0 : (inputs - kernel) / stride + 1;
+  }
+};
+
+// Where the outputs lie that inputs have a part in. The first input and the number of inputs are multiples of the
+// stride: with stride 2 the parity of an input, and so the taps that reach it, are known when the kernel is compiled.
+template <int kernel, int stride>
+struct OutputWindow {
+  static constexpr int kHalo = kernel / 2 / stride;
+  static constexpr int kProducts = 2 * kernel * kernel / (stride * stride);
+  BIASLOSS_HOST_DEVICE static constexpr int scaled(int input) { return input / stride; }
+  BIASLOSS_HOST_DEVICE static constexpr int extent(int inputs) { return inputs / stride + kernel / 2 * 2 / stride; }
+  BIASLOSS_HOST_DEVICE static constexpr int largest(int outputs) {
+    const int less = outputs - kernel / 2 * 2 / stride;
+    return less < 0 ? 0 : less * stride;
+  }
+};
+
+// Registers decide: taps times channels weights, as many sums of the weight gradient, and the item itself.
+template <class T, class Acc_, int kernel_, int stride_, class Window_, unsigned rows, unsigned columns>
+struct DepthwiseTiling {
+  using Element = T;
+  using Acc = Acc_;
+  using Window = Window_;
+  static constexpr int kKernel = kernel_, kStride = stride_, kTaps = kernel_ * kernel_;
+  static constexpr bool kDouble = sizeof(T) == 8;  // plain: there for exactness
+  static constexpr unsigned kVector = 16 / sizeof(T);
+  static constexpr unsigned kChannels = kernel_ > 3 || kDouble ? 1 : 2;
+  static constexpr unsigned kRows = kDouble ? 2 : rows;
+  static constexpr unsigned kColumns = kDouble ? 2 : columns;
+  using Cell = Channels<Acc, kChannels>;
+};
+
+template <class T, class Acc, int kernel, int stride>
+using ForwardTiling = DepthwiseTiling<T, Acc, kernel, stride, InputWindow<kernel, stride>, kernel == 7 ? 4 : 2, 4>;
+
+template <class T, class Acc, int kernel, int stride>
+using BackwardTiling =
+    DepthwiseTiling<T, Acc, kernel, stride, OutputWindow<kernel, stride>, stride, kernel == 3 && stride == 2 ? 2 : 4>;
+
+// A batch of maps cut into tiles, and its channels into slabs. The x of a block is its slab, so that neighbours share
+// lines of memory; its y is the first tile of its share.
+struct TileGrid {
+  unsigned tiles;  // of all samples
+  unsigned channels;
+  unsigned rows, columns;                // of the map that is computed
+  unsigned staged_rows, staged_columns;  // of the map that is staged
+  unsigned slab;                         // channels of one, a multiple of a vector
+  unsigned tile_rows, tile_columns;      // computed by a block at a time, multiples of an item
+  unsigned tiles_down, tiles_across;     // of one sample
+  bool vectors;                          // whether 16-byte accesses are possible
+};
+
+template <class T, class Acc>
+struct DepthwiseForwardParameters {
+  TileGrid grid;
+  const T* x;
+  const Acc* weight;  // (C, k, k)
+  const Acc* affine;  // (2, C) or null
+  Gate<Acc> gate;
+  T* y;
+  Acc* partial;  // (3, blocks of a slab, C): count, mean, m2; null where no moments are wanted
+};
+
+template <class T, class Acc>
+struct DepthwiseBackwardParameters {
+  TileGrid grid;
+  const T* grad;              // null: zero
+  const Acc* pool_grad;       // (N, C) or null
+  Acc pool_share;             // 1 / (H' * W')
+  const T* y;                 // null: dy is grad
+  const Acc* y_affine;        // (2, C) or null
+  const Acc* y_coefficients;  // (4, C)
+  Gate<Acc> y_gate;
+  const T* x;
+  const Acc* weight;
+  const Acc* affine;
+  const Acc* center;  // (C) or null: no sums
+  Gate<Acc> gate;
+  T* grad_x;     // null: not wanted
+  Acc* partial;  // (blocks of a slab, k * k + 2, C): gradient of the weight by taps, both sums
+};
+
+}  // namespace biasloss

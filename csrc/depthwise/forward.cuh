@@ -1,0 +1,200 @@
+// y = conv(act(affine(x))), and the moments of y, in one read of x.
+#pragma once
+
+#include "../math/moments.h"
+#include "tile.cuh"
+
+namespace biasloss {
+
+// h = act(affine(x))
+template <class T, class Acc>
+struct NormalisedInput {
+  using Parameters = DepthwiseForwardParameters<T, Acc>;
+  using Fetched = Vector<T>;
+  static constexpr unsigned kPairs = 1;  // (scale, shift)
+  const Parameters& p;
+  unsigned count;
+  const T* x;
+
+  __device__ __forceinline__ NormalisedInput(const Parameters& parameters, int64_t sample, unsigned channel)
+      : p(parameters),
+        count(channels_left(p.grid, channel)),
+        x(p.x + sample_begin(sample, p.grid.staged_rows, p.grid.staged_columns, p.grid.channels) + channel) {}
+
+  static __device__ __forceinline__ CoefficientPair<Acc> pair(const Parameters& p, unsigned channel, unsigned) {
+    return {{channel_value(p.affine, 0, channel, p.grid.channels, Acc(1)),
+             channel_value(p.affine, 1, channel, p.grid.channels, Acc(0))}};
+  }
+
+  __device__ __forceinline__ Fetched load(unsigned offset) const {
+    return load_channels(x + offset, count, p.grid.vectors);
+  }
+
+  template <unsigned channels>
+  __device__ __forceinline__ void cell(const Fetched& fetched, unsigned first,
+                                       const CoefficientPair<Acc> (&pair)[channels][kPairs], Acc (&h)[channels]) const {
+#pragma unroll
+    for (unsigned c = 0; c < channels; ++c)
+      h[c] = fetched.template get<Acc>(first + c) * pair[c][0].value[0] + pair[c][0].value[1];
+    activate(p.gate, h);
+  }
+};
+
+// Of a thread's channels, about the first value of each.
+template <class Acc, unsigned channels>
+struct RunningMoments {
+  unsigned count = 0;
+  Acc shift[channels] = {}, sum[channels] = {}, sum_of_squares[channels] = {};
+
+  template <class T>
+  __device__ __forceinline__ void push(const T (&value)[channels]) {
+#pragma unroll
+    for (unsigned c = 0; c < channels; ++c) {
+      const Acc wide = static_cast<Acc>(value[c]);
+      if (count == 0) shift[c] = wide;
+      const Acc deviation = wide - shift[c];
+      sum[c] += deviation;
+      sum_of_squares[c] += deviation * deviation;
+    }
+    ++count;
+  }
+
+  __device__ __forceinline__ Moments<Acc> moments(unsigned c) const {
+    return moments_from_shifted_sums(static_cast<Acc>(count), shift[c], sum[c], sum_of_squares[c]);
+  }
+};
+
+// One item: every row of the window once, into all rows of outputs that it has a part in.
+template <class Tiling>
+__device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cell> shared, unsigned window,
+                                              unsigned row_of_cells, unsigned lanes,
+                                              const typename Tiling::Cell (&weight)[Tiling::kTaps],
+                                              typename Tiling::Cell (&sum)[Tiling::kRows][Tiling::kColumns]) {
+  using Window = typename Tiling::Window;
+  constexpr int kRows = Tiling::kRows, kColumns = Tiling::kColumns, kKernel = Tiling::kKernel;
+  constexpr int kStride = Tiling::kStride;
+#pragma unroll
+  for (int r = 0; r < Window::extent(kRows); ++r) {
+    typename Tiling::Cell input[Window::extent(kColumns)];
+#pragma unroll
+    for (int c = 0; c < Window::extent(kColumns); ++c) input[c] = shared[window + r * row_of_cells + c * lanes];
+#pragma unroll
+    for (int y = 0; y < kRows; ++y) {
+      const int tap_row = r - y * kStride;
+      if (tap_row < 0 || tap_row >= kKernel) continue;
+#pragma unroll
+      for (int tap = 0; tap < kKernel; ++tap)
+#pragma unroll
+        for (int x = 0; x < kColumns; ++x)
+#pragma unroll
+          for (unsigned c = 0; c < Tiling::kChannels; ++c)
+            sum[y][x].value[c] += weight[tap_row * kKernel + tap].value[c] * input[x * kStride + tap].value[c];
+    }
+  }
+}
+
+template <class Tiling, class Parameters, class Running>
+__device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& tile,
+                                              SharedPointer<typename Tiling::Cell> shared, Running& moments) {
+  using T = typename Tiling::Element;
+  using Window = typename Tiling::Window;
+  constexpr unsigned kChannels = Tiling::kChannels;
+  const Lane<Tiling> lane(p.grid);
+  if (!lane.works()) return;
+  const unsigned items_across = p.grid.tile_columns / Tiling::kColumns;
+  const unsigned items = p.grid.tile_rows / Tiling::kRows * items_across;
+  const unsigned row_of_cells = Window::extent(int(p.grid.tile_columns)) * lane.lanes;
+  typename Tiling::Cell weight[Tiling::kTaps];
+  read_weights<Tiling>(shared, lane, weight);
+  T* map = p.y + sample_begin(tile.sample, p.grid.rows, p.grid.columns, p.grid.channels) + lane.channel;
+  for (unsigned item = lane.worker; item < items; item += lane.workers) {
+    const unsigned row = item / items_across * Tiling::kRows, column = item % items_across * Tiling::kColumns;
+    if (tile.row + row >= p.grid.rows || tile.column + column >= p.grid.columns) continue;
+    typename Tiling::Cell sum[Tiling::kRows][Tiling::kColumns] = {};
+    const unsigned window = Tiling::kTaps * lane.lanes + Window::scaled(int(row)) * row_of_cells +
+                            Window::scaled(int(column)) * lane.lanes + lane.index;
+    convolve_item<Tiling>(shared, window, row_of_cells, lane.lanes, weight, sum);
+    const unsigned rows_left = p.grid.rows - (tile.row + row);
+    const unsigned columns_left = p.grid.columns - (tile.column + column);
+    T* y = map + ((tile.row + row) * p.grid.columns + tile.column + column) * p.grid.channels;
+    const unsigned next = recomputed(p.grid.channels), below = p.grid.columns * next;
+#pragma unroll
+    for (unsigned r = 0; r < Tiling::kRows; ++r) {
+#pragma unroll
+      for (unsigned c = 0; c < Tiling::kColumns; ++c) {
+        if (r >= rows_left || c >= columns_left) continue;
+        T stored[kChannels];
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i) stored[i] = static_cast<T>(sum[r][c].value[i]);
+        store_values<kChannels>(y + r * below + c * next, lane.count, p.grid.vectors, stored);
+        if (p.partial != nullptr) moments.push(stored);
+      }
+    }
+  }
+}
+
+// The moments of a block's share of its slab, its workers merged in order.
+template <class Tiling, class Parameters, class Running>
+__device__ __forceinline__ void write_block_moments(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                                    const Running& moments) {
+  using Acc = typename Tiling::Acc;
+  constexpr unsigned kChannels = Tiling::kChannels;
+  const Lane<Tiling> lane(p.grid);
+  const unsigned part = lane.workers * lane.lanes;
+  if (lane.works()) {
+    typename Tiling::Cell count, mean, m2;
+#pragma unroll
+    for (unsigned c = 0; c < kChannels; ++c) {
+      const Moments<Acc> m = moments.moments(c);
+      count.value[c] = m.count;
+      mean.value[c] = m.mean;
+      m2.value[c] = m.m2;
+    }
+    const unsigned cell = lane.worker * lane.lanes + lane.index;
+    shared[cell] = count;
+    shared[part + cell] = mean;
+    shared[2 * part + cell] = m2;
+  }
+  __syncthreads();
+  if (!lane.works() || lane.worker != 0) return;
+  const int64_t blocks = gridDim.y, block = blockIdx.y;
+  Moments<Acc> total[kChannels] = {};
+  for (unsigned worker = 0; worker < lane.workers; ++worker) {
+    const unsigned cell = worker * lane.lanes + lane.index;
+    const typename Tiling::Cell count = shared[cell], mean = shared[part + cell], m2 = shared[2 * part + cell];
+#pragma unroll
+    for (unsigned c = 0; c < kChannels; ++c)
+      total[c] = merge(total[c], Moments<Acc>{count.value[c], mean.value[c], m2.value[c]});
+  }
+#pragma unroll
+  for (unsigned c = 0; c < kChannels; ++c) {
+    if (c >= lane.count) continue;
+    Acc* partial = p.partial + block * p.grid.channels + lane.channel + c;
+    partial[0] = total[c].count;
+    partial[blocks * p.grid.channels] = total[c].mean;
+    partial[2 * blocks * p.grid.channels] = total[c].m2;
+  }
+}
+
+template <class T, class Acc, int kernel, int stride>
+__global__ void __launch_bounds__(kDepthwiseThreads, sizeof(T) == 8 ? 1 : (kernel == 7 ? 2 : 3))
+    depthwise_forward_kernel(const DepthwiseForwardParameters<T, Acc> p) {
+  using Tiling = ForwardTiling<T, Acc, kernel, stride>;
+  using Source = NormalisedInput<T, Acc>;
+  BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
+  BIASLOSS_DYNAMIC_SHARED(typename Tiling::Cell, shared);
+  RunningMoments<Acc, Tiling::kChannels> moments;
+  stage_weights<Tiling>(p.grid, p.weight, shared);
+  stage_coefficients<Tiling, Source>(p, coefficients);
+  __syncthreads();
+  for (unsigned i = blockIdx.y; i < p.grid.tiles; i += gridDim.y) {
+    const Tile tile = tile_at(p.grid, i);
+    stage_tile<Tiling, Source, 2>(p, tile, coefficients, shared);
+    __syncthreads();
+    convolve_tile<Tiling>(p, tile, shared, moments);
+    __syncthreads();
+  }
+  if (p.partial != nullptr) write_block_moments<Tiling>(p, shared, moments);
+}
+
+}  // namespace biasloss

@@ -1,0 +1,76 @@
+// Activations chosen at run time without a switch: all of them but the smooth ones are a clamped line, alone or times
+// the input. One kernel so serves every activation, for a few instructions more than the plainest of them needs.
+#pragma once
+
+#include <limits>
+
+#include "../cuda/portable.cuh"
+#include "../math/activation.h"
+
+namespace biasloss {
+
+// h = g or u * g, g = slope * clamp(u + offset, low, high); where smooth, g = sigmoid(u).
+// act'(u) = 0 up to first_kink, gradient_slope * u + gradient_offset between the kinks, gradient_above from the second.
+template <class Acc>
+struct Gate {
+  bool smooth;
+  bool times_input;
+  Acc offset, low, high, slope;
+  Acc first_kink, second_kink, gradient_slope, gradient_offset, gradient_above;
+};
+
+template <class Acc>
+Gate<Acc> gate_of(Activation activation) {
+  const Acc infinity = std::numeric_limits<Acc>::infinity();
+  const Acc third = Acc(1) / Acc(3), sixth = Acc(1) / Acc(6), half = Acc(0.5);
+  switch (activation) {
+    case Activation::relu:
+      return {false, false, 0, 0, infinity, 1, 0, infinity, 0, 1, 1};
+    case Activation::relu6:
+      return {false, false, 0, 0, 6, 1, 0, 6, 0, 1, 0};
+    case Activation::hardswish:
+      return {false, true, 3, 0, 6, sixth, -3, 3, third, half, 1};
+    case Activation::hardsigmoid:
+      return {false, false, 3, 0, 6, sixth, -3, 3, 0, sixth, 0};
+    case Activation::silu:
+      return {true, true, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    case Activation::sigmoid:
+      return {true, false, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    default:
+      return {false, false, 0, -infinity, infinity, 1, -infinity, infinity, 0, 1, 1};
+  }
+}
+
+// u becomes h.
+template <class Acc, unsigned count>
+__device__ __forceinline__ void activate(const Gate<Acc>& gate, Acc (&u)[count]) {
+  if (gate.smooth) {
+#pragma unroll
+    for (unsigned i = 0; i < count; ++i) u[i] = logistic(u[i]) * (gate.times_input ? u[i] : Acc(1));
+    return;
+  }
+#pragma unroll
+  for (unsigned i = 0; i < count; ++i) {
+    const Acc g = clamp_between(u[i] + gate.offset, gate.low, gate.high) * gate.slope;
+    u[i] = gate.times_input ? u[i] * g : g;
+  }
+}
+
+// dh becomes dh * act'(u).
+template <class Acc, unsigned count>
+__device__ __forceinline__ void multiply_by_derivative(const Gate<Acc>& gate, const Acc (&u)[count], Acc (&dh)[count]) {
+  if (gate.smooth) {
+#pragma unroll
+    for (unsigned i = 0; i < count; ++i)
+      dh[i] *= gate.times_input ? derivative<Activation::silu>(u[i]) : derivative<Activation::sigmoid>(u[i]);
+    return;
+  }
+#pragma unroll
+  for (unsigned i = 0; i < count; ++i) {
+    const Acc between = u[i] * gate.gradient_slope + gate.gradient_offset;
+    const Acc above = u[i] < gate.second_kink ? between : gate.gradient_above;
+    dh[i] *= u[i] <= gate.first_kink ? Acc(0) : above;
+  }
+}
+
+}  // namespace biasloss
