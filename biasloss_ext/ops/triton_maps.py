@@ -7,6 +7,7 @@ has compiled its kernels. Launches allocate outputs and partial results, and nev
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -63,12 +64,9 @@ def precision_of_products(x: Tensor) -> dict[str, Any]:
             precision = "tf32x3"
     rounded = _TRITON_DTYPES[x.dtype]
     # The interpreter's product of bfloat16 is wrong; that of the rounded values in float32 is what a GPU computes.
-    factor = tl.float32 if not x.is_cuda and x.dtype == torch.bfloat16 and interpreted() else rounded
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and not x.is_cuda
+    factor = tl.float32 if interpreted and x.dtype == torch.bfloat16 else rounded
     return {"ROUNDED": rounded, "FACTOR": factor, "PRECISION": precision}
-
-
-def interpreted() -> bool:
-    return not isinstance(kernels.sum_partials_kernel, triton.runtime.JITFunction)
 
 
 def block_of(channels: int, widths: tuple[int, ...], cost_of_block: int) -> int:
