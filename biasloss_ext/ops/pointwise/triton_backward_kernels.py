@@ -153,9 +153,7 @@ def data_kernel(
         tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)
 
 
-@triton.jit(
-    do_not_specialize=["rows", "positions", "in_units", "out_units", "in_blocks", "out_blocks", "group_rows"]
-)
+@triton.jit(do_not_specialize=["rows", "positions", "in_units", "out_units", "in_blocks", "out_blocks", "group_rows"])
 def weight_kernel(
     grad_ptr,
     y_ptr,

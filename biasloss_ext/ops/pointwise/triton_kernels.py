@@ -47,9 +47,7 @@ def load_weight(weight_ptr, first_out, out_channels, first_in, in_channels, OUT:
     return tl.load(weight_ptr + first_out * in_channels + offsets, mask=inside, other=0.0)
 
 
-@triton.jit(
-    do_not_specialize=["rows", "positions", "in_units", "out_units", "out_blocks", "groups", "tiles_per_group"]
-)
+@triton.jit(do_not_specialize=["rows", "positions", "in_units", "out_units", "out_blocks", "groups", "tiles_per_group"])
 def forward_kernel(
     x_ptr,
     weight_ptr,
