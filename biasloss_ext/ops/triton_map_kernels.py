@@ -77,10 +77,11 @@ def derivative(u, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def tile_of(first_row, rows, first_channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """(offsets from the tile's first row, which of them exist). ``first_row`` in 64 bits, as the element count may need."""
+    """(offsets from the tile's first row, which of them exist). ``first_row`` in 64 bits, what is in the tile in 32."""
     row = tl.arange(0, ROWS)
     channel = first_channel + tl.arange(0, CHANNELS)
-    inside = (first_row + row < rows)[:, None] & (channel < channels)[None, :]
+    left = tl.minimum(rows - first_row, ROWS).to(tl.int32)
+    inside = (row < left)[:, None] & (channel < channels)[None, :]
     return row[:, None] * channels + channel[None, :], inside
 
 

@@ -34,7 +34,7 @@ _TRITON_DTYPES = {
 class Rows(NamedTuple):
     """A channels_last map as a matrix."""
 
-    count: int  # of rows: positions of all samples
+    rows: int  # positions of all samples
     positions: int  # of a sample
     channels: int
     vector: int  # elements that a load of a thread can take
@@ -96,7 +96,7 @@ def stream_of(shape: Rows, x: Tensor, loads: int = 4) -> Stream:
 class Groups(NamedTuple):
     """Tiles of rows, so many to a program."""
 
-    count: int
+    number: int
     tiles: int  # of a group; the last may have fewer
 
 

@@ -32,20 +32,20 @@ def batch_norm_moments(y: Tensor) -> Tensor:
         return shared.accumulators(y, 2, shape.channels).zero_()
     moments = shared.accumulators(y, 2, shape.channels)
     tiles = shared.stream_of(shape, y, SUMMED_LOADS)
-    groups = shared.groups_of(shape.count, tiles.rows, tiles.blocks)
-    partials = shared.partial_moments(y, groups.count, shape.channels)
+    groups = shared.groups_of(shape.rows, tiles.rows, tiles.blocks)
+    partials = shared.partial_moments(y, groups.number, shape.channels)
     with torch.cuda.device_of(y):
-        kernels.moments_kernel[(tiles.blocks * groups.count,)](
+        kernels.moments_kernel[(tiles.blocks * groups.number,)](
             y,
             partials,
-            shape.count,
+            shape.rows,
             shape.units,
             tiles.blocks,
-            groups.count,
+            groups.number,
             groups.tiles * tiles.rows,
             **_meta(shape, tiles, y),
         )
-        shared.merge_moments(partials, moments[0], moments[1], groups.count, shape.channels, unbiased=False)
+        shared.merge_moments(partials, moments[0], moments[1], groups.number, shape.channels, unbiased=False)
     return moments
 
 
@@ -57,12 +57,12 @@ def batch_norm_apply(y: Tensor, affine: Tensor, activation: int, residual: Tenso
     shape = shared.rows_of(y)
     tiles = shared.stream_of(shape, y)
     with torch.cuda.device_of(y):
-        kernels.apply_kernel[(tiles.blocks * triton.cdiv(shape.count, tiles.rows),)](
+        kernels.apply_kernel[(tiles.blocks * triton.cdiv(shape.rows, tiles.rows),)](
             y,
             affine.contiguous(),
             residual,
             h,
-            shape.count,
+            shape.rows,
             shape.units,
             tiles.blocks,
             ACTIVATION=activation,
@@ -78,24 +78,24 @@ def batch_norm_sums(grad: Tensor, y: Tensor, affine: Tensor, center: Tensor, act
     if y.numel() == 0:
         return sums.zero_()
     tiles = shared.stream_of(shape, y, SUMMED_LOADS)
-    groups = shared.groups_of(shape.count, tiles.rows, tiles.blocks)
-    partials = shared.accumulators(y, 2, groups.count, shape.channels)
+    groups = shared.groups_of(shape.rows, tiles.rows, tiles.blocks)
+    partials = shared.accumulators(y, 2, groups.number, shape.channels)
     with torch.cuda.device_of(y):
-        kernels.sums_kernel[(tiles.blocks * groups.count,)](
+        kernels.sums_kernel[(tiles.blocks * groups.number,)](
             grad,
             y,
             affine.contiguous(),
             center.contiguous(),
             partials,
-            shape.count,
+            shape.rows,
             shape.units,
             tiles.blocks,
-            groups.count,
+            groups.number,
             groups.tiles * tiles.rows,
             ACTIVATION=activation,
             **_meta(shape, tiles, y),
         )
-        shared.sum_partials(partials, sums, 2, groups.count, shape.channels)
+        shared.sum_partials(partials, sums, 2, groups.number, shape.channels)
     return sums
 
 
@@ -107,13 +107,13 @@ def batch_norm_backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: T
     shape = shared.rows_of(y)
     tiles = shared.stream_of(shape, y)
     with torch.cuda.device_of(y):
-        kernels.backward_kernel[(tiles.blocks * triton.cdiv(shape.count, tiles.rows),)](
+        kernels.backward_kernel[(tiles.blocks * triton.cdiv(shape.rows, tiles.rows),)](
             grad,
             y,
             affine.contiguous(),
             coefficients.contiguous(),
             dy,
-            shape.count,
+            shape.rows,
             shape.units,
             tiles.blocks,
             ACTIVATION=activation,

@@ -19,9 +19,9 @@ from biasloss_ext.ops.maps import channels_last, empty_map, none_like
 from biasloss_ext.ops.pointwise import triton_backward_kernels as backward_kernels
 from biasloss_ext.ops.pointwise import triton_kernels as kernels
 
-ACCUMULATED = 4096  # elements of a tile of results that four warps keep in registers
-MOST_ROWS = 128
+FORWARD_STEP, DATA_STEP = 32, 64  # most channels of a step through the inner dimension; halved in float32
 ANOTHER_READ = 32  # what a further block of results costs: in channels, for the factor that it reads once more
+WEIGHT_BLOCK = 4096  # elements of a block of the weight's gradient that four warps keep in registers
 WEIGHT_ROWS = 64  # positions that a step of the weight gradient takes
 PARTIAL_SHARE = 4  # partial weight gradients are at most this part of the bytes that the kernel reads
 
@@ -37,15 +37,16 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_of(x: Tensor, results: int, inner: int) -> Tiles:
-    """Padding to powers of two is dear where channels are 24, 40, 72, 120 or 184: blocks that waste the least."""
+def tiles_of(x: Tensor, results: int, inner: int, deepest: int) -> Tiles:
+    """Padding to powers of two is dear where channels are 24, 40, 72, 120 or 184: blocks that waste the least. What bounds
+    them is registers: the float32 product keeps each factor in two parts, constants of a channel are kept for every column."""
     if x.dtype == torch.float64:
         return Tiles(16, 16, 16, inner <= 16, WARPS, 1)
-    width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    steps = (16, 32) if x.dtype == torch.float32 else (16, 32, 64)
+    wide = x.dtype == torch.float32
+    width = shared.block_of(results, (16, 32, 64), ANOTHER_READ)
+    steps = tuple(step for step in (16, 32, 64) if step <= (deepest // 2 if wide else deepest))
     depth = shared.block_of(inner, steps, 8)
-    rows = max(min(ACCUMULATED // width, MOST_ROWS), 64)
-    return Tiles(rows, width, depth, inner <= depth, WARPS * rows * width // ACCUMULATED or 1, 2)
+    return Tiles(32 if wide else 64, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
 
 
 def pointwise(
@@ -65,12 +66,12 @@ def pointwise(
     moments = shared.accumulators(x, 2, of_y.channels) if want_moments else none_like(x)
     if y.numel() == 0:
         return y, moments.zero_()
-    tiles = tiles_of(x, of_y.channels, of_x.channels)
+    tiles = tiles_of(x, of_y.channels, of_x.channels, FORWARD_STEP)
     blocks = triton.cdiv(of_y.channels, tiles.results)
-    groups = shared.groups_of(of_x.count, tiles.rows, blocks)
-    partials = shared.partial_moments(x, groups.count, of_y.channels) if want_moments else None
+    groups = shared.groups_of(of_x.rows, tiles.rows, blocks)
+    partials = shared.partial_moments(x, groups.number, of_y.channels) if want_moments else None
     with torch.cuda.device_of(x):
-        kernels.forward_kernel[(blocks * groups.count,)](
+        kernels.forward_kernel[(blocks * groups.number,)](
             x,
             weight.contiguous(),
             shared.in_order(affine),
@@ -79,12 +80,12 @@ def pointwise(
             residual,
             y,
             partials,
-            of_x.count,
+            of_x.rows,
             of_x.positions,
             of_x.units,
             of_y.units,
             blocks,
-            groups.count,
+            groups.number,
             groups.tiles,
             ACTIVATION=activation,
             OUTPUT_ACTIVATION=output_activation,
@@ -97,7 +98,7 @@ def pointwise(
             num_stages=tiles.stages,
         )
         if partials is not None:
-            shared.merge_moments(partials, moments[0], moments[1], groups.count, of_y.channels, unbiased=False)
+            shared.merge_moments(partials, moments[0], moments[1], groups.number, of_y.channels, unbiased=False)
     return y, moments
 
 
@@ -186,16 +187,16 @@ def _data_gradient(
 ) -> None:
     """Fills grad_x, gate_grad and sums, as far as they have elements."""
     x, of_x, of_y = given.x, given.of_x, given.of_y
-    tiles = tiles_of(x, of_x.channels, of_y.channels)
+    tiles = tiles_of(x, of_x.channels, of_y.channels, DATA_STEP)
     blocks = triton.cdiv(of_x.channels, tiles.results)
     by_sample = given.gate is not None or center is not None
-    segments, segment_rows = (x.shape[0], of_x.positions) if by_sample else (1, of_x.count)
+    segments, segment_rows = (x.shape[0], of_x.positions) if by_sample else (1, of_x.rows)
     chunks = shared.groups_of(segment_rows, tiles.rows, blocks * segments)
     partial_gate_grad, partial_sums = gate_grad, sums
-    if chunks.count > 1:
-        partial_gate_grad = shared.accumulators(x, gate_grad.numel() * chunks.count)
-        partial_sums = shared.accumulators(x, sums.numel() * chunks.count)
-    backward_kernels.data_kernel[(blocks * chunks.count * segments,)](
+    if chunks.number > 1:
+        partial_gate_grad = shared.accumulators(x, gate_grad.numel() * chunks.number)
+        partial_sums = shared.accumulators(x, sums.numel() * chunks.number)
+    backward_kernels.data_kernel[(blocks * chunks.number * segments,)](
         *given.at_y,
         x,
         weight,
@@ -211,7 +212,7 @@ def _data_gradient(
         of_x.units,
         of_y.units,
         blocks,
-        chunks.count,
+        chunks.number,
         chunks.tiles * tiles.rows,
         ROWS=tiles.rows,
         IN=tiles.results,
@@ -221,11 +222,11 @@ def _data_gradient(
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
-    if chunks.count > 1:
+    if chunks.number > 1:
         if gate_grad.numel():
-            shared.sum_partials(partial_gate_grad, gate_grad, segments, chunks.count, of_x.channels)
+            shared.sum_partials(partial_gate_grad, gate_grad, segments, chunks.number, of_x.channels)
         if sums.numel():
-            shared.sum_partials(partial_sums, sums, 4 * segments, chunks.count, of_x.channels)
+            shared.sum_partials(partial_sums, sums, 4 * segments, chunks.number, of_x.channels)
 
 
 class WeightTiles(NamedTuple):
@@ -246,28 +247,28 @@ def weight_tiles_of(x: Tensor, outputs: int, inputs: int) -> WeightTiles:
     if high == wide == widest:
         high = widest // 2
     rows = WEIGHT_ROWS // 2 if x.dtype == torch.float32 else WEIGHT_ROWS
-    return WeightTiles(rows, high, wide, WARPS if high * wide <= ACCUMULATED else 2 * WARPS)
+    return WeightTiles(rows, high, wide, WARPS if high * wide <= WEIGHT_BLOCK else 2 * WARPS)
 
 
 def _weight_gradient(given: _Backward, grad_weight: Tensor) -> None:
     x, of_x, of_y = given.x, given.of_x, given.of_y
     tiles = weight_tiles_of(x, of_y.channels, of_x.channels)
     in_blocks, out_blocks = triton.cdiv(of_x.channels, tiles.inputs), triton.cdiv(of_y.channels, tiles.outputs)
-    read = (of_x.channels + of_y.channels * (1 if given.y is None else 2)) * of_x.count * x.element_size()
+    read = (of_x.channels + of_y.channels * (1 if given.y is None else 2)) * of_x.rows * x.element_size()
     most = max(read // (PARTIAL_SHARE * grad_weight.numel() * grad_weight.element_size()), 1)
-    all_tiles = triton.cdiv(of_x.count, tiles.rows)
-    groups = shared.groups_of(of_x.count, tiles.rows, in_blocks * out_blocks, longest=all_tiles)
-    if groups.count > most:
+    all_tiles = triton.cdiv(of_x.rows, tiles.rows)
+    groups = shared.groups_of(of_x.rows, tiles.rows, in_blocks * out_blocks, longest=all_tiles)
+    if groups.number > most:
         per_group = triton.cdiv(all_tiles, most)
         groups = shared.Groups(triton.cdiv(all_tiles, per_group), per_group)
-    partials = grad_weight if groups.count == 1 else shared.accumulators(x, groups.count * grad_weight.numel())
-    backward_kernels.weight_kernel[(in_blocks * out_blocks * groups.count,)](
+    partials = grad_weight if groups.number == 1 else shared.accumulators(x, groups.number * grad_weight.numel())
+    backward_kernels.weight_kernel[(in_blocks * out_blocks * groups.number,)](
         *given.at_y,
         x,
         given.affine,
         given.gate,
         partials,
-        of_x.count,
+        of_x.rows,
         of_x.positions,
         of_x.units,
         of_y.units,
@@ -281,5 +282,5 @@ def _weight_gradient(given: _Backward, grad_weight: Tensor) -> None:
         num_warps=tiles.warps,
         num_stages=2,
     )
-    if groups.count > 1:
-        shared.sum_partials(partials, grad_weight, 1, groups.count, grad_weight.numel())
+    if groups.number > 1:
+        shared.sum_partials(partials, grad_weight, 1, groups.number, grad_weight.numel())

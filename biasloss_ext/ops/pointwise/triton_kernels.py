@@ -34,9 +34,11 @@ def load_gated(
     x = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
     z = activate(normalise(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
     if gate_ptr is not None:
-        sample = (first_row + tl.arange(0, ROWS)) // positions
-        channel = first_channel + tl.arange(0, CHANNELS)
-        z *= tl.load(gate_ptr + sample[:, None] * channels + channel[None, :], mask=inside, other=0.0)
+        first_sample = first_row // positions
+        position = (first_row - first_sample * positions).to(tl.int32)
+        sample = (position + tl.arange(0, ROWS)) // positions
+        offsets = sample[:, None] * channels + (first_channel + tl.arange(0, CHANNELS))[None, :]
+        z *= tl.load(gate_ptr + first_sample * channels + offsets, mask=inside, other=0.0)
     return z
 
 

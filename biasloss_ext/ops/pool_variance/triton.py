@@ -29,7 +29,7 @@ class Cut(NamedTuple):
     @property
     def arguments(self) -> tuple[int, ...]:
         shape, tiles, chunks = self
-        return shape.positions, shape.units, tiles.blocks, chunks.count, chunks.tiles * tiles.rows
+        return shape.positions, shape.units, tiles.blocks, chunks.number, chunks.tiles * tiles.rows
 
 
 def cut_of(x: Tensor) -> Cut:
@@ -56,7 +56,7 @@ def pool_variance(x: Tensor, affine: Tensor | None, activation: int, want_varian
     if x.numel() == 0:  # the mean of nothing
         return pooled.fill_(torch.nan), variance.fill_(torch.nan)
     cut = cut_of(x)
-    chunks, slices = cut.chunks.count, cut.chunks.count * cut.tiles.blocks
+    chunks, slices = cut.chunks.number, cut.chunks.number * cut.tiles.blocks
     partial_pools = pooled if chunks == 1 else shared.accumulators(x, samples, chunks, channels)
     partials = shared.partial_moments(x, slices, samples) if want_variance else None
     with torch.cuda.device_of(x):
@@ -86,7 +86,7 @@ def pool_variance_backward(
     if x.numel() == 0:
         return grad_x, sums.zero_()
     cut = cut_of(x)
-    groups = samples * cut.chunks.count
+    groups = samples * cut.chunks.number
     partials = None if center is None else shared.accumulators(x, 2, groups, channels)
     with torch.cuda.device_of(x):
         kernels.backward_kernel[(groups * cut.tiles.blocks,)](
