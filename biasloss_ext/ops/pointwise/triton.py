@@ -160,11 +160,10 @@ def pointwise_backward(
         shared.rows_of(x, weight.shape[0]),
     )
     samples, channels = x.shape[:2]
-    none = none_like(x)
-    grad_x = empty_map(x, *x.shape[1:]) if want_x else none.to(x.dtype)
-    grad_weight = none.new_empty(weight.shape) if want_weight else none
-    gate_grad = none if gate is None else none.new_empty(samples, channels)
-    sums = none if center is None else none.new_empty(4, samples, channels)
+    grad_x = empty_map(x, *x.shape[1:]) if want_x else none_like(x).to(x.dtype)
+    grad_weight = shared.accumulators(x, *weight.shape) if want_weight else none_like(x)
+    gate_grad = none_like(x) if gate is None else shared.accumulators(x, samples, channels)
+    sums = none_like(x) if center is None else shared.accumulators(x, 4, samples, channels)
     if grad.numel() == 0 or x.numel() == 0:
         return grad_x.zero_(), grad_weight.zero_(), gate_grad.zero_(), sums.zero_()
     with torch.cuda.device_of(x):
