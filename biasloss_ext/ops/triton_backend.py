@@ -10,10 +10,17 @@ from typing import Any
 
 from biasloss_ext.ops.library import LIBRARY
 
+_BLOCK_OPS = {
+    "batch_norm": ("batch_norm_moments", "batch_norm_apply", "batch_norm_sums", "batch_norm_backward"),
+    "pointwise": ("pointwise", "pointwise_backward"),
+    "pool_variance": ("pool_variance", "pool_variance_backward"),
+    "squeeze_excite": ("squeeze_excite", "squeeze_excite_backward"),
+}
 IMPLEMENTATIONS = {
     "feature_variance_triton": ("biasloss_ext.ops.feature_variance.triton", "feature_variance"),
     "bias_loss_triton": ("biasloss_ext.ops.bias_loss.triton", "bias_loss"),
     "bias_loss_backward_triton": ("biasloss_ext.ops.bias_loss.triton", "bias_loss_backward"),
+    **{f"{op}_triton": (f"biasloss_ext.ops.{family}.triton", op) for family, ops in _BLOCK_OPS.items() for op in ops},
 }
 
 

@@ -23,6 +23,9 @@ FILES = (
     "ops/test_bias_loss_edge_cases.py",
     "ops/test_feature_variance.py",
     "triton_interpreter/test_triton_kernels.py",
+    "triton_interpreter/test_map_kernels.py",
+    "triton_interpreter/test_pointwise_kernels.py",
+    "triton_interpreter/test_squeeze_excite_kernels.py",
 )
 
 

@@ -72,7 +72,7 @@ def compile_launch(kernel: Any, launch: dict[str, Any], capability: int) -> Any:
         else:
             signature[parameter.name] = parameter.annotation_type or "fp32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": launch["num_warps"]}
+    options = {name: launch[name] for name in ("num_warps", "num_stages") if name in launch}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -82,7 +82,7 @@ def resources_of(compiled: Any, folder: Path) -> Resources:
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _tool("cuobjdump", "-res-usage", cubin))
     assert usage is not None
     registers, stack, shared, local = map(int, usage.groups())
-    loads = len(re.findall(r"\bLDG\.E\.(?:\w+\.)*128\b", _tool("nvdisasm", cubin)))
+    loads = len(re.findall(r"\bLDG(?:STS)?\.E\.(?:\w+\.)*128\b", _tool("nvdisasm", cubin)))
     return Resources(registers, stack, local, max(shared, compiled.metadata.shared), loads)
 
 

@@ -1,0 +1,147 @@
+"""Triton kernel of the 1x1 convolution: a product of matrices, rows the positions, what goes before and after folded in.
+
+The weight (out, in) is small and stays in the caches; a program takes one block of output channels over a group of row tiles,
+so that it leaves one partial result for the moments however many rows there are. Neighbouring programs take the other blocks
+of the same rows, which are then read from the cache.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalise, product, store_moments, tile_of
+
+
+@triton.jit
+def load_gated(
+    x_ptr,
+    affine_ptr,
+    gate_ptr,
+    first_row,
+    rows,
+    positions,
+    first_channel,
+    channels,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A tile of z = gate * act(affine(x)). Rows past the last hold what act makes of the shift."""
+    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
+    x = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
+    z = activate(normalise(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    if gate_ptr is not None:
+        first_sample = first_row // positions
+        position = (first_row - first_sample * positions).to(tl.int32)
+        sample = (position + tl.arange(0, ROWS)) // positions
+        offsets = sample[:, None] * channels + (first_channel + tl.arange(0, CHANNELS))[None, :]
+        z *= tl.load(gate_ptr + first_sample * channels + offsets, mask=inside, other=0.0)
+    return z
+
+
+@triton.jit
+def load_weight(weight_ptr, first_out, out_channels, first_in, in_channels, OUT: tl.constexpr, IN: tl.constexpr):
+    """A block (OUT, IN), 0 past the last channels."""
+    offsets, inside = tile_of(first_out, out_channels, first_in, in_channels, OUT, IN)
+    return tl.load(weight_ptr + first_out * in_channels + offsets, mask=inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "positions", "in_units", "out_units", "out_blocks", "groups", "tiles_per_group"])
+def forward_kernel(
+    x_ptr,
+    weight_ptr,
+    affine_ptr,
+    gate_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    partials_ptr,
+    rows,
+    positions,
+    in_units,
+    out_units,
+    out_blocks,
+    groups,
+    tiles_per_group,
+    ACTIVATION: tl.constexpr,
+    OUTPUT_ACTIVATION: tl.constexpr,
+    IN_VECTOR: tl.constexpr,
+    OUT_VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ROUNDED: tl.constexpr,
+    FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """WHOLE: one block holds all input channels, so that the weights are loaded but once."""
+    program = tl.program_id(0)
+    in_channels = in_units * IN_VECTOR
+    out_channels = out_units * OUT_VECTOR
+    first_out = (program % out_blocks) * OUT
+    group = program // out_blocks
+    first_of_group = group.to(tl.int64) * tiles_per_group * ROWS
+    count = tl.minimum(rows - first_of_group, tiles_per_group * ROWS).to(tl.int32)
+
+    bias = tl.zeros([OUT], DTYPE)
+    if bias_ptr is not None:
+        bias += load_channels(bias_ptr, first_out, out_channels, OUT)
+    if WHOLE:
+        weight = load_weight(weight_ptr, first_out, out_channels, 0, in_channels, OUT, IN)
+    shift = tl.zeros([OUT], DTYPE)
+    if partials_ptr is not None:
+        totals = tl.zeros([ROWS, OUT], DTYPE)
+        squares = tl.zeros([ROWS, OUT], DTYPE)
+
+    for row in range(0, count, ROWS):
+        first_row = first_of_group + row
+        y = tl.zeros([ROWS, OUT], DTYPE)
+        if WHOLE:
+            z = load_gated(
+                x_ptr, affine_ptr, gate_ptr, first_row, rows, positions, 0, in_channels, ACTIVATION, ROWS, IN, DTYPE
+            )
+            y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
+        else:
+            for first_in in range(0, in_channels, IN):
+                z = load_gated(
+                    x_ptr,
+                    affine_ptr,
+                    gate_ptr,
+                    first_row,
+                    rows,
+                    positions,
+                    first_in,
+                    in_channels,
+                    ACTIVATION,
+                    ROWS,
+                    IN,
+                    DTYPE,
+                )
+                weight = load_weight(weight_ptr, first_out, out_channels, first_in, in_channels, OUT, IN)
+                y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
+
+        offsets, inside = tile_of(first_row, rows, first_out, out_channels, ROWS, OUT)
+        start = first_row * out_channels
+        y = activate(y + bias[None, :], OUTPUT_ACTIVATION)
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+        stored = y.to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + start + offsets, stored, mask=inside)
+
+        if partials_ptr is not None:
+            y = tl.where(inside, stored.to(DTYPE), 0.0)
+            if row == 0:  # see `sum_deviations`
+                shift = tl.sum(y, 0) / tl.minimum(count, ROWS).to(DTYPE)
+            deviation = tl.where(inside, y - shift[None, :], 0.0)
+            totals += deviation
+            squares += deviation * deviation
+
+    if partials_ptr is not None:
+        column = first_out + tl.arange(0, OUT)
+        total, square = tl.sum(totals, 0), tl.sum(squares, 0)
+        store_moments(partials_ptr, group, groups, column, out_channels, count.to(DTYPE), shift, total, square)

@@ -1,0 +1,247 @@
+"""Pieces of the Triton kernels on feature maps, and the small second kernels that merge what programs leave.
+
+A channels_last map is a matrix: one row a position of a sample, channels along it. A program holds ROWS x CHANNELS of it at a
+time. Launches pass a number of channels as vectors of VECTOR elements: the multiplication by a constant tells the compiler
+what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
+
+What is summed over more rows than a program has goes to memory as one partial result a program, and a second kernel merges
+them in a fixed order: results are deterministic. Terms: :mod:`biasloss_ext.ops.maps`.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from biasloss_ext.ops import maps
+
+_RELU = tl.constexpr(maps.RELU)
+_RELU6 = tl.constexpr(maps.RELU6)
+_HARDSWISH = tl.constexpr(maps.HARDSWISH)
+_SILU = tl.constexpr(maps.SILU)
+_HARDSIGMOID = tl.constexpr(maps.HARDSIGMOID)
+_SIGMOID = tl.constexpr(maps.SIGMOID)
+
+
+@triton.jit
+def between(x, low, high):
+    """x, but at least low and at most high; keeps a NaN."""
+    return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
+def logistic(u):
+    return 1.0 / (1.0 + tl.exp(-u))
+
+
+@triton.jit
+def activate(u, ACTIVATION: tl.constexpr):
+    """h = act(u)."""
+    if ACTIVATION == _RELU:
+        return tl.where(u < 0.0, 0.0, u)
+    elif ACTIVATION == _RELU6:
+        return between(u, 0.0, 6.0)
+    elif ACTIVATION == _HARDSWISH:
+        return u * between(u + 3.0, 0.0, 6.0) * (1.0 / 6.0)
+    elif ACTIVATION == _SILU:
+        return u * logistic(u)
+    elif ACTIVATION == _HARDSIGMOID:
+        return between(u + 3.0, 0.0, 6.0) * (1.0 / 6.0)
+    elif ACTIVATION == _SIGMOID:
+        return logistic(u)
+    else:
+        return u
+
+
+@triton.jit
+def derivative(u, ACTIVATION: tl.constexpr):
+    """act'(u), with torch's own values at the kinks."""
+    if ACTIVATION == _RELU:
+        return tl.where(u > 0.0, 1.0, 0.0).to(u.dtype)
+    elif ACTIVATION == _RELU6:
+        return tl.where((u > 0.0) & (u < 6.0), 1.0, 0.0).to(u.dtype)
+    elif ACTIVATION == _HARDSWISH:
+        return tl.where(u <= -3.0, 0.0, tl.where(u < 3.0, u * (1.0 / 3.0) + 0.5, 1.0))
+    elif ACTIVATION == _SILU:
+        s = logistic(u)
+        return s * (1.0 + u * (1.0 - s))
+    elif ACTIVATION == _HARDSIGMOID:
+        return tl.where((u > -3.0) & (u < 3.0), 1.0 / 6.0, 0.0).to(u.dtype)
+    elif ACTIVATION == _SIGMOID:
+        s = logistic(u)
+        return s * (1.0 - s)
+    else:
+        return tl.full(u.shape, 1.0, u.dtype)
+
+
+@triton.jit
+def tile_of(first_row, rows, first_channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """(offsets from the tile's first row, which of them exist). ``first_row`` in 64 bits, what is in the tile in 32."""
+    row = tl.arange(0, ROWS)
+    channel = first_channel + tl.arange(0, CHANNELS)
+    left = tl.minimum(rows - first_row, ROWS).to(tl.int32)
+    inside = (row < left)[:, None] & (channel < channels)[None, :]
+    return row[:, None] * channels + channel[None, :], inside
+
+
+@triton.jit
+def load_channels(ptr, first_channel, channels, CHANNELS: tl.constexpr):
+    """One value a channel, 0 past the last."""
+    channel = first_channel + tl.arange(0, CHANNELS)
+    return tl.load(ptr + channel, mask=channel < channels, other=0.0)
+
+
+@triton.jit
+def normalise(x, affine_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+    """u = scale * x + shift, or x where there is no affine."""
+    if affine_ptr is not None:
+        scale = load_channels(affine_ptr, first_channel, channels, CHANNELS)
+        shift = load_channels(affine_ptr + channels, first_channel, channels, CHANNELS)
+        return x * scale[None, :] + shift[None, :]
+    else:
+        return x
+
+
+@triton.jit
+def gradient_behind_norm(du, y, coefficients_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+    """dy = a * du + b * (y - center) + c."""
+    a = load_channels(coefficients_ptr, first_channel, channels, CHANNELS)
+    b = load_channels(coefficients_ptr + channels, first_channel, channels, CHANNELS)
+    c = load_channels(coefficients_ptr + channels * 2, first_channel, channels, CHANNELS)
+    center = load_channels(coefficients_ptr + channels * 3, first_channel, channels, CHANNELS)
+    return a[None, :] * du + b[None, :] * (y - center[None, :]) + c[None, :]
+
+
+@triton.jit
+def product(a, b, accumulator, ROUNDED: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr):
+    """accumulator + a @ b, the factors rounded to ROUNDED, then handed to the multiplication as FACTOR. No dot of float64:
+    older GPUs and compilers lack it."""
+    if tl.float64 == ROUNDED:
+        return accumulator + tl.sum(a[:, :, None] * b[None, :, :], 1)
+    else:
+        return tl.dot(a.to(ROUNDED).to(FACTOR), b.to(ROUNDED).to(FACTOR), accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def sum_deviations(
+    x_ptr,
+    affine_ptr,
+    first_row,
+    count,
+    first_channel,
+    channels,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(shift, sum of h - shift, sum of its square) of every column over ``count`` rows; h = act(affine(x)).
+
+    The shift is the mean of the first tile. B deviations from the mean of all, squared and summed, are at least B times the
+    square of their mean: such a shift inflates the sum of squares by at most the ratio of ``count`` to ROWS.
+    """
+    end = first_row + count
+    offsets, inside = tile_of(first_row, end, first_channel, channels, ROWS, CHANNELS)
+    head = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
+    head = activate(normalise(head, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    shift = tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE)
+    totals = tl.zeros([ROWS, CHANNELS], DTYPE)
+    squares = tl.zeros([ROWS, CHANNELS], DTYPE)
+    for row in range(0, count, ROWS):
+        offsets, inside = tile_of(first_row + row, end, first_channel, channels, ROWS, CHANNELS)
+        x = tl.load(x_ptr + (first_row + row) * channels + offsets, mask=inside, other=0.0).to(DTYPE)
+        h = activate(normalise(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+        deviation = tl.where(inside, h - shift[None, :], 0.0)
+        totals += deviation
+        squares += deviation * deviation
+    return shift, tl.sum(totals, 0), tl.sum(squares, 0)
+
+
+@triton.jit
+def store_moments(partials_ptr, group, groups, column, columns, count, shift, total, squares):
+    """Leave the moments of ``count`` values a column, from the sums of their deviations from ``shift`` and of the squares of
+    these: rows shift, mean - shift and m2 (the squared deviations from the mean), each (groups, columns), then the counts."""
+    mean = total / count
+    m2 = squares - total * mean
+    m2 = tl.where(m2 < 0.0, 0.0, m2)  # not a maximum, which would swallow a NaN
+    row = groups.to(tl.int64) * columns
+    offsets = group.to(tl.int64) * columns + column
+    tl.store(partials_ptr + offsets, shift, mask=column < columns)
+    tl.store(partials_ptr + row + offsets, mean, mask=column < columns)
+    tl.store(partials_ptr + row * 2 + offsets, m2, mask=column < columns)
+    tl.store(partials_ptr + row * 3 + group, count)
+
+
+@triton.jit(do_not_specialize=["groups", "columns"])
+def merge_moments_kernel(
+    partials_ptr,
+    mean_ptr,
+    variance_ptr,
+    groups,
+    columns,
+    UNBIASED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Mean (where wanted) and variance of COLUMNS columns from what `store_moments` left.
+
+    GROUPS groups at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample variances", 1979). Means are kept relative to the first
+    group's shift, so that a mean of a thousand standard deviations costs no accuracy.
+    """
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    exists = column < columns
+    row = groups.to(tl.int64) * columns
+    reference = tl.load(partials_ptr + column, mask=exists, other=0.0)
+    mean = tl.zeros([COLUMNS], DTYPE)
+    m2 = tl.zeros([COLUMNS], DTYPE)
+    before = tl.full([], 0.0, DTYPE)
+    for start in range(0, groups, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        inside = (group < groups)[:, None] & exists[None, :]
+        count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0)
+        pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
+        shift = tl.load(pointers, mask=inside, other=0.0)
+        means = tl.load(pointers + row, mask=inside, other=0.0)
+        # Where there is no group the count is 0, but NaN or infinity would still come through a product with it.
+        means = tl.where(inside, (shift - reference[None, :]) + means, 0.0)
+        m2s = tl.load(pointers + row * 2, mask=inside, other=0.0)
+
+        here = tl.sum(count, 0)
+        mean_here = tl.sum(means * count[:, None], 0) / here
+        deviation = means - mean_here[None, :]
+        delta = mean_here - mean
+        fraction = here / (before + here)
+        mean += delta * fraction
+        m2 += tl.sum(m2s + deviation * deviation * count[:, None], 0) + delta * delta * (before * fraction)
+        before += here
+    if mean_ptr is not None:
+        tl.store(mean_ptr + column, reference + mean, mask=exists)
+    divisor = tl.maximum(before - 1.0, 1.0) if UNBIASED else before
+    tl.store(variance_ptr + column, m2 / divisor, mask=exists)
+
+
+@triton.jit(do_not_specialize=["groups", "columns", "column_blocks"])
+def sum_partials_kernel(
+    partials_ptr,
+    sums_ptr,
+    groups,
+    columns,
+    column_blocks,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Sums (rows, columns) of partials (rows, groups, columns) over the groups."""
+    program = tl.program_id(0)
+    row = (program // column_blocks).to(tl.int64)
+    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([GROUPS, COLUMNS], DTYPE)
+    for start in range(0, groups, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        inside = (group < groups)[:, None] & (column < columns)[None, :]
+        offsets = (row * groups + group)[:, None] * columns + column[None, :]
+        total += tl.load(partials_ptr + offsets, mask=inside, other=0.0)
+    tl.store(sums_ptr + row * columns + column, tl.sum(total, 0), mask=column < columns)
