@@ -40,7 +40,8 @@ NO_SECOND_DERIVATIVE = "fused blocks have no second derivative; build the model 
 
 
 class Options(NamedTuple):
-    """What a block does, besides its tensors. The names of `ops.maps` stand for activations."""
+    """What a block does, besides its tensors. The names of `ops.maps` stand for activations; `adds_input` makes x the
+    residual, in place of a tensor of its own."""
 
     expand_activation: int
     depthwise_activation: int
@@ -48,6 +49,7 @@ class Options(NamedTuple):
     gate_activation: int
     stride: int
     eps: tuple[float, float, float]
+    adds_input: bool
     expand_free: bool
     backend: str
 
@@ -95,7 +97,7 @@ class Block(torch.autograd.Function):
         given, parameters = Statistics(*others[:3]), others[3:]
         with torch.autocast(x.device.type, enabled=False):
             w = in_accumulation_dtype(Weights(*parameters), accumulation_dtype(x.dtype))  # type: ignore[arg-type]
-            outputs = _forward(options, given, x, residual, w)
+            outputs = _forward(options, given, x, x if options.adds_input else residual, w)
         out, moments, saved = outputs
         ctx.save_for_backward(x, *parameters, *saved)
         ctx.options, ctx.frozen = options, tuple(m is not None for m in given)
@@ -278,13 +280,15 @@ def _backward(
     )
     d_expand: Tensor | None = None
     d_expand_norm: Tensor | None = None
+    residual_grad = grad if options.adds_input else None
     if w.expand is None:
         grad_x, d_depthwise, _ = depthwise.backward(
             *behind, x, w.depthwise, None, None, maps.IDENTITY, options.stride, True, True, **where
         )
+        grad_x = grad_x if residual_grad is None else grad_x.add_(residual_grad)
     elif options.expand_free:
         grad_x, d_expand, d_depthwise, d_expand_norm = _backward_expand_free(
-            options, behind, norms[2], x, w, saved, where
+            options, behind, norms[2], x, w, saved, residual_grad, where
         )
     else:
         assert saved.y1 is not None and saved.moments1 is not None
@@ -305,7 +309,19 @@ def _backward(
         # from one near its mean, what rounding leaves of that sum is not multiplied by the mean.
         origin = None if frozen[0] else _shift_by(x[:1].mean((0, 2, 3), dtype=w.expand.dtype))
         grad_x, d_expand, _, _ = pointwise.backward(
-            du1, saved.y1, coefficients1, x, w.expand, origin, None, maps.IDENTITY, None, None, True, True, **where
+            du1,
+            saved.y1,
+            coefficients1,
+            x,
+            w.expand,
+            origin,
+            None,
+            maps.IDENTITY,
+            None,
+            residual_grad,
+            True,
+            True,
+            **where,
         )
     of_norms = [(None, None) if d is None else d.unbind() for d in (d_expand_norm, d_depthwise_norm, d_project_norm)]
     in_order = (d_expand, *of_norms[0], d_depthwise, *of_norms[1], *d_excite, d_project, *of_norms[2])
@@ -332,6 +348,7 @@ def _backward_expand_free(
     x: Tensor,
     w: Weights,
     saved: Saved,
+    residual_grad: Tensor | None,
     where: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     assert w.expand is not None and saved.mean_x is not None and saved.moments1 is not None
@@ -347,6 +364,8 @@ def _backward_expand_free(
         options.stride,
         **where,
     )
+    if residual_grad is not None:
+        grad_x += residual_grad
     coefficients, d_norm = norm(sums)
     a, b, c, _ = coefficients
     matrix = w.expand.flatten(1)

@@ -177,8 +177,10 @@ def fused_block(
     Raises:
         ValueError: a normalisation in training mode sees one value per channel.
     """
+    adds_input = residual is x
     x = autocast_input(x)
-    residual = None if residual is None else maps.channels_last(residual.to(x.dtype))
+    # torch.compile does not trace a function that is given one tensor twice.
+    residual = None if residual is None or adds_input else maps.channels_last(residual.to(x.dtype))
     gate = parts.gate
     norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
     options = Options(
@@ -188,6 +190,7 @@ def fused_block(
         maps.IDENTITY if gate is None else gate.gate_activation,
         parts.depthwise.stride[0],
         tuple(0.0 if norm is None else norm.eps for norm in norms),  # type: ignore[arg-type]
+        adds_input,
         expand_free(x, backend) if scheme is None else scheme,
         backend,
     )

@@ -73,7 +73,8 @@ def sums_of(du: Tensor, y: Tensor, center: Tensor) -> Tensor:
 
 
 def none_like(x: Tensor) -> Tensor:
-    """What stands for an output that was not asked for: no elements, accumulation dtype."""
+    """What stands for an output that was not asked for: no elements, accumulation dtype. A new one each time, for outputs of
+    an op must not alias each other."""
     return x.new_empty(0, dtype=accumulation_dtype(x.dtype))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,29 @@ def cases(draw: st.DrawFn) -> Case:
         training = False
     grad = torch.randn((shape[0], out_channels, height, width), generator=generator)
     return Case(block, images, grad, training)
+
+
+def drawn_case(seed: int, offset: float) -> Case:
+    """A case from a seed alone, in training; the images lie up to ``offset`` deviations or so from zero."""
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    channels, stride = choose.choice((3, 8, 16, 24)), choose.choice((1, 2))
+    out_channels = choose.choice((channels, 5, 24))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = InvertedResidual(
+            channels,
+            choose.choice((16, 40, 72)),
+            out_channels,
+            choose.choice((3, 5, 7)),
+            stride,
+            choose.random() < 0.5,
+            choose.choice((nn.ReLU, nn.Hardswish, nn.SiLU)),
+        )
+    randomise(block, generator)
+    shape = (choose.randint(2, 4), channels, choose.randint(4, 12), choose.randint(4, 12))
+    images = torch.randn(shape, generator=generator) + offset * torch.randn((1, channels, 1, 1), generator=generator)
+    size = (shape[0], out_channels, -(-shape[2] // stride), -(-shape[3] // stride))
+    return Case(block, images, torch.randn(size, generator=generator), True)
 
 
 def step(forward: nn.Module, module: nn.Module, images: Tensor, grad: Tensor) -> dict[str, Tensor]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Case, cases, randomise, step
+from blocks import Case, cases, drawn_case, randomise, step
 from hypothesis import given, settings
-from oracle import assert_as_close_as_torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock, InvertedResidual, SkipBlock
@@ -56,21 +55,25 @@ def test_the_algebra_is_exact(backend: str, scheme: str, case: Case) -> None:
         torch.testing.assert_close(fused[name], value, rtol=0, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("backend", ["cpu"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-@settings(max_examples=60, deadline=None)
-@given(case=cases())
-def test_as_close_to_float64_as_eager(backend: str, scheme: str, case: Case) -> None:
-    exact, eager = plain_step(case, torch.float64), plain_step(case, torch.float32)
-    fused = fused_step(case, SCHEMES[scheme], backend, torch.float32)
-    largest = max(value.abs().max().item() for name, value in exact.items() if name.startswith("gradient"))
-    for name, truth in exact.items():
-        # Two correct results differ by their luck in rounding: a few roundings of the largest gradient, and more where the
-        # images lie far from zero, for there every rounding of y1 is that much larger than its deviations.
-        far = 1 + case.images.abs().mean().item() / 20
-        assert_as_close_as_torch(
-            fused[name], truth, eager[name], 2 * far * (largest if "gradient" in name else 1.0), name
-        )
+def test_as_close_to_float64_as_eager(scheme: str) -> None:
+    """One draw's largest error is luck, eager's as ours: it is the mean over many that must stay within twice eager's own."""
+    errors: dict[tuple[float, str], list[tuple[float, float]]] = {}
+    for seed in range(60):
+        offset = (0.0, 3.0, 100.0)[seed % 3]
+        case = drawn_case(seed, offset)
+        exact, eager = plain_step(case, torch.float64), plain_step(case, torch.float32)
+        fused = fused_step(case, SCHEMES[scheme], "cpu", torch.float32)
+        largest = max(value.abs().max().item() for name, value in exact.items() if name.startswith("gradient"))
+        for name, truth in exact.items():
+            scale = largest if name.startswith("gradient") else max(truth.abs().max().item(), 1.0)
+            unit = scale * torch.finfo(torch.float32).eps
+            pair = tuple((value[name].double() - truth).abs().max().item() / unit for value in (fused, eager))
+            errors.setdefault((offset, name), []).append(pair)
+            assert pair[0] <= 20 * pair[1] + 50 * (1 + offset / 10), f"seed {seed}, {name}: {pair}"
+    for key, pairs in errors.items():
+        ours, own = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        assert ours <= 2 * own + 1, f"{key}: {ours:.2f} roundings, eager {own:.2f}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -108,15 +111,18 @@ def test_block_without_expansion() -> None:
     plain = nn.Sequential(*block.conv[3:])
     images, grad = torch.randn(2, 8, 7, 9, dtype=torch.float64), torch.randn(2, 12, 4, 5, dtype=torch.float64)
     twin = copy.deepcopy(plain)
-    exact = step(plain, plain, images, grad)
+    exact = {name: value.clone() for name, value in step(plain, plain, images, grad).items()}
+    block.zero_grad()
+    for here, there in zip(plain.parameters(), twin.parameters(), strict=True):
+        here.data.copy_(there.data)
+    for here, there in zip(plain.buffers(), twin.buffers(), strict=True):
+        here.copy_(there)
 
     class Twin(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return fused_block(x, parts, backend="cpu")
 
-    block.zero_grad()
-    block.conv[3:].load_state_dict(twin.state_dict())
-    fused = step(Twin(), nn.Sequential(*block.conv[3:]), images, grad)
+    fused = step(Twin(), plain, images, grad)
     for name, value in exact.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-9, atol=1e-9 * value.abs().max().item(), msg=name)
 

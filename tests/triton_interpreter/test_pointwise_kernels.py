@@ -75,6 +75,14 @@ def test_drawn_shapes(shape: tuple[int, ...], out: int, dtype: torch.dtype, acti
 
 
 @pytest.mark.parametrize("dtype", [F32, F16])
+def test_behind_a_norm_without_a_gate(dtype: torch.dtype) -> None:
+    """Rows past the last one: neither dy nor h is zero there of itself."""
+    torch.manual_seed(0)
+    arguments = backward_arguments((1, 8, 3, 5), 24, dtype, maps.HARDSWISH, True)
+    assert_matches(pointwise.pointwise_backward, reference.pointwise_backward, (*arguments[:8], None, *arguments[9:]))
+
+
+@pytest.mark.parametrize("dtype", [F32, F16])
 def test_groups_chunks_and_splits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(shared, "WANTED_PROGRAMS", 6)

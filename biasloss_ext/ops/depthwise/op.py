@@ -51,8 +51,8 @@ def _fake(
 def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, _, center, *_, want_x, want_weight = arguments[6:]
     none = maps.none_like(x)
-    grad_x = maps.empty_map(x, *x.shape[1:]) if want_x else none.to(x.dtype)
-    grad_weight = none.new_empty(weight.shape) if want_weight else none
+    grad_x = maps.empty_map(x, *x.shape[1:]) if want_x else x.new_empty(0)
+    grad_weight = none.new_empty(weight.shape if want_weight else 0)
     return grad_x, grad_weight, none if center is None else none.new_empty(2, x.shape[1])
 
 

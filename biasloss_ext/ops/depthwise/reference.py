@@ -74,7 +74,6 @@ def depthwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy = gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
     du, grad_weight, _ = gradients(dy, x, weight, affine, activation, stride)
-    none = maps.none_like(x)
-    sums = none if center is None else maps.sums_of(du, x, center)
-    grad_x = maps.channels_last(du.to(x.dtype)) if want_x else none.to(x.dtype)
-    return grad_x, grad_weight if want_weight else none, sums
+    sums = maps.none_like(x) if center is None else maps.sums_of(du, x, center)
+    grad_x = maps.channels_last(du.to(x.dtype)) if want_x else x.new_empty(0)
+    return grad_x, grad_weight if want_weight else maps.none_like(x), sums

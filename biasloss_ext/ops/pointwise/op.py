@@ -49,10 +49,10 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none = maps.none_like(x)
     samples, channels = x.shape[:2]
     return (
-        maps.empty_map(x, *x.shape[1:]) if want_x else none.to(x.dtype),
-        none.new_empty(weight.shape) if want_weight else none,
-        none if gate is None else none.new_empty(samples, channels),
-        none if center is None else none.new_empty(4, samples, channels),
+        maps.empty_map(x, *x.shape[1:]) if want_x else x.new_empty(0),
+        none.new_empty(weight.shape if want_weight else 0),
+        none.new_empty(0) if gate is None else none.new_empty(samples, channels),
+        none.new_empty(0) if center is None else none.new_empty(4, samples, channels),
     )
 
 

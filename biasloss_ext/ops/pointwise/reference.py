@@ -50,16 +50,17 @@ def pointwise_backward(
     dy = grad.to(u.dtype)
     if y is not None and coefficients is not None:
         dy = maps.gradient_behind_norm(dy, y, coefficients)
-    none = maps.none_like(x)
-    grad_weight = torch.einsum("nohw,nihw->oi", dy, _gated(h, gate))[:, :, None, None] if want_weight else none
+    grad_weight = (
+        torch.einsum("nohw,nihw->oi", dy, _gated(h, gate))[:, :, None, None] if want_weight else maps.none_like(x)
+    )
     dz = torch.einsum("nohw,oi->nihw", dy, weight[:, :, 0, 0].to(dy.dtype))
-    gate_grad = none if gate is None else (dz * h).sum((2, 3))
+    gate_grad = maps.none_like(x) if gate is None else (dz * h).sum((2, 3))
     dh = _gated(dz, gate)
     if residual_grad is not None:
         dh = dh + residual_grad.to(dh.dtype)
-    sums = none
+    sums = maps.none_like(x)
     if center is not None:
         slope, away = maps.derivative(u, activation), x.to(u.dtype) - maps.per_channel(center)
         terms = (dh * slope, slope, dh * slope * away, slope * away)
         sums = torch.stack([term.sum((2, 3)) for term in terms])
-    return maps.channels_last(dh.to(x.dtype)) if want_x else none.to(x.dtype), grad_weight, gate_grad, sums
+    return maps.channels_last(dh.to(x.dtype)) if want_x else x.new_empty(0), grad_weight, gate_grad, sums
