@@ -47,7 +47,8 @@ def test_accelerated_is_the_same_network(training: bool) -> None:
         torch.manual_seed(2)  # the same samples are dropped
         results.append(step(network, network, images(), grad))
     for name, value in results[0].items():
-        atol = 1e-9 * max(value.abs().max().item(), 1.0)
+        # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
+        atol = 1e-7 * max(value.abs().max().item(), 1.0)
         torch.testing.assert_close(results[1][name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 

@@ -124,7 +124,8 @@ def test_block_without_expansion() -> None:
 
     fused = step(Twin(), plain, images, grad)
     for name, value in exact.items():
-        torch.testing.assert_close(fused[name], value, rtol=1e-9, atol=1e-9 * value.abs().max().item(), msg=name)
+        # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
+        torch.testing.assert_close(fused[name], value, rtol=0, atol=1e-7 * value.abs().max().item())
 
 
 def test_skip_block() -> None:
