@@ -79,20 +79,22 @@ def test_as_close_to_float64_as_eager(scheme: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_autocast(scheme: str, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    block = InvertedResidual(16, 48, 16, 3, 1, True)
-    randomise(block, generator)
-    images, grad = (torch.randn(4, 16, 9, 9, generator=generator) for _ in range(2))
-    case = Case(block, images, grad, True)
-    exact = plain_step(case, torch.float64)
-    with torch.autocast("cpu", dtype):
-        eager, fused = plain_step(case, torch.float32), fused_step(case, SCHEMES[scheme], "cpu", torch.float32)
-    assert fused["output"].dtype == dtype
-    for name, truth in exact.items():
-        own = (eager[name].double() - truth).abs().max()
-        error = (fused[name].double() - truth).abs().max()
-        assert error <= 2 * own + 1e-2 * truth.abs().max(), f"{name}: {error:.3g}, eager {own:.3g}"
-        assert name == "output" or fused[name].dtype == torch.float32
+    """Fewer maps are rounded to 16 bits than in eager mode, so the mean error over some draws is no larger."""
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(8):
+        case = drawn_case(seed, 0.0)
+        exact = plain_step(case, torch.float64)
+        with torch.autocast("cpu", dtype):
+            eager, fused = plain_step(case, torch.float32), fused_step(case, SCHEMES[scheme], "cpu", torch.float32)
+        assert fused["output"].dtype == dtype
+        for name, truth in exact.items():
+            assert name == "output" or fused[name].dtype == torch.float32
+            unit = truth.abs().max().item() + 1e-9
+            pair = tuple((value[name].double() - truth).abs().max().item() / unit for value in (fused, eager))
+            errors.setdefault(name, []).append(pair)
+    for name, pairs in errors.items():
+        ours, own = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        assert ours <= 1.25 * own + 1e-5, f"{name}: {ours:.2g}, eager {own:.2g}"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
