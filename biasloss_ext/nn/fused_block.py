@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -91,10 +92,16 @@ def why_not_here(x: Tensor) -> str | None:
         return f"the input must be a map of shape (N, C, H, W), got {tuple(x.shape)}"
     if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         return f"the input is {x.dtype}"
-    missing = [op for op in ("depthwise", "pointwise", "batch_norm") if choose("auto", x.device, op) == "reference"]
-    if missing:
-        return f"no kernels of {', '.join(missing)} can run on {x.device}"
-    return None
+    return _why_no_kernels(x.device)
+
+
+@functools.cache
+def _why_no_kernels(device: torch.device) -> str | None:
+    missing = [op for op in ("depthwise", "pointwise", "batch_norm") if choose("auto", device, op) == "reference"]
+    return f"no kernels of {', '.join(missing)} can run on {device}" if missing else None
+
+
+_why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) -> bool:
