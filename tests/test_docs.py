@@ -1,4 +1,4 @@
-"""Every command and every example of the pages on training, own models and diversity runs."""
+"""Every command and every example of the pages on training, own models, diversity and fused blocks runs."""
 
 from __future__ import annotations
 
@@ -109,6 +109,14 @@ def test_python_of_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     names: dict[str, object] = {}
     exec(compile(block, "training.md", "exec"), names)
     assert not names["model"].training  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", range(len(blocks("fused-blocks.md", "python"))))
+def test_python_of_fused_blocks(number: int) -> None:
+    block = blocks("fused-blocks.md", "python")[number]
+    if reason := needs(block):
+        pytest.skip(reason)
+    exec(compile(block, "fused-blocks.md", "exec"), {})
 
 
 def _own_model_blocks() -> list[str]:
