@@ -7,6 +7,12 @@ namespace biasloss {
 namespace BIASLOSS_ISA {
 namespace {
 
+template <class Scalar>
+void product(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
+             int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate) {
+  multiply(rows, columns, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate);
+}
+
 template <class T, class Scalar>
 void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride) {
   using Vector = typename Compute<Scalar>::Vector;
@@ -20,7 +26,7 @@ void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scala
 }
 
 template <class T, class Scalar = typename Compute<T>::Scalar>
-constexpr ExpansionKernels<T, Scalar> kernels = {multiply<Scalar>, pack<Scalar>, widen<T, Scalar>};
+constexpr ExpansionKernels<T, Scalar> kernels = {product<Scalar>, pack<Scalar>, widen<T, Scalar>};
 
 }  // namespace
 
