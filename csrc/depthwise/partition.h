@@ -24,9 +24,9 @@ class ChannelBlocks {
   static constexpr int64_t kCacheBytes = 192 << 10;  // what the rows in flight may take of L2
 
   // `bytes` a channel lie in cache during the march.
-  ChannelBlocks(int64_t channels, int64_t lanes, int64_t bytes)
+  ChannelBlocks(int64_t channels, int64_t lanes, int64_t bytes, int64_t cache_bytes = kCacheBytes)
       : channels_(channels), lanes_(lanes), full_vectors_(std::max<int64_t>(1, channels / lanes)) {
-    cut(divide_up(full_vectors_, std::max<int64_t>(1, kCacheBytes / std::max<int64_t>(1, bytes * lanes))));
+    cut(divide_up(full_vectors_, std::max<int64_t>(1, cache_bytes / std::max<int64_t>(1, bytes * lanes))));
   }
 
   // One block that is not to be cut.

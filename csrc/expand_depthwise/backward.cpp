@@ -196,8 +196,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
 
   const int64_t columns_of_dy = conv.kernel * (out.width + conv.kernel);
   const int64_t of_reduction = e.rows_at_once() * e.in.width + 2 * e.in.channels;
+  constexpr int64_t kCacheBytes = 576 << 10;  // more than elsewhere: every block of channels reads grad_x again
   const ChannelBlocks blocks(e.channels, e.rows.lanes,
-                             e.bytes_a_channel() + (columns_of_dy + of_reduction) * int64_t(sizeof(Scalar)));
+                             e.bytes_a_channel() + (columns_of_dy + of_reduction) * int64_t(sizeof(Scalar)),
+                             kCacheBytes);
   const Scalar* expand_values = values_of<Scalar>(expand_weight, e.channels * e.in.channels, "expand_weight");
   const Backward<T, Scalar> backward = {
       e,
