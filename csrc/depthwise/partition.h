@@ -24,9 +24,9 @@ class ChannelBlocks {
   static constexpr int64_t kCacheBytes = 192 << 10;  // what the rows in flight may take of L2
 
   // `bytes` a channel lie in cache during the march.
-  ChannelBlocks(int64_t channels, int64_t lanes, int64_t bytes)
+  ChannelBlocks(int64_t channels, int64_t lanes, int64_t bytes, int64_t cache_bytes = kCacheBytes)
       : channels_(channels), lanes_(lanes), full_vectors_(std::max<int64_t>(1, channels / lanes)) {
-    cut(divide_up(full_vectors_, std::max<int64_t>(1, kCacheBytes / std::max<int64_t>(1, bytes * lanes))));
+    cut(divide_up(full_vectors_, std::max<int64_t>(1, cache_bytes / std::max<int64_t>(1, bytes * lanes))));
   }
 
   // One block that is not to be cut.
@@ -69,13 +69,15 @@ class Partition : public ChannelBlocks {
   static constexpr int64_t kLeastPieces = 8;  // fewer samples than this are cut up
   static constexpr int64_t kLeastRows = 8;    // of a band, whose halo is computed twice
 
-  Partition(int64_t samples, int64_t rows, const ChannelBlocks& channels) : ChannelBlocks(channels) {
+  // About `pieces`, where there are samples enough.
+  Partition(int64_t samples, int64_t rows, const ChannelBlocks& channels, int64_t pieces = kPieces)
+      : ChannelBlocks(channels) {
     samples_ = samples, rows_ = rows;
     const int64_t at_least_one = std::max<int64_t>(1, samples);
     bands_ = std::clamp<int64_t>(divide_up(kLeastPieces, at_least_one * blocks()), 1,
                                  std::max<int64_t>(1, rows / kLeastRows));
     cut(blocks() * divide_up(kLeastPieces, at_least_one * blocks() * bands_));
-    groups_ = std::clamp<int64_t>(divide_up(kPieces, blocks() * bands_), 1, at_least_one);
+    groups_ = std::clamp<int64_t>(divide_up(pieces, blocks() * bands_), 1, at_least_one);
   }
 
   int64_t pieces() const { return partials() * blocks(); }

@@ -1,5 +1,6 @@
 #include "../depthwise/backward.h"
 
+#include <memory>
 #include <tuple>
 
 #include "expanded_rows.h"
@@ -24,11 +25,14 @@ class ReducedRows {
     if (through_buffer()) sum_ = scratch.template take<Scalar>(positions * narrow_stride_);
   }
 
-  // `accumulate`: grad_x of this sample has a sum over other channels already.
+  // Whether grad_x of this sample has a sum over other channels already, and grad_expand one over other samples.
+  struct Before {
+    bool grad_x, grad_expand;
+  };
   void begin(int64_t sample, int64_t row, int64_t channels, const Scalar* scaled_weight, Scalar* grad_expand,
-             bool accumulate) {
+             Before before) {
     sample_ = sample, first_ = row, count_ = 0, channels_ = channels, weight_ = scaled_weight;
-    grad_expand_ = grad_expand, accumulate_ = accumulate;
+    grad_expand_ = grad_expand, before_ = before;
   }
   MapRow<Scalar> next() const { return {du_ + count_ * e_->in.width * stride_, stride_}; }
   void keep() {
@@ -37,21 +41,23 @@ class ReducedRows {
   void flush() {
     const int64_t positions = count_ * e_->in.width, narrow = e_->in.channels;
     if (positions == 0) return;
+    Upcoming nothing = {};
     e_->product.widen(e_->x_at(sample_, first_), positions, narrow, x_mean_, x_, narrow_stride_);
     e_->product.multiply(channels_, narrow, positions, du_, 1, stride_, x_, narrow_stride_, grad_expand_,
-                         narrow_stride_, true);
+                         narrow_stride_, before_.grad_expand, nothing);
+    before_.grad_expand = true;
     Scalar* to = grad_x_ + (sample_ * e_->in.positions() + first_ * e_->in.width) * narrow;
     if (through_buffer()) {
       e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, sum_, narrow_stride_,
-                           false);
+                           false, nothing);
       for (int64_t i = 0; i < positions; ++i)
         for (int64_t c = 0; c < narrow; ++c) {
-          const Scalar before = accumulate_ ? to[i * narrow + c] : Scalar(0);
+          const Scalar before = before_.grad_x ? to[i * narrow + c] : Scalar(0);
           to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
         }
     } else {
       e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, to, narrow,
-                           accumulate_);
+                           before_.grad_x, nothing);
     }
     first_ += count_;
     count_ = 0;
@@ -69,10 +75,10 @@ class ReducedRows {
   int64_t sample_ = 0, first_ = 0, count_ = 0, channels_ = 0;
   const Scalar* weight_ = nullptr;
   Scalar* grad_expand_ = nullptr;
-  bool accumulate_ = false;
+  Before before_ = {};
 };
 
-// Where the partial results of a piece go, all channels of each.
+// Where the partial results of a piece go, all channels of each; grad_expand is not cleared.
 template <class Scalar>
 struct Partials {
   Scalar *grad_expand, *grad_weight, *sums;
@@ -109,12 +115,27 @@ struct Backward {
     });
     buffers.expanded.h.clear();
     buffers.of_dy.clear();
+    std::fill_n(to.grad_weight, blocks.vectors() * e.rows.lanes * e.conv.taps(), Scalar(0));
+    std::fill_n(to.sums, blocks.vectors() * e.rows.lanes * 2, Scalar(0));
     for (int64_t block = 0; block < blocks.blocks(); ++block)
-      for (int64_t sample = samples.begin; sample < samples.end; ++sample) march(sample, rows, block, to, buffers);
+      for (int64_t sample = samples.begin; sample < samples.end; ++sample)
+        march(sample, rows, block, {block > 0, sample > samples.begin}, to, buffers);
+  }
+
+  // Of grad and y, what rows of dy are made from until the next product.
+  Upcoming after(int64_t sample, int64_t row, Range channels) const {
+    const int64_t rows = std::min(divide_up(e.rows_at_once(), e.conv.stride), out.height - row);
+    if (rows <= 0) return {};
+    const OutputGradient<T, Scalar> from = dy.row(out, sample, row, channels.begin);
+    return {{reinterpret_cast<const char*>(from.grad.data), reinterpret_cast<const char*>(from.y.data)},
+            channels.size() * int64_t(sizeof(T)),
+            out.channels * int64_t(sizeof(T)),
+            rows * out.width};
   }
 
   template <class Buffers>
-  void march(int64_t sample, Range rows, int64_t block, const Partials<Scalar>& to, Buffers& buffers) const {
+  void march(int64_t sample, Range rows, int64_t block, typename ReducedRows<T, Scalar>::Before before,
+             const Partials<Scalar>& to, Buffers& buffers) const {
     const Convolution& conv = e.conv;
     const auto& at_output = depthwise_tables().of(T());
     auto& [expanded, of_dy, reduced, workspace] = buffers;
@@ -128,14 +149,14 @@ struct Backward {
     expanded.begin(sample, needed, channels, expand.block(block));
     reduced.begin(sample, rows.begin * conv.stride, channels.size(),
                   scaled_weight.data() + channels.begin * narrow_stride(),
-                  to.grad_expand + channels.begin * narrow_stride(), block > 0);
+                  to.grad_expand + channels.begin * narrow_stride(), before);
     int64_t next_dy = conv.outputs(rows.begin * conv.stride, out.height).begin;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const Range inputs = {row * conv.stride, std::min(e.in.height, (row + 1) * conv.stride)};
       for (const int64_t end = conv.outputs(inputs.end - 1, out.height).end; next_dy < end; ++next_dy)
         at_output.output_gradient(dy.row(out, sample, next_dy, channels.begin), out_row, of_dy[next_dy]);
       const Range reads = conv.inputs(row, e.in.height);
-      expanded.advance(std::max(reads.end, inputs.end));
+      expanded.advance(std::max(reads.end, inputs.end), after(sample, next_dy, channels));
       of(e.rows.weight_gradient, conv)(of_dy[row], input_taps(expanded.h, conv, row, reads), out_row,
                                        to.grad_weight + first * conv.taps());
       for (int64_t r = inputs.begin; r < inputs.end; ++r) {
@@ -175,8 +196,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
 
   const int64_t columns_of_dy = conv.kernel * (out.width + conv.kernel);
   const int64_t of_reduction = e.rows_at_once() * e.in.width + 2 * e.in.channels;
+  constexpr int64_t kCacheBytes = 576 << 10;  // more than elsewhere: every block of channels reads grad_x again
   const ChannelBlocks blocks(e.channels, e.rows.lanes,
-                             e.bytes_a_channel() + (columns_of_dy + of_reduction) * int64_t(sizeof(Scalar)));
+                             e.bytes_a_channel() + (columns_of_dy + of_reduction) * int64_t(sizeof(Scalar)),
+                             kCacheBytes);
   const Scalar* expand_values = values_of<Scalar>(expand_weight, e.channels * e.in.channels, "expand_weight");
   const Backward<T, Scalar> backward = {
       e,
@@ -190,27 +213,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
       values_of<Scalar>(center, e.channels, "center"),
       static_cast<Scalar*>(grad_x.mutable_data_ptr())};
 
-  // All channels of a piece are one block of the partition.
-  const Partition partition(e.in.samples, out.height, ChannelBlocks::whole(e.channels, e.rows.lanes));
+  // All channels of a piece are one block of the partition. Each leaves a partial result as large as the weights, which
+  // is to be small beside its maps.
+  constexpr int64_t kMapsPerPartial = 4;
+  const int64_t worth =
+      e.in.rows() * (e.channels + e.in.channels) / std::max<int64_t>(1, kMapsPerPartial * e.channels * e.in.channels);
+  const Partition partition(e.in.samples, out.height, ChannelBlocks::whole(e.channels, e.rows.lanes),
+                            std::clamp(worth, Partition::kLeastPieces, Partition::kPieces));
   const int64_t count = partition.partials(), lanes = blocks.vectors() * e.rows.lanes;
   const int64_t expand_size = e.channels * backward.narrow_stride();
-  std::vector<Scalar> of_expand(static_cast<size_t>(count * expand_size));
-  std::vector<Scalar> of_weight(static_cast<size_t>(count * lanes * conv.taps()));
-  std::vector<Scalar> of_sums(static_cast<size_t>(count * lanes * 2));
+  // Cleared by the threads that fill them.
+  const auto of_expand = std::make_unique_for_overwrite<Scalar[]>(static_cast<size_t>(count * expand_size));
+  const auto of_weight = std::make_unique_for_overwrite<Scalar[]>(static_cast<size_t>(count * lanes * conv.taps()));
+  const auto of_sums = std::make_unique_for_overwrite<Scalar[]>(static_cast<size_t>(count * lanes * 2));
+  if (e.in.rows() == 0) {
+    std::fill_n(of_expand.get(), count * expand_size, Scalar(0));
+    std::fill_n(of_weight.get(), count * lanes * conv.taps(), Scalar(0));
+    std::fill_n(of_sums.get(), count * lanes * 2, Scalar(0));
+  }
   for_each_piece(partition, 3 * e.in.rows() * e.channels * (e.in.channels + conv.taps()), [&](int64_t at, int64_t) {
     backward.piece(partition.samples_of(at), partition.rows_of(at),
-                   {of_expand.data() + at * expand_size, of_weight.data() + at * lanes * conv.taps(),
-                    of_sums.data() + at * lanes * 2});
+                   {of_expand.get() + at * expand_size, of_weight.get() + at * lanes * conv.taps(),
+                    of_sums.get() + at * lanes * 2});
   });
-  merge_sums(of_expand.data(), count, expand_size);
-  merge_sums(of_weight.data(), count, lanes * conv.taps());
-  merge_sums(of_sums.data(), count, lanes * 2);
+  merge_sums(of_expand.get(), count, expand_size);
+  merge_sums(of_weight.get(), count, lanes * conv.taps());
+  merge_sums(of_sums.get(), count, lanes * 2);
   Scalar* to = static_cast<Scalar*>(grad_expand.mutable_data_ptr());
   for (int64_t o = 0; o < e.channels; ++o)
-    std::copy_n(of_expand.data() + o * backward.narrow_stride(), e.in.channels, to + o * e.in.channels);
-  unpack(e.rows, blocks, of_weight.data(), conv.taps(), static_cast<Scalar*>(grad_weight.mutable_data_ptr()),
+    std::copy_n(of_expand.get() + o * backward.narrow_stride(), e.in.channels, to + o * e.in.channels);
+  unpack(e.rows, blocks, of_weight.get(), conv.taps(), static_cast<Scalar*>(grad_weight.mutable_data_ptr()),
          conv.taps(), 1);
-  unpack(e.rows, blocks, of_sums.data(), 2, static_cast<Scalar*>(sums.mutable_data_ptr()), 1, e.channels);
+  unpack(e.rows, blocks, of_sums.get(), 2, static_cast<Scalar*>(sums.mutable_data_ptr()), 1, e.channels);
   return {grad_x, grad_expand, grad_weight, sums};
 }
 

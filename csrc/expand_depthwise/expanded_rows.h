@@ -82,8 +82,8 @@ class ExpandedRows {
     sample_ = sample, rows_ = rows, channels_ = channels, weight_ = packed_weight, next_ = rows.begin;
   }
   // Makes the rows before `end`.
-  void advance(int64_t end) {
-    while (next_ < end) make(std::min(e_->rows_at_once(), rows_.end - next_));
+  void advance(int64_t end, Upcoming upcoming = {}) {
+    while (next_ < end) make(std::min(e_->rows_at_once(), rows_.end - next_), upcoming);
   }
   // y1, as long as product_rows() lasts.
   MapRow<const Scalar> y1(int64_t row) const { return {product_row(row), stride_}; }
@@ -94,16 +94,17 @@ class ExpandedRows {
   Scalar* product_row(int64_t row) const {
     return product_ + (row - rows_.begin) % product_rows_ * e_->in.width * stride_;
   }
-  void make(int64_t count) {
+  void make(int64_t count, Upcoming& upcoming) {
     const int64_t width = e_->in.width, depth = e_->in.channels;
     const T* x = e_->x_at(sample_, next_);
     Scalar* to = product_row(next_);
     if constexpr (std::is_same_v<T, Scalar>) {
-      e_->product.multiply(count * width, channels_.size(), depth, x, depth, 1, weight_, stride_, to, stride_, false);
+      e_->product.multiply(count * width, channels_.size(), depth, x, depth, 1, weight_, stride_, to, stride_, false,
+                           upcoming);
     } else {
       e_->product.widen(x, count * width, depth, nullptr, wide_, wide_stride_);
       e_->product.multiply(count * width, channels_.size(), depth, wide_, wide_stride_, 1, weight_, stride_, to,
-                           stride_, false);
+                           stride_, false, upcoming);
     }
     for (int64_t i = 0; i < count; ++i)
       e_->rows.activate({to + i * width * stride_, stride_}, {width, channels_.size()}, e_->affine.at(channels_.begin),

@@ -7,10 +7,23 @@ namespace biasloss {
 namespace BIASLOSS_ISA {
 namespace {
 
+inline void fetch(Upcoming& upcoming, int64_t count) {
+  for (; count > 0 && upcoming.count > 0; --count, --upcoming.count)
+    for (const char*& run : upcoming.runs) {
+      if (run == nullptr) continue;
+      for (int64_t i = 0; i < upcoming.bytes; i += kLineBytes) __builtin_prefetch(run + i);
+      run += upcoming.stride;
+    }
+}
+
 template <class Scalar>
 void product(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
-             int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate) {
-  multiply(rows, columns, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate);
+             int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate,
+             Upcoming& upcoming) {
+  const int64_t blocks = blocks_of<Scalar>(rows, columns, depth);
+  const int64_t at_once = blocks > 0 ? parts_of(upcoming.count, blocks) : 0;
+  multiply(rows, columns, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate,
+           [&] { fetch(upcoming, at_once); });
 }
 
 template <class T, class Scalar>

@@ -9,12 +9,18 @@
 
 namespace biasloss {
 
+// Runs of memory, two at every step, that are fetched into the cache while a product keeps the arithmetic units busy.
+struct Upcoming {
+  const char* runs[2];  // may be null
+  int64_t bytes, stride, count;
+};
+
 template <class T, class Scalar>
 struct ExpansionKernels {
-  // See csrc/simd/gemm.h.
+  // See csrc/simd/gemm.h. What has been fetched is taken out of `upcoming`.
   void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
                    int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
-                   bool accumulate);
+                   bool accumulate, Upcoming& upcoming);
   void (*pack)(int64_t rows, int64_t columns, const Scalar* from, int64_t row_stride, int64_t column_stride, Scalar* to,
                int64_t to_stride);
   // to = x - mean, row by row, with zeros up to padded_columns(); mean null: x alone.

@@ -18,8 +18,12 @@ void run_product(const ExpansionKernels<T, Scalar>& kernels, int64_t rows, int64
   kernels.widen(x.data(), rows, depth, mean.data(), wide.data(), of_x);
   kernels.widen(x.data(), rows, depth, nullptr, wide.data(), of_x);
   kernels.pack(depth, columns, weight.data(), 1, depth, packed.data(), stride);
-  kernels.multiply(rows, columns, depth, wide.data(), of_x, 1, packed.data(), stride, sum.data(), stride, false);
-  kernels.multiply(rows, columns, depth, transposed.data(), 1, rows, packed.data(), stride, sum.data(), stride, true);
+  Upcoming upcoming = {
+      {reinterpret_cast<const char*>(x.data()), nullptr}, depth * int64_t(sizeof(T)), depth * int64_t(sizeof(T)), rows};
+  kernels.multiply(rows, columns, depth, wide.data(), of_x, 1, packed.data(), stride, sum.data(), stride, false,
+                   upcoming);
+  kernels.multiply(rows, columns, depth, transposed.data(), 1, rows, packed.data(), stride, sum.data(), stride, true,
+                   upcoming);
 }
 
 }  // namespace
