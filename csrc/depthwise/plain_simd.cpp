@@ -7,10 +7,19 @@ namespace biasloss {
 namespace BIASLOSS_ISA {
 namespace {
 
-template <bool value>
-struct Flag {
-  static constexpr bool on = value;
+// Which columns of a tile may lie outside of the map: none; those that only the taps reach; any.
+enum class Outside { none, halo, any };
+
+template <Outside kind>
+struct Tile {
+  static constexpr Outside outside = kind;
 };
+
+template <class Body>
+inline void with_outside(bool all_inside, bool fits, const Body& body) {
+  if (all_inside) return body(Tile<Outside::none>());
+  fits ? body(Tile<Outside::halo>()) : body(Tile<Outside::any>());
+}
 
 // The value of a row at a column, for all lanes of a channel vector. `inside`: the column is known to be in the map.
 template <bool inside, class Scalar>
@@ -20,7 +29,7 @@ inline VectorOf<Scalar> at(const Scalar* row, int64_t column, int64_t stride, in
 }
 
 // sum[t] = y at columns column + t. Every input column is loaded once and added to the outputs that it reaches.
-template <int kernel, int stride, bool inside, class Scalar>
+template <int kernel, int stride, Outside outside, class Scalar>
 inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t channel, int64_t map_stride, const Scalar* weight,
                              int64_t column, VectorOf<Scalar> (&sum)[kTileColumns]) {
   constexpr int lanes = Compute<Scalar>::lanes, tile = kTileColumns, reach = (tile - 1) * stride + kernel;
@@ -34,7 +43,10 @@ inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
     for (int j = 0; j < kernel; ++j) tap[j] = load(w + j * lanes);
 #pragma GCC unroll 32
     for (int x = 0; x < reach; ++x) {
-      const VectorOf<Scalar> value = at<inside>(in, first + x, map_stride, taps.width);
+      const bool of_tile = x >= kernel / 2 && x <= kernel / 2 + (tile - 1) * stride;
+      const VectorOf<Scalar> value = outside == Outside::none || (outside == Outside::halo && of_tile)
+                                         ? at<true>(in, first + x, map_stride, taps.width)
+                                         : at<false>(in, first + x, map_stride, taps.width);
 #pragma GCC unroll 8
       for (int j = 0; j < kernel; ++j)
         if (x >= j && (x - j) % stride == 0 && (x - j) / stride < tile) sum[(x - j) / stride] += value * tap[j];
@@ -48,17 +60,18 @@ void convolve(const MapTaps<Scalar>& x, const Scalar* weight, RowSize size, MapR
   const int64_t vectors = vectors_of(size.channels, lanes);
   for (int64_t column = 0; column < size.width; column += tile) {
     const int64_t first = column * stride - kernel / 2;
-    const auto all_vectors = [&](auto inside) {
+    with_outside(first >= 0 && first + reach <= x.width, column + tile <= size.width, [&](auto at_columns) {
       for (int64_t v = 0; v < vectors; ++v) {
         const int64_t c = first_channel(v, size.channels, lanes);
         VectorOf<Scalar> sum[tile];
-        convolve_columns<kernel, stride, inside.on>(x, c, y.stride, weight + v * kernel * kernel * lanes, column, sum);
+        convolve_columns<kernel, stride, at_columns.outside>(x, c, y.stride, weight + v * kernel * kernel * lanes,
+                                                             column, sum);
 #pragma GCC unroll 8
         for (int t = 0; t < tile; ++t)
-          if (inside.on || column + t < size.width) store(y.data + (column + t) * y.stride + c, sum[t]);
+          if (at_columns.outside != Outside::any || column + t < size.width)
+            store(y.data + (column + t) * y.stride + c, sum[t]);
       }
-    };
-    first >= 0 && first + reach <= x.width ? all_vectors(Flag<true>()) : all_vectors(Flag<false>());
+    });
   }
 }
 
@@ -73,7 +86,7 @@ struct Meeting {
 };
 
 // A tile of columns of x, one channel vector: every value of dy is loaded once, and serves both gradients.
-template <int kernel, int stride, bool want_x, bool want_weight, bool inside, class Scalar>
+template <int kernel, int stride, bool want_x, bool want_weight, Outside outside, class Scalar>
 inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64_t map_stride, const Scalar* weight,
                              int64_t group, int64_t width, const PlainGradients<Scalar>& to, Scalar* grad_weight) {
   using Vector = VectorOf<Scalar>;
@@ -86,7 +99,7 @@ inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
 #pragma GCC unroll 2
     for (int phase = 0; phase < stride; ++phase) {
       if constexpr (want_weight)
-        x[phase][t] = at<inside>(to.x + channel, column + t * stride + phase, map_stride, width);
+        x[phase][t] = at<outside != Outside::any>(to.x + channel, column + t * stride + phase, map_stride, width);
       sum[phase][t] = Vector{};
     }
   for (int64_t row = 0; row < taps.count; ++row) {
@@ -97,7 +110,9 @@ inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
     for (int j = 0; j < kernel; ++j) tap[j] = load(weight + first_tap + j * lanes), of_weight[j] = Vector{};
 #pragma GCC unroll 16
     for (int q = M::first; q <= M::last; ++q) {
-      const Vector value = at<inside>(in, group + q, map_stride, taps.width);
+      const bool inside = outside == Outside::none || (outside == Outside::halo && q >= 0 && q < M::tile);
+      const Vector value =
+          inside ? at<true>(in, group + q, map_stride, taps.width) : at<false>(in, group + q, map_stride, taps.width);
 #pragma GCC unroll 8
       for (int j = 0; j < kernel; ++j) {
         const int t = q - M::distance(j);
@@ -120,7 +135,7 @@ inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
 #pragma GCC unroll 2
       for (int phase = 0; phase < stride; ++phase) {
         const int64_t q = column + t * stride + phase;
-        if (inside || q < width) store(to.grad_x + q * map_stride + channel, sum[phase][t]);
+        if (outside != Outside::any || q < width) store(to.grad_x + q * map_stride + channel, sum[phase][t]);
       }
   }
 }
@@ -132,15 +147,13 @@ void gradients_of_row(const MapTaps<Scalar>& dy, const Scalar* weight, RowSize s
   constexpr int lanes = Compute<Scalar>::lanes, taps = kernel * kernel * lanes;
   const int64_t vectors = vectors_of(size.channels, lanes);
   for (int64_t group = 0; group * stride < size.width; group += M::tile) {
-    const auto all_vectors = [&](auto inside) {
+    const bool fits = (group + M::tile) * stride <= size.width;
+    with_outside(fits && group + M::first >= 0 && group + M::last < dy.width, fits, [&](auto at_columns) {
       for (int64_t v = 0; v < vectors; ++v)
-        gradient_columns<kernel, stride, want_x, want_weight, inside.on>(
+        gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
             dy, first_channel(v, size.channels, lanes), map_stride, weight + v * taps, group, size.width, to,
             want_weight ? to.grad_weight + v * taps : nullptr);
-    };
-    group + M::first >= 0 && group + M::last < dy.width && (group + M::tile) * stride <= size.width
-        ? all_vectors(Flag<true>())
-        : all_vectors(Flag<false>());
+    });
   }
 }
 
