@@ -2,8 +2,10 @@
 
 #include <tuple>
 
+#include "../math/activation_names.h"
 #include "march.h"
 #include "ops.h"
+#include "plain.h"
 
 namespace biasloss {
 namespace {
@@ -133,6 +135,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cpu(std::optional<Tensor> 
                                                           Tensor x, Tensor weight, std::optional<Tensor> affine,
                                                           std::optional<Tensor> center, int64_t activation,
                                                           int64_t stride, bool want_x, bool want_weight) {
+  if (grad.has_value() && !y.has_value() && !affine.has_value() && activation == int64_t(Activation::identity) &&
+      !center.has_value() && plain_depthwise_runs(x)) {
+    auto [grad_x, grad_weight] = plain_depthwise_backward(*grad, x, weight, stride, want_x, want_weight);
+    return {grad_x, grad_weight, empty_tensor({0}, x.scalar_type())};
+  }
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     return depthwise_backward<decltype(element), decltype(accumulator)>(
         {x, weight, affine, center, activation, stride, want_x, want_weight},

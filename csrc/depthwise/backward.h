@@ -13,6 +13,17 @@ struct OutputGradientTensors {
   int64_t y_activation;
 };
 
+// A map that has to have this shape.
+template <class T>
+const T* map_values(const Tensor& map, const MapShape& expected, const char* name) {
+  const MapShape s = map_shape(map, name);
+  STD_TORCH_CHECK(s.samples == expected.samples && s.channels == expected.channels && s.height == expected.height &&
+                      s.width == expected.width,
+                  name, ": expected (", expected.samples, ", ", expected.channels, ", ", expected.height, ", ",
+                  expected.width, ")");
+  return static_cast<const T*>(map.const_data_ptr());
+}
+
 // The rows of dy are made from these; see OutputGradient in rows_simd.h.
 template <class T, class Scalar>
 class DepthwiseGradientAtOutput {
@@ -45,12 +56,7 @@ class DepthwiseGradientAtOutput {
 
  private:
   static const T* map_of(const std::optional<Tensor>& map, const MapShape& out, const char* name) {
-    if (!map.has_value()) return nullptr;
-    const MapShape s = map_shape(*map, name);
-    STD_TORCH_CHECK(
-        s.samples == out.samples && s.channels == out.channels && s.height == out.height && s.width == out.width, name,
-        ": expected (", out.samples, ", ", out.channels, ", ", out.height, ", ", out.width, ")");
-    return static_cast<const T*>(map->const_data_ptr());
+    return map.has_value() ? map_values<T>(*map, out, name) : nullptr;
   }
 
   const T *grad_, *y_;

@@ -1,7 +1,9 @@
 #include <tuple>
 
+#include "../math/activation_names.h"
 #include "march.h"
 #include "ops.h"
+#include "plain.h"
 
 namespace biasloss {
 namespace {
@@ -78,6 +80,8 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x, const Tensor& weight, cons
 
 std::tuple<Tensor, Tensor> depthwise_cpu(Tensor x, Tensor weight, std::optional<Tensor> affine, int64_t activation,
                                          int64_t stride, bool want_moments) {
+  if (!affine.has_value() && activation == int64_t(Activation::identity) && !want_moments && plain_depthwise_runs(x))
+    return {plain_depthwise(x, weight, stride), empty_tensor({0}, x.scalar_type())};
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     return depthwise<decltype(element), decltype(accumulator)>(x, weight, affine, activation, stride, want_moments,
                                                                element);

@@ -1,0 +1,19 @@
+// The plain depthwise convolution in place, see plain_simd.h.
+#pragma once
+
+#include <tuple>
+
+#include "march.h"
+
+namespace biasloss {
+
+// Whether there are kernels for it: elements of the accumulation dtype, whole channel vectors.
+bool plain_depthwise_runs(const Tensor& x);
+
+Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride);
+
+// (grad_x, grad_weight)
+std::tuple<Tensor, Tensor> plain_depthwise_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                                    int64_t stride, bool want_x, bool want_weight);
+
+}  // namespace biasloss
