@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import cases
-import depthwise_cases as dw
+import depthwise_kernel_cases as dw
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
