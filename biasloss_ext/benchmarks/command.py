@@ -12,7 +12,7 @@ import typer
 from biasloss_ext.errors import UserError
 
 DEFAULT_FOLDER = Path("biasloss-bench")
-WIDTH = 160
+WIDTH = 200
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer shapes and turns: under three minutes on two cores.")]
 Ops = Annotated[str | None, typer.Option(help="Which to measure, by commas: feature_variance, bias_loss, ...")]

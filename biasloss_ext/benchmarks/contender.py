@@ -27,6 +27,7 @@ class Workload:
         dtype: of features and scores; for a network that of autocast, float32 for none.
         channels_last: memory format of the features; None leaves it to the contender.
         backward: forward and backward are timed together; otherwise the forward pass alone.
+        gradient: that gradient alone is timed, of the input or of the weight, in place of the forward pass.
         one_set: the same inputs over and over, so that they may stay in the cache; otherwise several sets in turn.
         axis: the sweep that the workload is part of: "batch", "classes" or none.
         options: what else the op must know, as (("kernel_size", 3), ("stride", 1)).
@@ -39,6 +40,7 @@ class Workload:
     dtype: torch.dtype = torch.float32
     channels_last: bool | None = False
     backward: bool = False
+    gradient: Literal["", "input", "weight"] = ""
     one_set: bool = False
     axis: Literal["", "batch", "classes"] = ""
     options: tuple[tuple[str, int], ...] = ()
@@ -68,7 +70,10 @@ class Workload:
         parts = [self.op, self.shape_name, dtype_name(self.dtype)]
         if self.layout:
             parts.append(self.layout)
-        parts.append("forward+backward" if self.backward else "forward")
+        if self.gradient:
+            parts.append(f"gradient of the {self.gradient}")
+        else:
+            parts.append("forward+backward" if self.backward else "forward")
         if self.one_set:
             parts.append("one input set")
         if self.axis:

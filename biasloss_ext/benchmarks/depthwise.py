@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Unavailable, Workload
+from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Workload
+from biasloss_ext.nn import DepthwiseConv2d
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.depthwise import op
 
 SEED = 0
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -20,7 +25,10 @@ def make_inputs(workload: Workload, device: torch.device) -> Inputs:
 
 
 def cost(workload: Workload) -> Cost:
-    """Images and weights read, output written; backward reads the output's gradient besides and writes the images'."""
+    """Images and weights read, output written; backward reads the output's gradient besides and writes the images'.
+
+    A gradient alone takes as much as the forward pass: of its three maps one is written, the others are read.
+    """
     kernel_size = workload.option("kernel_size")
     shape = _output_shape(workload)
     outputs = shape.numel()
@@ -56,27 +64,46 @@ def _convolution(workload: Workload) -> nn.Conv2d:
 
 
 def _ours(workload: Workload, device: torch.device) -> Built:
-    try:
-        from biasloss_ext.nn import DepthwiseConv2d  # type: ignore[attr-defined]
-    except ImportError:
-        raise Unavailable("DepthwiseConv2d is not in this build of biasloss_ext") from None
     layer = DepthwiseConv2d(workload.sample[0], workload.option("kernel_size"), workload.option("stride"))
     layer.load_state_dict(_convolution(workload).state_dict())
-    return _built(workload, device, layer)
+    return _built(workload, device, layer, _our_gradient)
 
 
 def _torch(workload: Workload, device: torch.device) -> Built:
-    layer = _convolution(workload)
-    return _built(workload, device, layer)
+    return _built(workload, device, _convolution(workload), _torch_gradient)
 
 
-def _built(workload: Workload, device: torch.device, layer: nn.Module) -> Built:
+Gradient = Callable[[Workload, Tensor, Tensor, Tensor], Tensor]
+
+
+def _our_gradient(workload: Workload, images: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    wanted = (workload.gradient == "input", workload.gradient == "weight")
+    nothing_behind = (None, None, None, None, maps.IDENTITY)
+    options = (None, None, maps.IDENTITY, workload.option("stride"), *wanted)
+    gradients = op.backward(gradient, *nothing_behind, images, weight, *options, device=images.device, backend="auto")
+    found: Tensor = gradients[wanted.index(True)]
+    return found
+
+
+def _torch_gradient(workload: Workload, images: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    wanted = [workload.gradient == "input", workload.gradient == "weight", False]
+    stride, padding = workload.option("stride"), workload.option("kernel_size") // 2
+    geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], images.shape[1])
+    gradients = torch.ops.aten.convolution_backward(gradient, images, weight, None, *geometry, wanted)
+    found: Tensor = gradients[wanted.index(True)]
+    return found
+
+
+def _built(workload: Workload, device: torch.device, layer: nn.Module, gradient_alone: Gradient) -> Built:
     layer.to(device, workload.dtype)
     weight = layer.get_parameter("weight")
     kernel_size, stride = workload.option("kernel_size"), workload.option("stride")
 
     def step(inputs: Inputs) -> tuple[Tensor, ...]:
         images, gradient = inputs
+        if workload.gradient:
+            with torch.inference_mode():
+                return (gradient_alone(workload, images, gradient, weight),)
         if not workload.backward:
             with torch.inference_mode():
                 return (layer(images),)
@@ -84,12 +111,14 @@ def _built(workload: Workload, device: torch.device, layer: nn.Module) -> Built:
         return (output, *torch.autograd.grad(output, (images, weight), gradient))
 
     def exact(inputs: Inputs) -> tuple[Tensor, ...]:
-        images = inputs[0].detach().double().requires_grad_(workload.backward)
-        parameter = weight.detach().double().requires_grad_(workload.backward)
+        images, parameter = (tensor.detach().double().requires_grad_() for tensor in (inputs[0], weight))
         output = F.conv2d(images, parameter, stride=stride, padding=kernel_size // 2, groups=images.shape[1])
-        if not workload.backward:
+        if not (workload.backward or workload.gradient):
             return (output,)
-        return (output, *torch.autograd.grad(output, (images, parameter), inputs[1].double()))
+        of_images, of_weight = torch.autograd.grad(output, (images, parameter), inputs[1].double())
+        if workload.gradient:
+            return (of_images if workload.gradient == "input" else of_weight,)
+        return output, of_images, of_weight
 
     return Built(step, exact)
 

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-from biasloss_ext.benchmarks import bias_loss, depthwise, feature_variance, skipblocknet
+from biasloss_ext.benchmarks import (
+    batch_norm,
+    bias_loss,
+    depthwise,
+    expand_depthwise,
+    feature_variance,
+    pointwise,
+    pool_variance,
+    skipblocknet,
+    squeeze_excite,
+)
 from biasloss_ext.benchmarks.contender import Op
 
-OPS: dict[str, Op] = {op.name: op for op in (feature_variance.OP, bias_loss.OP, depthwise.OP, skipblocknet.OP)}
+_MODULES = (
+    feature_variance,
+    bias_loss,
+    depthwise,
+    pointwise,
+    expand_depthwise,
+    squeeze_excite,
+    pool_variance,
+    batch_norm,
+    skipblocknet,
+)
+OPS: dict[str, Op] = {module.OP.name: module.OP for module in _MODULES}

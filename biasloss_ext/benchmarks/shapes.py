@@ -1,4 +1,4 @@
-"""Every shape that is measured, in one table."""
+"""Every shape that is measured; those of the blocks' ops are in `block_shapes`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 
 import torch
 
+from biasloss_ext.benchmarks import block_shapes
 from biasloss_ext.benchmarks.contender import Workload
 
 BATCH = 128
@@ -17,27 +18,6 @@ GPU_BATCH_SWEEP = (1, 8, 32, 128, 256, 1024)
 # The last feature maps of SkipblockNet-M at 224 x 224 and of a CIFAR network, with ImageNet's and CIFAR-100's classes.
 LAST_MAPS = (((960, 7, 7), 1000), ((512, 4, 4), 100))
 TINY_MAPS = (((16, 3, 3), 10),)
-
-# The depthwise convolutions of SkipblockNet-M at 224 x 224: channels, height and width, kernel size, stride.
-DEPTHWISE = (
-    (16, 112, 3, 1),
-    (64, 112, 3, 2),
-    (72, 56, 3, 1),
-    (72, 56, 5, 2),
-    (96, 28, 5, 1),
-    (120, 28, 5, 1),
-    (240, 28, 5, 1),
-    (240, 28, 3, 2),
-    (40, 14, 3, 1),
-    (184, 14, 3, 1),
-    (200, 14, 3, 1),
-    (480, 14, 3, 1),
-    (672, 14, 3, 1),
-    (672, 14, 5, 2),
-    (960, 7, 5, 1),
-)
-QUICK_DEPTHWISE = ((64, 112, 3, 2), (240, 28, 5, 1), (960, 7, 5, 1))
-TINY_DEPTHWISE = ((8, 6, 3, 1), (8, 7, 5, 2))
 
 
 def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = False) -> list[Workload]:
@@ -51,8 +31,8 @@ def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = Fa
     """
     if op == "skipblocknet":
         return _network(device_type, quick, tiny)
-    if op == "depthwise":
-        return _depthwise(device_type, quick, tiny)
+    if op in block_shapes.SHAPES:
+        return block_shapes.workloads(op, device_type, quick=quick, tiny=tiny)
     return _last_maps(op, device_type, quick, tiny)
 
 
@@ -76,25 +56,6 @@ def _last_maps(op: str, device_type: str, quick: bool, tiny: bool) -> list[Workl
         listed.append(replace(large, backward=False))
         listed += [replace(large, classes=classes, axis="classes") for classes in CLASS_SWEEP]
     return listed
-
-
-def _depthwise(device_type: str, quick: bool, tiny: bool) -> list[Workload]:
-    layers = TINY_DEPTHWISE if tiny else QUICK_DEPTHWISE if quick else DEPTHWISE
-    batch, dtype = (256, torch.bfloat16) if device_type == "cuda" else (16, torch.float32)
-    if tiny:
-        batch = 2
-    return [
-        Workload(
-            "depthwise",
-            batch,
-            (channels, size, size),
-            dtype=dtype,
-            channels_last=None,
-            backward=backward,
-            options=(("kernel_size", kernel_size), ("stride", stride)),
-        )
-        for (channels, size, kernel_size, stride), backward in itertools.product(layers, (False, True))
-    ]
 
 
 def _network(device_type: str, quick: bool, tiny: bool) -> list[Workload]:

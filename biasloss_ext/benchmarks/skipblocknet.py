@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Unavailable, Workload
+from biasloss_ext.acceleration import accelerate
+from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Workload
 from biasloss_ext.benchmarks.peers import runtimes
 from biasloss_ext.benchmarks.peers.authors import AuthorsBiasLoss
 from biasloss_ext.benchmarks.peers.compiled import MODES, compiled
 from biasloss_ext.benchmarks.peers.mobilenet import mobilenet_v3_large
+from biasloss_ext.inference import optimize_for_inference
 from biasloss_ext.loss import FusedBiasLoss
 from biasloss_ext.models import count_multiply_adds, skipblocknet_m
 
@@ -60,17 +62,17 @@ def _elements(model: nn.Module, workload: Workload) -> int:
 
 def plain(classes: int) -> nn.Module:
     """The network of plain PyTorch layers."""
-    try:
-        return skipblocknet_m(classes, drop_rate=0.0, fused=False)  # type: ignore[call-arg]
-    except TypeError:  # a build before there were fused blocks
-        return skipblocknet_m(classes, drop_rate=0.0)
+    return skipblocknet_m(classes, drop_rate=0.0, fused=False)
 
 
 def _fused(classes: int) -> nn.Module:
-    try:
-        return skipblocknet_m(classes, drop_rate=0.0, fused=True)  # type: ignore[call-arg]
-    except TypeError:
-        raise Unavailable("fused blocks are not in this build of biasloss_ext") from None
+    return skipblocknet_m(classes, drop_rate=0.0, fused=True)
+
+
+def _accelerated_mobilenet(classes: int) -> nn.Module:
+    model = mobilenet_v3_large(classes)
+    accelerate(model)
+    return model
 
 
 def _cross_entropy() -> Callable[[Any, Tensor], Tensor]:
@@ -143,10 +145,6 @@ def _torch(
 
 
 def _optimized(workload: Workload, device: torch.device) -> Built:
-    try:
-        from biasloss_ext import optimize_for_inference  # type: ignore[attr-defined]
-    except ImportError:
-        raise Unavailable("optimize_for_inference is not in this build of biasloss_ext") from None
     drawn = _network(workload, plain)
     model = optimize_for_inference(_of_weights(drawn, _fused, workload).to(device))
     return _built(workload, device, model, drawn, model, _cross_entropy)
@@ -199,6 +197,13 @@ CONTENDERS = (
         "torchvision MobileNetV3-Large",
         "context",
         _torch(mobilenet_v3_large, weights=mobilenet_v3_large),
+        capturable=True,
+        channels_last=True,
+    ),
+    Contender(
+        "MobileNetV3-Large, accelerate",
+        "context",
+        _torch(_accelerated_mobilenet, weights=mobilenet_v3_large),
         capturable=True,
         channels_last=True,
     ),

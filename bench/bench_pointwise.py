@@ -1,0 +1,17 @@
+"""1x1 convolutions of the blocks, beside its peers: ``pytest bench/bench_pointwise.py --benchmark-only``."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import groups
+from biasloss_ext.benchmarks.contender import Contender, Workload
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    groups.parametrize(metafunc, "pointwise")
+
+
+def test_pointwise(benchmark: BenchmarkFixture, workload: Workload, contender: Contender) -> None:
+    groups.measure(benchmark, workload, contender)
