@@ -49,7 +49,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(visits=4, seconds=0.5)
+QUICK = Plan(visits=4, seconds=0.4)
 TINY = Plan(visits=2, seconds=0.0, shortest_sample=0.0)
 
 
