@@ -107,7 +107,10 @@ CONTENDERS = (
     Contender("biasloss_ext", "ours", _ours, capturable=True),
     Contender("biasloss_ext, variance given", "variant", _variance_given, capturable=True),
     Contender("authors, eager", "peer", _authors()),
-    *(Contender(f"authors, {name}", "peer", _authors(mode)) for name, mode in MODES.items()),
+    *(
+        Contender(f"authors, {name}", "peer", _authors(mode), slow_on=("cpu",) if mode == "max-autotune" else ())
+        for name, mode in MODES.items()
+    ),
     Contender("features.sum() + cross_entropy", "context", _read_and_cross_entropy, capturable=True),
     Contender("cross_entropy", "context", _cross_entropy, capturable=True),
     Contender("Liger cross_entropy", "context", _liger, overwrites_inputs=True),

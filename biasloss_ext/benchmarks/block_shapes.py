@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
@@ -45,8 +44,7 @@ BLOCKS = (
     Block(160, 960, 7, 5, 1, 160, 240),
 )
 QUICK_BLOCKS = (Block(40, 240, 28, 5, 1, 40, 64),)
-# Of the depthwise convolution alone; with one block of each size a change in any of its kernels shows.
-QUICK_DEPTHWISE_BLOCKS = (BLOCKS[1], BLOCKS[6], BLOCKS[14])
+QUICK_DEPTHWISE_BLOCKS = (BLOCKS[1], BLOCKS[6], BLOCKS[14])  # a large map, a middle one, a small one
 TINY_BLOCKS = (Block(5, 8, 6, 3, 1, 5, 3), Block(3, 8, 7, 5, 2, 6))
 
 Options = tuple[tuple[str, int], ...]
@@ -78,10 +76,10 @@ def _batch_norm(block: Block) -> list[Shape]:
 
 
 def _pool(block: Block) -> list[Shape]:
-    """The pool of the gate; behind the last block, whose maps are as large as the last convolution's, that of the head."""
-    (sample, _) = _batch_norm(block)[0]
-    head: list[Shape] = [(sample, (("variance", 1),))] if block in (BLOCKS[-1], *QUICK_BLOCKS, *TINY_BLOCKS) else []
-    return [*head, (sample, (("variance", 0),))] if block.hidden else head
+    """The pool of the gate. The last block's maps are as large as the last convolution's, whose variance is taken too."""
+    sample, _ = _batch_norm(block)[0]
+    shapes: list[Shape] = [(sample, (("variance", 0),))] if block.hidden else []
+    return shapes if block in BLOCKS[:-1] else [*shapes, (sample, (("variance", 1),))]
 
 
 SHAPES: dict[str, Callable[[Block], list[Shape]]] = {
@@ -101,9 +99,7 @@ def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = Fa
         dtype = torch.float32  # the pool is taken in it
     of_quick = QUICK_DEPTHWISE_BLOCKS if op == "depthwise" else QUICK_BLOCKS
     blocks = TINY_BLOCKS if tiny else of_quick if quick else BLOCKS
-    directions: tuple[Direction, ...] = ("forward", "backward")
-    if op == "depthwise":
-        directions += ("input", "weight")
+    pairs = [(shape, direction) for shape in _distinct(op, blocks) for direction in _directions(op, shape, quick)]
     return [
         Workload(
             op,
@@ -115,8 +111,15 @@ def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = Fa
             gradient=direction if direction in ("input", "weight") else "",
             options=options,
         )
-        for (sample, options), direction in itertools.product(_distinct(op, blocks), directions)
+        for (sample, options), direction in pairs
     ]
+
+
+def _directions(op: str, shape: Shape, quick: bool) -> tuple[Direction, ...]:
+    """Forward, both, and for the depthwise convolution each gradient; quick runs have these for one shape."""
+    if op == "depthwise" and (not quick or shape in _distinct(op, QUICK_BLOCKS)):
+        return "forward", "backward", "input", "weight"
+    return "forward", "backward"
 
 
 def _distinct(op: str, blocks: Iterable[Block]) -> list[Shape]:

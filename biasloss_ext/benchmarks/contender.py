@@ -124,7 +124,7 @@ class Contender:
         overwrites_inputs: it gets inputs of its own.
         own_threads: it keeps a thread pool besides PyTorch's, which is given a moment to come to rest.
         channels_last: memory format of its images where the workload leaves it open; it gets inputs of its own then.
-        slow_to_build: left out of quick runs on GPUs.
+        slow_on: kinds of devices, "cpu" or "cuda", where it is so slow to build that quick runs leave it out.
         passes: the workloads that it takes part in: "forward", "backward", which has both passes, or "both".
     """
 
@@ -135,7 +135,7 @@ class Contender:
     overwrites_inputs: bool = False
     own_threads: bool = False
     channels_last: bool = False
-    slow_to_build: bool = False
+    slow_on: tuple[str, ...] = ()
     passes: Literal["forward", "backward", "both"] = "both"
 
     def takes_part(self, workload: Workload) -> bool:

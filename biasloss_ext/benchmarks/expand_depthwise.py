@@ -66,7 +66,8 @@ def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameter
     matrix, count = expand.flatten(1), x.numel() // x.shape[1]
     mean_x, gram = op.gram(x, **where)
     weight_gram = matrix @ gram
-    moments = torch.stack((matrix @ mean_x, (weight_gram * matrix).sum(1) / count))
+    mean = (matrix.double() @ mean_x.double()).to(matrix.dtype)
+    moments = torch.stack((mean, (weight_gram * matrix).sum(1) / count))
     affine = composition.affine_of(moments, parameters, **where)
     y, _ = op.forward(x, expand, affine, ACTIVATION, weight, stride, False, **where)
     behind = (gradient, None, y, *_nothing_behind(moments), maps.IDENTITY)

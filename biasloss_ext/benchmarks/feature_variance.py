@@ -56,7 +56,10 @@ def _sum(workload: Workload, device: torch.device) -> Built:
 CONTENDERS = (
     Contender("biasloss_ext", "ours", _contender(feature_variance), capturable=True),
     Contender("authors, eager", "peer", _contender(authors_variance), capturable=True),
-    *(Contender(f"authors, {name}", "peer", _compiled(mode)) for name, mode in MODES.items()),
+    *(
+        Contender(f"authors, {name}", "peer", _compiled(mode), slow_on=("cpu",) if mode == "max-autotune" else ())
+        for name, mode in MODES.items()
+    ),
     Contender("features.sum()", "context", _sum, capturable=True),
 )
 
