@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -132,24 +132,49 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Case:
     )
 
 
-def assert_close(ours: Tensor, exact: Tensor, rough: Tensor, what: str, summed: float = 0.0) -> None:
-    """Within twice the error of torch's own computation, and a few roundings: of the largest value that is summed up
-    to ours, and of ours as it is stored."""
+def assert_close(ours: Tensor, exact: Tensor, rough: Tensor, what: str, summed: Tensor | float = 0.0) -> None:
+    """Within twice the error of torch's own computation, a few roundings of the largest value, one of the largest sum of
+    magnitudes that a value is added up from (torch adds up in another order), and ours as it is stored."""
     assert ours.shape == exact.shape, what
     if not exact.numel():
         return
     own = (rough.double() - exact).abs().max().item()
     # In float64 the yardstick is rounded as much as what it measures.
     wide = accumulation_dtype(ours.dtype)
-    roundings = 64 if wide == torch.float64 else 4
-    bound = 2 * own + roundings * torch.finfo(wide).eps * max(summed, exact.abs().max().item())
+    roundings = torch.finfo(wide).eps * (16 if wide == torch.float64 else 1)
+    bound = 2 * own + roundings * (4 * exact.abs().max().item() + float(torch.as_tensor(summed).max()))
     rounding = torch.finfo(ours.dtype).eps * exact.abs() if ours.dtype != wide else 0.0
     excess = ((ours.double() - exact).abs() - rounding).max().item()
     assert excess <= bound, f"{what}: off by {excess:.3g}, allowed are {bound:.3g}"
 
 
+def magnitudes(case: Case, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of the terms that y, grad_x, grad_weight, gate_grad and sums are added up from, themselves added up; float64."""
+    case = case.to(torch.float64)
+    u = maps.normalised(case.x, case.affine)
+    h, weight = maps.activate(u, case.activation).abs(), case.weight[:, :, 0, 0].abs()
+    if case.affine is not None:  # the rounding of u, which may be small
+        h = h + (case.x * maps.per_channel(case.affine[0])).abs() + maps.per_channel(case.affine[1]).abs()
+    gate = torch.ones((), dtype=torch.float64) if case.gate is None else maps.per_channel(case.gate)
+    product = torch.einsum("nihw,oi->nohw", h * gate, weight)
+    if case.bias is not None:
+        product = product + maps.per_channel(case.bias).abs()
+    dy = case.grad.abs()
+    if y is not None and case.coefficients is not None:
+        a, b, c, center = (maps.per_channel(row) for row in case.coefficients)
+        dy = (a * dy).abs() + (b * (y - center)).abs() + c.abs()
+    dz = torch.einsum("nohw,oi->nihw", dy, weight)
+    dh = dz * gate + (0.0 if case.residual_grad is None else case.residual_grad.abs())
+    sums = h.new_zeros(4)
+    if case.center is not None:
+        slope, away = maps.derivative(u, case.activation).abs(), (case.x - maps.per_channel(case.center)).abs()
+        terms = (dh * slope, slope, dh * slope * away, slope * away)
+        sums = torch.stack([term.sum((2, 3)).amax() if term.numel() else h.new_zeros(()) for term in terms])
+    return product, dh, torch.einsum("nohw,nihw->oi", dy, h * gate), (dz * h).sum((2, 3)), sums
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases())
 def test_forward_agrees_with_float64(backend: str, case: Case) -> None:
     y, moments = op.forward(*case.forward(), device=CPU, backend=backend)
@@ -158,21 +183,25 @@ def test_forward_agrees_with_float64(backend: str, case: Case) -> None:
     assert y.dtype == case.x.dtype
     assert moments.dtype == accumulation_dtype(case.x.dtype)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert_close(y, exact, rough, "y")
+    assert_close(y, exact, rough, "y", magnitudes(case, None)[0])
     # Of the values as they are stored, whatever their own error.
     truth = maps.moments_of(y.double())
     wide = maps.moments_of(y.to(moments.dtype))
-    assert_close(moments[0], truth[0], wide[0], "mean", y.double().abs().max().item() if y.numel() else 0.0)
-    assert_close(moments[1], truth[1], wide[1], "variance")
+    largest = y.double().abs().max().item() if y.numel() else 0.0
+    assert_close(moments[0], truth[0], wide[0], "mean", 4 * largest)
+    # The variance of a constant channel is the square of the rounding of its mean.
+    assert_close(moments[1], truth[1], wide[1], "variance", largest**2 * torch.finfo(moments.dtype).eps)
     again, none = op.forward(*case.forward(want_moments=False), device=CPU, backend=backend)
     assert torch.equal(again, y)
     assert none.numel() == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases(), wanted=st.tuples(st.booleans(), st.booleans()))
 def test_backward_agrees_with_float64(backend: str, case: Case, wanted: tuple[bool, bool]) -> None:
+    # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
+    assume(case.x.dtype != torch.float64 or case.activation != maps.HARDSIGMOID)
     y = None if case.coefficients is None else case.residual if case.residual is not None else case.grad.neg()
     arguments = case.backward(y, *wanted)
     ours = op.backward(*arguments, device=CPU, backend=backend)
@@ -184,10 +213,11 @@ def test_backward_agrees_with_float64(backend: str, case: Case, wanted: tuple[bo
     assert all(t.dtype == wide for t in ours[1:])
     if wanted[0]:
         assert ours[0].is_contiguous(memory_format=torch.channels_last)
-    for name, own, truth, torchs in zip(("grad_x", "grad_weight", "gate_grad"), ours, exact, rough, strict=False):
-        assert_close(own, truth, torchs, name)
-    for row, own, truth, torchs in zip(range(4), ours[3], exact[3], rough[3], strict=False):
-        assert_close(own, truth, torchs, f"sums[{row}]")
+    summed = magnitudes(case, y64)
+    for i, name in enumerate(("grad_x", "grad_weight", "gate_grad")):
+        assert_close(ours[i], exact[i], rough[i], name, summed[i + 1])
+    for row in range(len(exact[3]) and 4):
+        assert_close(ours[3][row], exact[3][row], rough[3][row], f"sums[{row}]", summed[4][row])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -222,8 +252,10 @@ def test_gram_agrees_with_float64(backend: str, case: Case) -> None:
     mean, gram = expand_depthwise.gram(case.x, device=CPU, backend=backend)
     exact_mean, exact = expand_reference.channel_gram(case.x.double())
     rough_mean, rough = expand_reference.channel_gram(case.x.to(mean.dtype))
-    assert_close(mean, exact_mean, rough_mean, "mean", case.x.double().abs().max().item() if case.x.numel() else 0.0)
-    assert_close(gram, exact, rough, "gram")
+    assert_close(
+        mean, exact_mean, rough_mean, "mean", 4 * case.x.double().abs().max().item() if case.x.numel() else 0.0
+    )
+    assert_close(gram, exact, rough, "gram", 4 * exact.abs().max() if exact.numel() else 0.0)
 
 
 def outputs_of(case: Case) -> list[Tensor]:
