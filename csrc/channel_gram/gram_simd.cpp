@@ -33,7 +33,7 @@ template <class T, class Scalar>
 void gram_rows(const T* x, int64_t rows, int64_t channels, void* scratch, Scalar* pivot, Scalar* sum, Scalar* gram,
                int64_t gram_stride) {
   const int64_t z_stride = buffer_stride<Scalar>(channels);
-  auto* z = static_cast<Scalar*>(scratch);
+  auto *z = static_cast<Scalar*>(scratch), *of_tile = z + kTileRows * z_stride;
   const int64_t first = rows < kTileRows ? rows : kTileRows;
   for (int64_t c = 0; c < channels; ++c) pivot[c] = sum[c] = 0;
   load_tile(x, first, channels, pivot, z, z_stride, sum);
@@ -41,14 +41,21 @@ void gram_rows(const T* x, int64_t rows, int64_t channels, void* scratch, Scalar
   for (int64_t row = 0; row < rows; row += kTileRows) {
     const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
     load_tile(x + row * channels, count, channels, pivot, z, z_stride, sum);
-    for (int64_t c = 0; c < channels; c += kBlock)
-      multiply<Scalar>(channels - c < kBlock ? channels - c : kBlock, channels - c, count, z + c, 1, z_stride, z + c,
-                       z_stride, gram + c * gram_stride + c, gram_stride, row > 0);
+    // Sums of a tile, added to the sums of many: short chains of roundings.
+    Scalar* products = row == 0 ? gram : of_tile;
+    for (int64_t c = 0; c < channels; c += kBlock) {
+      const int64_t height = channels - c < kBlock ? channels - c : kBlock, corner = c * gram_stride + c;
+      multiply<Scalar>(height, channels - c, count, z + c, 1, z_stride, z + c, z_stride, products + corner, gram_stride,
+                       false);
+      for (int64_t i = 0; row > 0 && i < height; ++i)
+        for (int64_t j = 0; j < channels - c; ++j)
+          gram[corner + i * gram_stride + j] += of_tile[corner + i * gram_stride + j];
+    }
   }
 }
 
 int64_t scratch_bytes(int64_t channels, int64_t scalar_bytes) {
-  return kTileRows * (channels * scalar_bytes + 2 * kLineBytes);
+  return (kTileRows + channels) * (channels * scalar_bytes + 2 * kLineBytes);
 }
 
 }  // namespace

@@ -147,17 +147,57 @@ inline void multiply_exact(int64_t rows, int64_t columns, int64_t depth, const S
   multiply_panels<true>(before, rows, columns, depth, a, a_stride, Fixed<1>(), b, b_stride, c, c_stride, false);
 }
 
+// Two vectors, zipped: the values of their lower, or upper, halves in turns.
+template <bool upper, class V>
+inline V zip(const V& a, const V& b) {
+  constexpr int lanes = sizeof(V) / sizeof(V{}[0]);
+  decltype(a < b) from = {};
+  for (int i = 0; i < lanes; ++i) from[i] = i / 2 + (upper ? lanes / 2 : 0) + i % 2 * lanes;
+  return __builtin_shuffle(a, b, from);
+}
+
+// to[r][c] = from[c][r] for a square of one vector each way: zipping each vector with the one half of them further on
+// is a perfect shuffle of all values, and log2(lanes) of those transpose.
+template <class Scalar>
+inline void transpose_square(const Scalar* from, int64_t from_stride, Scalar* to, int64_t to_stride) {
+  using Vector = typename Compute<Scalar>::Vector;
+  constexpr int lanes = Compute<Scalar>::lanes;
+  Vector v[lanes], zipped[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) v[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int step = 1; step < lanes; step *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes / 2; ++i) {
+      zipped[2 * i] = zip<false>(v[i], v[i + lanes / 2]);
+      zipped[2 * i + 1] = zip<true>(v[i], v[i + lanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) v[i] = zipped[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) store(to + i * to_stride, v[i]);
+}
+
 // Copies a rows x columns matrix of any strides into rows of `to_stride`, with zeros up to padded_columns(columns).
 // With the strides exchanged it transposes.
 template <class Scalar>
 inline void pack(int64_t rows, int64_t columns, const Scalar* from, int64_t row_stride, int64_t column_stride,
                  Scalar* to, int64_t to_stride) {
-  constexpr int64_t block = 16;  // a transposition reads and writes whole cache lines of a block in L1
-  for (int64_t row = 0; row < rows; row += block)
-    for (int64_t column = 0; column < columns; column += block)
-      for (int64_t r = row; r < rows && r < row + block; ++r)
-        for (int64_t c = column; c < columns && c < column + block; ++c)
-          to[r * to_stride + c] = from[r * row_stride + c * column_stride];
+  for (int64_t r = 0; column_stride == 1 && r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) to[r * to_stride + c] = from[r * row_stride + c];
+  constexpr int64_t block = Compute<Scalar>::lanes;
+  for (int64_t row = 0; column_stride != 1 && row < rows; row += block)
+    for (int64_t column = 0; column < columns; column += block) {
+      const Scalar* square = from + row * row_stride + column * column_stride;
+      if (row_stride == 1 && row + block <= rows && column + block <= columns) {
+        transpose_square(square, column_stride, to + row * to_stride + column, to_stride);
+        continue;
+      }
+      for (int64_t r = 0; r < block && row + r < rows; ++r)
+        for (int64_t c = 0; c < block && column + c < columns; ++c)
+          to[(row + r) * to_stride + column + c] = square[r * row_stride + c * column_stride];
+    }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = columns; c < padded_columns<Scalar>(columns); ++c) to[r * to_stride + c] = 0;
 }

@@ -153,6 +153,8 @@ def magnitudes(case: Case, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Te
     case = case.to(torch.float64)
     u = maps.normalised(case.x, case.affine)
     h, weight = maps.activate(u, case.activation).abs(), case.weight[:, :, 0, 0].abs()
+    if case.affine is not None:  # the rounding of u, which may be small
+        h = h + (case.x * maps.per_channel(case.affine[0])).abs() + maps.per_channel(case.affine[1]).abs()
     gate = torch.ones((), dtype=torch.float64) if case.gate is None else maps.per_channel(case.gate)
     product = torch.einsum("nihw,oi->nohw", h * gate, weight)
     if case.bias is not None:
@@ -222,17 +224,19 @@ def test_backward_agrees_with_float64(backend: str, case: Case, wanted: tuple[bo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ratio", [0.0, 1000.0])
 def test_moments_and_gram_far_from_zero(backend: str, dtype: torch.dtype, ratio: float) -> None:
-    """Mean over standard deviation of 1000, with an outlier where a shift might be taken from."""
+    """A mean of 1000, with an outlier where a shift might be taken from, and a drift: pieces and tiles differ."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(4, 67, 31, 29, generator=generator, dtype=torch.float64)
+    x = torch.randn(2, 19, 80, 81, generator=generator, dtype=torch.float64)
+    x += torch.linspace(0, 3, 80)[:, None]
     x[0, :, 0, 0] += 30
     x = maps.channels_last((x + ratio).to(dtype))
-    eye = torch.eye(67, dtype=dtype)[:, :, None, None]
+    eye = torch.eye(19, dtype=dtype)[:, :, None, None]
     _, moments = op.forward(x, eye, None, 0, None, None, 0, None, True, device=CPU, backend=backend)
     truth = maps.moments_of(x.double())
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(moments[0].double(), truth[0], rtol=4 * eps, atol=16 * eps)
-    torch.testing.assert_close(moments[1].double(), truth[1], rtol=64 * eps, atol=0)
+    # Pieces are merged in float64, where a mean is rounded to an ulp of 1000 and more.
+    torch.testing.assert_close(moments[1].double(), truth[1], rtol=64 * eps + ratio * 2.0**-52, atol=0)
 
     mean, gram = expand_depthwise.gram(x, device=CPU, backend=backend)
     exact_mean, exact = expand_reference.channel_gram(x.double())
@@ -253,7 +257,7 @@ def test_gram_agrees_with_float64(backend: str, case: Case) -> None:
     assert_close(
         mean, exact_mean, rough_mean, "mean", 4 * case.x.double().abs().max().item() if case.x.numel() else 0.0
     )
-    assert_close(gram, exact, rough, "gram")
+    assert_close(gram, exact, rough, "gram", 4 * exact.abs().max() if exact.numel() else 0.0)
 
 
 def outputs_of(case: Case) -> list[Tensor]:
