@@ -27,6 +27,7 @@ from torch import Tensor
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.norm_backward import NormBackward
+from biasloss_ext.nn.norm_functions import refuse_second_derivative
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.depthwise import op as depthwise
@@ -35,8 +36,6 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import op as pointwise
 from biasloss_ext.ops.pool_variance import op as pool_variance
 from biasloss_ext.ops.squeeze_excite import op as squeeze_excite
-
-NO_SECOND_DERIVATIVE = "fused blocks have no second derivative; build the model with fused=False for that"
 
 
 class Options(NamedTuple):
@@ -107,8 +106,7 @@ class Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(NO_SECOND_DERIVATIVE)
+        refuse_second_derivative()
         x, *rest = ctx.saved_tensors
         count = len(Weights._fields)
         parameters, saved = rest[:count], Saved(*rest[count:])

@@ -15,8 +15,6 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import op as pointwise
 from biasloss_ext.ops.pool_variance import op as pool_variance
 
-NO_SECOND_DERIVATIVE = "fused layers have no second derivative; build the model with fused=False for that"
-
 
 class NormOptions(NamedTuple):
     """`constant`: the moments are given rather than of this batch. `activation` as in `ops.maps`."""
@@ -29,7 +27,7 @@ class NormOptions(NamedTuple):
 
 def refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
+        raise RuntimeError("fused layers have no second derivative; build the model with fused=False for that")
 
 
 def _wide(values: Tensor | None, like: Tensor) -> Tensor | None:
