@@ -112,14 +112,15 @@ class FusedBiasLoss(nn.Module):
         variance: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if self.running_min.device != output.device:
+        running_min = self.running_min
+        if running_min.device != output.device:
             # People build losses without moving them; the state goes where the scores are.
-            self.running_min = self.running_min.to(output.device)
+            self.running_min = running_min = running_min.to(output.device)
         loss, sample_weight = weighted_cross_entropy(
             features,
             output,
             target,
-            self.running_min if self.normalisation_mode == "global" else None,
+            running_min if self.normalisation_mode == "global" else None,
             variance=variance,
             alpha=self.alpha,
             beta=self.beta,

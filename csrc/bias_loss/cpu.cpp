@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/empty.h"
 #include "../cpu/parallel.h"
 #include "../math/bias_weight.h"
 #include "cpu_scores.h"
@@ -172,8 +173,6 @@ void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, floa
   for (int64_t i = 0; i < samples; ++i) weight[i] = bias_weight<Scalar>(weight[i], low, extrema, alpha, beta);
 }
 
-Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) { return torch::stable::empty(shape, dtype); }
-
 template <class Scalar>
 BiasLossResult forward(const std::optional<Tensor>& features, const std::optional<Tensor>& variance,
                        const std::optional<Tensor>& extrema, const Tensor& output, const Tensor& target,
@@ -184,11 +183,11 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
   const ScoreTensor scores(output);
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
                                 ignore_index, label_smoothing);
-  Tensor row_max = empty({scores.rows()}, dtype), row_log_sum = empty({scores.rows()}, dtype);
-  Tensor weight = empty({scores.samples}, dtype), denominator = empty({}, dtype);
-  Tensor loss = reduction != kNone ? empty({}, dtype)
-                : output.dim() > 2 ? empty({scores.samples, scores.positions}, dtype)
-                                   : empty({scores.samples}, dtype);
+  Tensor row_max = empty_tensor({scores.rows()}, dtype), row_log_sum = empty_tensor({scores.rows()}, dtype);
+  Tensor weight = empty_tensor({scores.samples}, dtype), denominator = empty_tensor({}, dtype);
+  Tensor loss = reduction != kNone ? empty_tensor({}, dtype)
+                : output.dim() > 2 ? empty_tensor({scores.samples, scores.positions}, dtype)
+                                   : empty_tensor({scores.samples}, dtype);
   Scalar* losses = reduction == kNone ? loss.mutable_data_ptr<Scalar>() : nullptr;
   Forward<Scalar> rows{scores, targets, row_max.mutable_data_ptr<Scalar>(), row_log_sum.mutable_data_ptr<Scalar>(),
                        losses};
@@ -292,7 +291,7 @@ template <class Scalar>
 Tensor backward(const Tensor& grad_loss, const Tensor& output, const Tensor& target,
                 const std::optional<Tensor>& class_weight, const Tensor& weight, const Tensor& row_max,
                 const Tensor& row_log_sum, const Tensor& denominator, int64_t ignore_index, double label_smoothing) {
-  Tensor grad_output = torch::stable::empty_like(output);
+  Tensor grad_output = empty_tensor_like(output);
   const ScoreTensor scores(output), gradient(grad_output);
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
                                 ignore_index, label_smoothing);

@@ -6,12 +6,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 
 #include "../simd/types.h"
+#include "empty.h"
 
 namespace biasloss {
 
@@ -40,12 +41,10 @@ inline MapShape map_shape(const Tensor& t, const char* name) {
 }
 
 inline Tensor empty_map(const MapShape& s, ScalarType dtype) {
-  return torch::stable::empty({s.samples, s.channels, s.height, s.width}, dtype, std::nullopt, std::nullopt,
-                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-inline Tensor empty_tensor(std::initializer_list<int64_t> size, ScalarType dtype) {
-  return torch::stable::empty(size, dtype);
+  const std::array<int64_t, 4> sizes = {s.samples, s.channels, s.height, s.width};
+  const int64_t column = std::max<int64_t>(s.channels, 1), row = column * std::max<int64_t>(s.width, 1);
+  const std::array<int64_t, 4> strides = {row * std::max<int64_t>(s.height, 1), 1, row, column};
+  return empty_strided(4, sizes.data(), strides.data(), dtype);
 }
 
 // A dense tensor of the accumulation dtype: per-channel values, weights.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "../cpu/empty.h"
 #include "../cpu/parallel.h"
 #include "../math/bias_weight.h"
 #include "moments_simd.h"
@@ -48,7 +49,8 @@ void FeatureMoments::compute(int64_t begin, int64_t end) {
   const ScalarType dtype = features_.scalar_type();
   const void* data = features_.const_data_ptr();
   const int64_t sample_stride = features_.stride(0);
-  for (int64_t piece = begin; piece < end; ++piece) {
+  // From the back: what the network wrote last is still in the cache.
+  for (int64_t piece = end - 1; piece >= begin; --piece) {
     const int64_t start = piece % pieces_per_sample_ * kPieceLength;
     const int64_t offset = piece / pieces_per_sample_ * sample_stride + start;
     const int64_t length = std::min(kPieceLength, length_ - start);
@@ -86,8 +88,8 @@ std::tuple<Tensor, Tensor> feature_variance_cpu(Tensor features) {
   const int64_t samples = features.size(0);
   const bool wide = features.scalar_type() == ScalarType::Double;
   const ScalarType dtype = wide ? ScalarType::Double : ScalarType::Float;
-  Tensor variance = torch::stable::empty({samples}, dtype);
-  Tensor extrema = torch::stable::empty({2}, dtype);
+  Tensor variance = empty_tensor({samples}, dtype);
+  Tensor extrema = empty_tensor({2}, dtype);
   const auto fill = [&](auto* out, auto* ends) {
     auto reached = empty_extrema<std::remove_pointer_t<decltype(out)>>();
     for (int64_t i = 0; i < samples; ++i) {
