@@ -28,7 +28,7 @@ def parametrize(metafunc: pytest.Metafunc, op: str) -> None:
         pytest.param(workload, contender, id=f"{workload.name}-{contender.name}".replace(" ", "_"))
         for workload in shapes.workloads(op, DEVICE.type, quick=not full, tiny=tiny)
         for contender in OPS[op].contenders
-        if contender.takes_part(workload)
+        if contender.takes_part(workload) and (full or tiny or DEVICE.type not in contender.slow_on)
     ]
     metafunc.parametrize(("workload", "contender"), pairs)
 

@@ -9,8 +9,9 @@ from torch import nn
 from biasloss_ext.nn.fused_block import Fused
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, why_not_fusable
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock
+from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.recognise import find, is_block
+from biasloss_ext.nn.recognise import activation_of_norm, find, is_block
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
     """Swap the depthwise-separable blocks of ``model`` for fused ones, in place.
 
     Known are the blocks of torchvision's MobileNetV2, MobileNetV3 and EfficientNet, of timm's MobileNetV2, MobileNetV3,
-    EfficientNet and EfficientNet-lite, and of this package; besides them torchvision's Conv2dNormActivation (stem and last
-    convolution). The state_dict keeps its keys, values and order; optimisers that hold the parameters stay valid; hooks stay.
-    Results change by rounding alone; maps come out channels_last, which is also the fastest layout to feed.
+    EfficientNet and EfficientNet-lite, and of this package; besides them torchvision's Conv2dNormActivation and timm's
+    BatchNormAct2d (behind stem and last convolution). The state_dict keeps its keys, values and order; optimisers that hold the
+    parameters stay valid; hooks stay. Results change by rounding alone; maps come out channels_last, which is also the fastest
+    layout to feed.
 
     Args:
         model: any module. What is fused already is listed as such.
@@ -98,7 +100,7 @@ def _inside_block(model: nn.Module, name: str) -> bool:
     return any(is_block(module) or isinstance(module, _FUSED) for module in around)
 
 
-_FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation)
+_FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation, FusedNormActivation)
 
 
 def _replacement(module: nn.Module, fused: Fused) -> nn.Module | str | None:
@@ -115,6 +117,9 @@ def _replacement(module: nn.Module, fused: Fused) -> nn.Module | str | None:
         if len(layers) not in (2, 3):
             return f"it has {len(layers)} layers, not convolution, normalisation and activation"
         return why_not_fusable(layers[0], layers[1], activation) or _fused_layer(module, layers, fused)
+    if type(module).__name__ == "BatchNormAct2d":
+        activation_or_reason = activation_of_norm(module)
+        return activation_or_reason if isinstance(activation_or_reason, str) else fuse_norm(module, fused)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from blocks import randomise, step
 from biasloss_ext import FeatureTap, accelerate, optimize_for_inference
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import FusedConvNormActivation, InvertedResidual
+from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 
 
@@ -37,7 +39,7 @@ def test_accelerated_is_the_same_network(training: bool) -> None:
     plain = model().train(training)
     fused = copy.deepcopy(plain)
     report = accelerate(fused)
-    assert [entry.name for entry in report.swapped] == [str(i) for i in range(9)]
+    assert [entry.name for entry in report.swapped] == [str(i) for i in range(10)]
     assert not report.left
     assert sum(isinstance(module, FusedBlock) for module in fused) == 7
     assert list(fused.state_dict()) == list(plain.state_dict())
@@ -80,7 +82,7 @@ def test_report_says_what_was_left_and_why() -> None:
     network[7].bn2.act = nn.ReLU()
     network[5].block[0][2] = nn.Tanh()
     text = str(accelerate(network))
-    assert "6 of 9 blocks and layers are fused" in text
+    assert "7 of 10 blocks and layers are fused" in text
     assert "2 (InvertedResidual): left, the kernel is 9 x 9, there are 3 x 3, 5 x 5, 7 x 7" in text
     assert "7 (DepthwiseSeparableConv): left, an activation follows the projection" in text
     assert "5 (MBConv): left, the activation is Tanh" in text
@@ -104,6 +106,30 @@ def test_bad_input() -> None:
         accelerate(model(), fused=False)
     with pytest.raises(TypeError, match="got str"):
         optimize_for_inference("mobilenet")  # type: ignore[arg-type]
+
+
+def test_fused_norms_stay_what_they_are() -> None:
+    """Of their class, for those who look for it; copied and pickled; plain where no fused kernels can serve them."""
+    network = model()
+    plain = copy.deepcopy(network[9])
+    network[9].register_forward_hook(lambda module, inputs, output: output + 1)
+    accelerate(network)
+    x = torch.randn(4, 32, 5, 5, dtype=torch.float64)
+    for norm in (network[9], copy.deepcopy(network[9])):
+        assert isinstance(norm, FusedNormActivation)
+        assert isinstance(norm, lookalikes.BatchNormAct2d)
+        torch.testing.assert_close(norm(x), copy.deepcopy(plain)(x) + 1, rtol=1e-9, atol=1e-9)
+    bare = fuse_norm(plain, True)
+    again = pickle.loads(pickle.dumps(bare))
+    torch.testing.assert_close(again(x), bare(x), rtol=0, atol=0)
+    assert again.fused is True
+    torch.testing.assert_close(again.running_mean, bare.running_mean, rtol=0, atol=0)
+    torch.testing.assert_close(torch.compile(bare, fullgraph=True, backend="eager")(x), bare(x), rtol=0, atol=0)
+    bare.act = nn.Tanh()  # type: ignore[assignment]
+    torch.testing.assert_close(bare.eval()(x), nn.BatchNorm2d.forward(bare, x).tanh(), rtol=0, atol=0)  # type: ignore[arg-type]
+    dropping = model()
+    dropping[9].drop = nn.Dropout(0.5)
+    assert "9 (BatchNormAct2d): left, a normalisation drops channels" in str(accelerate(dropping))
 
 
 def test_hooks_stay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -42,6 +43,11 @@ def needs(text: str) -> str | None:
     return next((reason for package, reason in reasons.items() if package in text and reason), None)
 
 
+def with_this_package() -> dict[str, str]:
+    """The environment in which processes elsewhere find the package that is tested here, installed or not."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join((str(DOCS.parent), os.environ.get("PYTHONPATH", "")))}
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the data that the pages speak of, and fewer digits."""
@@ -78,7 +84,7 @@ def test_commands(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsy
         ran += 1
         if words[0] == "torchrun":
             command = [sys.executable, "-m", "torch.distributed.run", *words[1:], "--epochs", "1"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=with_this_package())
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("test accuracy") == 2  # of the epoch, and the result: by one process
             continue

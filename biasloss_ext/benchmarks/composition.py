@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Unavailable, Workload
+from biasloss_ext.benchmarks.peers.compiled import compiled
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
@@ -100,11 +101,12 @@ def drawn_weight(*shape: int) -> Tensor:
 
 
 def contenders(draw: Draw, chain: Chain, ours: Ours, families: tuple[str, ...]) -> tuple[Contender, ...]:
-    """Ours, and ``chain`` in both memory formats."""
+    """Ours, and ``chain`` in both memory formats and compiled."""
     return (
         our_contender("biasloss_ext", draw, chain, ours, families),
         plain_contender("PyTorch NCHW", draw, chain),
         plain_contender("PyTorch channels_last", draw, chain, channels_last=True),
+        compiled_contender("torch.compile", draw, chain),
     )
 
 
@@ -129,15 +131,29 @@ def our_contender(name: str, draw: Draw, chain: Chain, ours: Ours, families: tup
 
 def plain_contender(name: str, draw: Draw, chain: Chain, *, channels_last: bool = False) -> Contender:
     def build(workload: Workload, device: torch.device) -> Built:
-        parameters = _drawn(draw, workload)
-        prepared = parameters.to(device, workload.dtype, torch.float32, grad=workload.backward)
-
-        def step(inputs: Inputs) -> tuple[Tensor, ...]:
-            return _run(workload, chain, inputs[0], inputs[1], prepared)
-
-        return Built(step, _exact(parameters, chain, workload, device))
+        return _plain(draw, chain, chain, workload, device)
 
     return Contender(name, "peer", build, capturable=True, channels_last=channels_last)
+
+
+def compiled_contender(name: str, draw: Draw, chain: Chain) -> Contender:
+    """``chain`` through `torch.compile`, on channels_last maps. It takes seconds to build, a workload."""
+
+    def build(workload: Workload, device: torch.device) -> Built:
+        run = compiled(lambda x, parameters: chain(workload, x, parameters), "default")
+        return _plain(draw, chain, lambda _, x, parameters: run(x, parameters), workload, device)
+
+    return Contender(name, "peer", build, channels_last=True, slow_on=("cpu", "cuda"))
+
+
+def _plain(draw: Draw, chain: Chain, timed: Chain, workload: Workload, device: torch.device) -> Built:
+    parameters = _drawn(draw, workload)
+    prepared = parameters.to(device, workload.dtype, torch.float32, grad=workload.backward)
+
+    def step(inputs: Inputs) -> tuple[Tensor, ...]:
+        return _run(workload, timed, inputs[0], inputs[1], prepared)
+
+    return Built(step, _exact(parameters, chain, workload, device))
 
 
 def _exact(

@@ -91,15 +91,20 @@ def _bytes_at_most(device: torch.device) -> int:
 
 
 def ceilings(device: torch.device, *, tiny: bool = False) -> dict[str, float]:
-    """Bytes a second of a large copy (read and written) and of large and cached reads; FLOP a second of a product."""
+    """Bytes a second of a copy (read and written) and of large and cached reads; FLOP a second of a product.
+
+    On a CPU the copy reads one part after the other of what fits in no cache, and writes where it wrote before, as an op does
+    whose inputs are new and whose output takes the memory of the one before.
+    """
     large = 2**16 if tiny else min(max(4 * cache_bytes(device), 2**28), _bytes_at_most(device))
     cached = large if tiny else min(cache_bytes(device) // 2, CACHED_AT_MOST)
     side = 64 if tiny else (8192 if device.type == "cuda" else 2048)
     a = torch.rand(large // 4, device=device)
-    b = torch.empty_like(a)
+    parts = a.split(cached // 4) if device.type == "cpu" else (a,)
+    b = torch.empty_like(parts[0])
     small = torch.rand(cached // 4, device=device)
     found = {
-        "copy": 2 * large / _seconds(lambda turn: b.copy_(a), device),
+        "copy": 2 * b.nbytes / _seconds(lambda turn: b.copy_(parts[turn % len(parts)]), device),
         "read": large / _seconds(lambda turn: a.sum(), device),
         "read_cached": cached / _seconds(lambda turn: small.sum(), device),
     }

@@ -13,6 +13,7 @@ from biasloss_ext.benchmarks.contender import Workload
 BATCH = 128
 BATCH_SWEEP = (1, 8, 32, 128, 512)
 CLASS_SWEEP = (10, 100, 1000, 10000)
+QUICK_TRAINING_BATCH = 4
 GPU_BATCH_SWEEP = (1, 8, 32, 128, 256, 1024)
 
 # The last feature maps of SkipblockNet-M at 224 x 224 and of a CIFAR network, with ImageNet's and CIFAR-100's classes.
@@ -68,5 +69,5 @@ def _network(device_type: str, quick: bool, tiny: bool) -> list[Workload]:
     if tiny:
         return [many, training]
     if quick and device_type == "cpu":
-        return [one]
+        return [one, dataclasses.replace(training, batch=QUICK_TRAINING_BATCH)]
     return [one, many, training]

@@ -210,9 +210,11 @@ CONTENDERS = (
             "peer",
             _torch(plain, mode=mode),
             channels_last=True,
-            slow_on=("cpu", "cuda") if mode == "max-autotune" else (),
+            slow_on=("cpu", "cuda") if mode == "max-autotune" else ("cpu",) if passes == "backward" else (),
+            passes=passes,
         )
         for name, mode in MODES.items()
+        for passes in ("forward", "backward")
     ),
 )
 

@@ -57,6 +57,7 @@ CONTENDERS: tuple[Contender, ...] = (
     composition.our_contender("biasloss_ext", _draw, _linear, _ours, ("squeeze_excite",)),
     composition.plain_contender("Linear", _draw, _linear),
     composition.plain_contender("Conv2d 1x1", _draw, _conv2d),
+    composition.compiled_contender("torch.compile", _draw, _linear),
 )
 
 OP = Op("squeeze_excite", CONTENDERS, make_inputs, cost, composition.TOLERANCE)

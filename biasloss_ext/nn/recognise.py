@@ -55,9 +55,21 @@ def _norm_of_timm(norm: Any) -> tuple[nn.BatchNorm2d, int]:
     """A BatchNormAct2d, which holds its activation."""
     if type(norm).__name__ != "BatchNormAct2d":
         raise _Odd(f"a {type(norm).__name__} stands where a BatchNormAct2d is expected")
+    return norm, _activation(_without_drop(norm).act)
+
+
+def _without_drop(norm: Any) -> Any:
     if not isinstance(norm.drop, nn.Identity):
         raise _Odd("a normalisation drops channels")
-    return norm, _activation(norm.act)
+    return norm
+
+
+def activation_of_norm(norm: nn.Module) -> int | str:
+    """The activation of timm's BatchNormAct2d, or why it has no fused kernels."""
+    try:
+        return _activation(_without_drop(norm).act)
+    except _Odd as odd:
+        return str(odd)
 
 
 def _gate(module: nn.Module, reduce: str, excite: str, activation: str, gate: str) -> Gate:

@@ -56,6 +56,7 @@ _HELP = {
     "warmup_epochs": ("Schedule", "Epochs of linear warm-up."),
     "ema_decay": ("Schedule", "Decay of the moving average of the weights; 0 for none."),
     "amp": ("Machine", "Mixed precision: none, bf16 or fp16."),
+    "fused": ("Machine", "Blocks on fused kernels: auto (where they can run), on or off."),
     "channels_last": ("Machine", "Memory format channels_last."),
     "compile": ("Machine", "torch.compile."),
     "sync_batchnorm": ("Machine", "Batch normalisation over all processes; GPUs only."),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biasloss_ext.acceleration import accelerate
 from biasloss_ext.errors import UserError
 from biasloss_ext.features import FeatureTap
 from biasloss_ext.models import create_model, list_models
@@ -88,7 +89,9 @@ def _bare(recipe: Recipe, classes: int, channels: int) -> nn.Module:
     """The model as its package builds it, returning scores."""
     source, colon, name = ALIASES.get(recipe.model, recipe.model).partition(":")
     if not colon and source in list_models():
-        return create_model(source, num_classes=classes, in_chans=channels, small_input=recipe.small_input)
+        fused = {"auto": "auto", "on": True, "off": False}[recipe.fused]
+        options = {"num_classes": classes, "in_chans": channels, "small_input": recipe.small_input}
+        return create_model(source, **options, fused=fused)
     if source == "timm" and colon:
         timm = optional("timm", recipe.model)
         model = _built(
@@ -103,7 +106,18 @@ def _bare(recipe: Recipe, classes: int, channels: int) -> nn.Module:
         raise UserError(f"unknown model {recipe.model!r}: there are {', '.join(names)}")
     if recipe.small_input:
         _adapt_to_small_input(model)
+    if recipe.fused != "off":
+        _accelerate(model, recipe)
     return model
+
+
+def _accelerate(model: nn.Module, recipe: Recipe) -> None:
+    try:
+        report = accelerate(model, fused=True if recipe.fused == "on" else "auto")
+    except ValueError as error:
+        raise UserError(f"--fused on: {error}") from None
+    if recipe.fused == "on" and not report.swapped:
+        raise UserError(f"--fused on: {recipe.model} has no blocks with fused kernels")
 
 
 def _built(asked: str, name: str, known: Iterable[str], builder: Callable[..., nn.Module], **options: Any) -> nn.Module:

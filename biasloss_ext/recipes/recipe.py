@@ -17,6 +17,7 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("step", "cosine"),
     "amp": ("none", "bf16", "fp16"),
+    "fused": ("auto", "on", "off"),
 }
 
 
@@ -45,6 +46,8 @@ class Recipe:
         mixup, cutmix: parameter of the Beta distribution, 0 for none; through torchvision.
         ema_decay: decay of the moving average of the weights, 0 for none.
         amp: "none", "bf16", or "fp16" with a gradient scaler.
+        fused: blocks on fused kernels, in models of timm and torchvision too (:func:`biasloss_ext.accelerate`): "auto" where
+            they can run, "on" or an error, "off". Checkpoints are the same.
         channels_last, compile: memory format; ``torch.compile``.
         sync_batchnorm: batch normalisation over all processes; on GPUs only, as in torch.
         seed: of the initial weights, the order of the images and their augmentation.
@@ -78,6 +81,7 @@ class Recipe:
     cutmix: float = 0.0
     ema_decay: float = 0.0
     amp: str = "none"
+    fused: str = "auto"
     channels_last: bool = False
     compile: bool = False
     sync_batchnorm: bool = False

@@ -190,6 +190,7 @@ def network() -> nn.Sequential:
         TimmInvertedResidual(16, 48, 24, 2),
         TimmDepthwiseSeparable(24, 24),
         Conv2dNormActivation(24, 32, 1),
+        BatchNormAct2d(32, nn.SiLU()),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(32, 10),

@@ -52,6 +52,7 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ("--normalisation-mode both", "unknown normalisation mode 'both': there are global, local"),
         ("--optimizer adam", "unknown optimizer 'adam': there are sgd, adamw"),
         ("--amp half", "unknown amp 'half': there are none, bf16, fp16"),
+        ("--fused yes", "unknown fused 'yes': there are auto, on, off"),
         ("--weights none.pt", "there is no file none.pt to take weights from"),
         ("--image-size 16", "skipblocknet_xs cannot take images of 16 x 16: images must be of shape (N, 3, H, W)"),
         ("--image-size 4", "the digits are 8 x 8 and can be enlarged only: --image-size must be at least 8, got 4"),

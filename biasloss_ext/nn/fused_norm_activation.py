@@ -1,0 +1,52 @@
+"""A batch normalisation with an activation in one module, as timm has it, in one pass each way."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from biasloss_ext.nn.fused_block import Fused, takes_fused_path
+from biasloss_ext.nn.fused_conv_norm import norm_activation
+from biasloss_ext.nn.recognise import activation_of_norm
+from biasloss_ext.ops import maps
+
+
+class FusedNormActivation:
+    """Goes before timm's BatchNormAct2d in the bases of a class: what asks for that class, as conversions do, finds it.
+
+    Input and output as of the plain one; the output is channels_last.
+    """
+
+    fused: Fused = "auto"
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        activation = activation_of_norm(self)  # at each call, as it may have been exchanged
+        objection = activation if isinstance(activation, str) else None
+        if isinstance(activation, str) or not takes_fused_path(x, self.fused, objection, type(self).__name__):
+            plain: Tensor = super().forward(x)  # type: ignore[misc]
+            return plain
+        return norm_activation(maps.channels_last(x), self, activation)
+
+    def __reduce__(self: Any) -> tuple[Any, ...]:
+        return _blank, (type(self).__bases__[1],), self.__dict__
+
+
+@functools.cache
+def _fused_class(kind: Any) -> Any:
+    return type(f"Fused{kind.__name__}", (FusedNormActivation, kind), {})
+
+
+def _blank(kind: Any) -> Any:
+    fused = _fused_class(kind)
+    return fused.__new__(fused)
+
+
+def fuse_norm(norm: nn.Module, fused: Fused) -> nn.Module:
+    """The fused form of a BatchNormAct2d, which shares parameters, buffers, children, hooks and mode with it."""
+    twin = _blank(type(norm))
+    twin.__dict__.update(norm.__dict__)
+    twin.fused = fused
+    result: nn.Module = twin
+    return result
