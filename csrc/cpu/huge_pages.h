@@ -9,9 +9,9 @@
 
 namespace biasloss {
 
-// Below this a huge page may not fit in between. The allocator gives larger memory back to the system when it is freed,
-// so that the next output's is fresh again.
-constexpr int64_t kHugePageBytes = 2 << 20, kLeastBytesToAdvise = 2 * kHugePageBytes;
+constexpr int64_t kHugePageBytes = 2 << 20;
+// glibc maps larger memory anew for every allocation. Smaller memory it mostly hands out again, without a page fault.
+constexpr int64_t kLeastBytesToAdvise = 32 << 20;
 
 // Asks for huge pages behind memory that is about to be overwritten, where the system leaves that to programs
 // (/sys/kernel/mm/transparent_hugepage/enabled is "madvise"). Only whole ones: no byte becomes resident that would not
