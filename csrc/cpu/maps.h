@@ -12,7 +12,6 @@
 #include <optional>
 
 #include "../simd/types.h"
-#include "huge_pages.h"
 
 namespace biasloss {
 
@@ -41,10 +40,8 @@ inline MapShape map_shape(const Tensor& t, const char* name) {
 }
 
 inline Tensor empty_map(const MapShape& s, ScalarType dtype) {
-  Tensor map = torch::stable::empty({s.samples, s.channels, s.height, s.width}, dtype, std::nullopt, std::nullopt,
-                                    std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  advise_huge_pages(map.mutable_data_ptr(), map.numel() * int64_t(map.element_size()));
-  return map;
+  return torch::stable::empty({s.samples, s.channels, s.height, s.width}, dtype, std::nullopt, std::nullopt,
+                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 inline Tensor empty_tensor(std::initializer_list<int64_t> size, ScalarType dtype) {

@@ -1,5 +1,6 @@
 #include "plain.h"
 
+#include "../cpu/fresh_pages.h"
 #include "backward.h"
 #include "plain_simd.h"
 
@@ -7,7 +8,7 @@ namespace biasloss {
 namespace {
 
 constexpr int64_t kBlockBytes = 512 << 10;  // of the rows that the kernel spans, for a block of channels
-constexpr int64_t kBandBytes = 256 << 10;   // of the rows of x in a band: with y, and what is fetched, less than L2
+constexpr int64_t kBandBytes = 128 << 10;   // of the rows of x in a band: with y, and what is fetched, less than L2
 
 template <class Scalar>
 struct Plain {
@@ -41,6 +42,7 @@ struct Plain {
       const int64_t row = sample * in.height + conv.inputs(band.end - 1, in.height).end;
       const int64_t count = band.end - band.begin, out_row = sample * out.height + band.end;
       const NextBand next = {{upcoming(x, in, row, count * conv.stride), upcoming(y, out, out_row, count)}};
+      take_rows(y, out, sample * out.height + band.begin, count);
       of(kernels.convolve, conv)(x + first_of(in, sample, channels), weight, band, y + first_of(out, sample, channels),
                                  next);
     });
@@ -56,6 +58,7 @@ struct Plain {
       const NextBand next = {{upcoming(x, in, row, grad_weight == nullptr ? 0 : count),
                               upcoming(dy, out, out_row, divide_up(count, conv.stride)),
                               upcoming(grad_x, in, row, grad_x == nullptr ? 0 : count)}};
+      if (grad_x != nullptr) take_rows(grad_x, in, sample * in.height + band.begin, count);
       const int64_t offset = first_of(in, sample, channels);
       of(kernels.gradients, conv)({dy + first_of(out, sample, channels), x + offset,
                                    grad_x == nullptr ? nullptr : grad_x + offset, grad_weight},
@@ -80,6 +83,13 @@ struct Plain {
         band.begin = rows.begin + of_band.begin, band.end = rows.begin + of_band.end;
         function(sample, band);
       }
+  }
+
+  // Pages for rows that are about to be written. Those of other blocks of channels lie in the same pages.
+  void take_rows(const Scalar* map, const MapShape& shape, int64_t row, int64_t count) const {
+    const int64_t row_bytes = shape.width * shape.channels * int64_t(sizeof(Scalar));
+    if (partition.blocks() == 1 && shape.samples * shape.height * row_bytes >= kLeastBytesToAskAbout)
+      take_pages(map + row * shape.width * shape.channels, count * row_bytes);
   }
 
   // Rows of a map, numbered through its samples. Where there are several blocks of channels, each would fetch the
