@@ -1,10 +1,14 @@
 #include "plain.h"
 
+#include "../cpu/fresh_pages.h"
 #include "backward.h"
 #include "plain_simd.h"
 
 namespace biasloss {
 namespace {
+
+constexpr int64_t kBlockBytes = 512 << 10;  // of the rows that the kernel spans, for a block of channels
+constexpr int64_t kBandBytes = 128 << 10;   // of the rows of x in a band: with y, and what is fetched, less than L2
 
 template <class Scalar>
 struct Plain {
@@ -23,7 +27,7 @@ struct Plain {
         out(conv.output(in)),
         partition(in.samples, out.height,
                   ChannelBlocks(in.channels, depthwise_tables().of(Scalar()).lanes,
-                                (conv.kernel + more_rows) * in.width * int64_t(sizeof(Scalar)))),
+                                (conv.kernel + more_rows) * in.width * int64_t(sizeof(Scalar)), kBlockBytes)),
         packing(depthwise_tables().of(Scalar())),
         kernels(plain_tables().of(Scalar())),
         weights(packed(packing, partition, values_of<Scalar>(weight, in.channels * conv.taps(), "weight"), conv.taps(),
@@ -34,38 +38,68 @@ struct Plain {
   }
 
   void convolve(const Scalar* x, Range samples, Range rows, Range channels, const Scalar* weight, Scalar* y) const {
-    for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
-      const Scalar* from = x + sample * in.positions() * in.channels + channels.begin;
-      Scalar* to = y + sample * out.positions() * in.channels + channels.begin;
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        MapTaps<Scalar> taps = {};
-        taps.width = in.width;
-        const Range inputs = conv.inputs(row, in.height);
-        for (int64_t r = inputs.begin; r < inputs.end; ++r)
-          taps.add(from + r * in.width * in.channels, r - (row * conv.stride - conv.padding()));
-        of(kernels.convolve, conv)(taps, weight, {out.width, channels.size()},
-                                   {to + row * out.width * in.channels, in.channels});
-      }
-    }
+    for_each_band(samples, rows, conv.stride, channels, [&](int64_t sample, const Band& band) {
+      const int64_t row = sample * in.height + conv.inputs(band.end - 1, in.height).end;
+      const int64_t count = band.end - band.begin, out_row = sample * out.height + band.end;
+      const NextBand next = {{upcoming(x, in, row, count * conv.stride), upcoming(y, out, out_row, count)}};
+      take_rows(y, out, sample * out.height + band.begin, count);
+      of(kernels.convolve, conv)(x + first_of(in, sample, channels), weight, band, y + first_of(out, sample, channels),
+                                 next);
+    });
   }
 
   // `rows` of dy; those of x that lie under them.
   void gradients(const Scalar* dy, const Scalar* x, Range samples, Range rows, Range channels, const Scalar* weight,
                  Scalar* grad_x, Scalar* grad_weight) const {
-    for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
-      const Scalar* from = dy + sample * out.positions() * in.channels + channels.begin;
-      const int64_t end = std::min(in.height, rows.end * conv.stride);
-      for (int64_t row = rows.begin * conv.stride; row < end; ++row) {
-        MapTaps<Scalar> taps = {};
-        taps.width = out.width;
-        const Range outputs = conv.outputs(row, out.height);
-        for (int64_t o = outputs.begin; o < outputs.end; ++o)
-          taps.add(from + o * out.width * in.channels, row + conv.padding() - o * conv.stride);
-        const int64_t offset = (sample * in.height + row) * in.width * in.channels + channels.begin;
-        of(kernels.gradients, conv)(taps, weight, {in.width, channels.size()}, in.channels,
-                                    {x + offset, grad_x == nullptr ? nullptr : grad_x + offset, grad_weight});
+    const Range of_x = {rows.begin * conv.stride, std::min(in.height, rows.end * conv.stride)};
+    for_each_band(samples, of_x, 1, channels, [&](int64_t sample, const Band& band) {
+      const int64_t row = sample * in.height + band.end, count = band.end - band.begin;
+      const int64_t out_row = sample * out.height + conv.outputs(band.end - 1, out.height).end;
+      const NextBand next = {{upcoming(x, in, row, grad_weight == nullptr ? 0 : count),
+                              upcoming(dy, out, out_row, divide_up(count, conv.stride)),
+                              upcoming(grad_x, in, row, grad_x == nullptr ? 0 : count)}};
+      if (grad_x != nullptr) take_rows(grad_x, in, sample * in.height + band.begin, count);
+      const int64_t offset = first_of(in, sample, channels);
+      of(kernels.gradients, conv)({dy + first_of(out, sample, channels), x + offset,
+                                   grad_x == nullptr ? nullptr : grad_x + offset, grad_weight},
+                                  weight, band, next);
+    });
+  }
+
+ private:
+  static int64_t first_of(const MapShape& map, int64_t sample, Range channels) {
+    return sample * map.positions() * map.channels + channels.begin;
+  }
+
+  // `rows` of every sample in bands; a row takes `stride` rows of x.
+  template <class Function>
+  void for_each_band(Range samples, Range rows, int64_t stride, Range channels, const Function& function) const {
+    const int64_t row_bytes = std::max<int64_t>(1, stride * in.width * channels.size() * int64_t(sizeof(Scalar)));
+    const int64_t bands = divide_up(rows.size(), std::max<int64_t>(1, kBandBytes / row_bytes));
+    Band band = {in.height, in.width, out.height, out.width, channels.size(), in.channels, 0, 0};
+    for (int64_t sample = samples.begin; sample < samples.end; ++sample)
+      for (int64_t i = 0; i < bands; ++i) {
+        const Range of_band = part_of(rows.size(), bands, i);
+        band.begin = rows.begin + of_band.begin, band.end = rows.begin + of_band.end;
+        function(sample, band);
       }
-    }
+  }
+
+  // Pages for rows that are about to be written. Those of other blocks of channels lie in the same pages.
+  void take_rows(const Scalar* map, const MapShape& shape, int64_t row, int64_t count) const {
+    const int64_t row_bytes = shape.width * shape.channels * int64_t(sizeof(Scalar));
+    if (partition.blocks() == 1 && shape.samples * shape.height * row_bytes >= kLeastBytesToAskAbout)
+      take_pages(map + row * shape.width * shape.channels, count * row_bytes);
+  }
+
+  // Rows of a map, numbered through its samples. Where there are several blocks of channels, each would fetch the
+  // others' too: nothing is fetched.
+  NextBand::Stream upcoming(const Scalar* map, const MapShape& shape, int64_t row, int64_t count) const {
+    const int64_t rows = shape.samples * shape.height;
+    if (partition.blocks() > 1 || count == 0 || row >= rows) return {nullptr, nullptr};
+    const Scalar* begin = map + row * shape.width * shape.channels;
+    const Scalar* end = begin + std::min(count, rows - row) * shape.width * shape.channels;
+    return {reinterpret_cast<const char*>(begin), reinterpret_cast<const char*>(end)};
   }
 };
 

@@ -21,6 +21,8 @@ inline void with_outside(bool all_inside, bool fits, const Body& body) {
   fits ? body(Tile<Outside::halo>()) : body(Tile<Outside::any>());
 }
 
+constexpr int64_t kStripTiles = 4;
+
 // The value of a row at a column, for all lanes of a channel vector. `inside`: the column is known to be in the map.
 template <bool inside, class Scalar>
 inline VectorOf<Scalar> at(const Scalar* row, int64_t column, int64_t stride, int64_t width) {
@@ -28,15 +30,74 @@ inline VectorOf<Scalar> at(const Scalar* row, int64_t column, int64_t stride, in
   return load(inside || uint64_t(column) < uint64_t(width) ? row + column * stride : zeros);
 }
 
+// Rows of a map, each to be multiplied with the kernel's row `index`. Rows outside of the map are not listed.
+template <class Scalar>
+struct MapTaps {
+  struct {
+    const Scalar* data;
+    int64_t index;
+  } rows[7];
+  int64_t count;
+  int64_t width;
+
+  void add(const Scalar* data, int64_t index) { rows[count++] = {data, index}; }
+};
+
+// Fetches what comes next in equal steps: all at once would keep what is needed now waiting.
+class Fetching {
+ public:
+  Fetching(const NextBand& next, int64_t steps) {
+    for (int i = 0; i < kStreams; ++i) {
+      at_[i] = next.streams[i].begin;
+      const int64_t lines = (next.streams[i].end - next.streams[i].begin + kLine - 1) / kLine;
+      lines_[i] = steps == 0 ? 0 : (lines + steps - 1) / steps;
+    }
+  }
+  void step() {
+    for (int i = 0; i < kStreams; ++i)
+      for (int64_t line = 0; line < lines_[i]; ++line, at_[i] += kLine) __builtin_prefetch(at_[i], 0, 2);
+  }
+
+ private:
+  static constexpr int kStreams = 3;
+  static constexpr int64_t kLine = 64;
+  const char* at_[kStreams];
+  int64_t lines_[kStreams];
+};
+
+struct Columns {
+  int64_t begin, end;
+};
+
+inline int64_t steps_of(const Band& band, int64_t tiles, int64_t lanes) {
+  return vectors_of(band.channels, lanes) * (band.end - band.begin) * tiles;
+}
+
+// Calls body(vector, first channel, row, columns) for all of a band, a strip of columns and a channel vector down its
+// rows at a time. Columns of power-of-two numbers of channels share few sets of the first cache: strips are so narrow
+// that the rows which the kernel spans stay in them.
+template <int tile, int stride, int lanes, class Body>
+inline void for_each_strip(const Band& band, int64_t width, const Body& body) {
+  constexpr int64_t strip = tile * (kStripTiles / stride);
+  const int64_t vectors = vectors_of(band.channels, lanes);
+  for (int64_t begin = 0; begin < width; begin += strip) {
+    const int64_t end = begin + strip < width ? begin + strip : width;
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t channel = first_channel(v, band.channels, lanes);
+      for (int64_t row = band.begin; row < band.end; ++row) body(v, channel, row, Columns{begin, end});
+    }
+  }
+}
+
 // sum[t] = y at columns column + t. Every input column is loaded once and added to the outputs that it reaches.
 template <int kernel, int stride, Outside outside, class Scalar>
-inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t channel, int64_t map_stride, const Scalar* weight,
-                             int64_t column, VectorOf<Scalar> (&sum)[kTileColumns]) {
+inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t distance, const Scalar* weight, int64_t column,
+                             VectorOf<Scalar> (&sum)[kTileColumns]) {
   constexpr int lanes = Compute<Scalar>::lanes, tile = kTileColumns, reach = (tile - 1) * stride + kernel;
   const int64_t first = column * stride - kernel / 2;
   for (auto& s : sum) s = VectorOf<Scalar>{};
   for (int64_t row = 0; row < taps.count; ++row) {
-    const Scalar* in = taps.rows[row].data + channel;
+    const Scalar* in = taps.rows[row].data;
     const Scalar* w = weight + taps.rows[row].index * kernel * lanes;
     VectorOf<Scalar> tap[kernel];
 #pragma GCC unroll 8
@@ -45,8 +106,8 @@ inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
     for (int x = 0; x < reach; ++x) {
       const bool of_tile = x >= kernel / 2 && x <= kernel / 2 + (tile - 1) * stride;
       const VectorOf<Scalar> value = outside == Outside::none || (outside == Outside::halo && of_tile)
-                                         ? at<true>(in, first + x, map_stride, taps.width)
-                                         : at<false>(in, first + x, map_stride, taps.width);
+                                         ? at<true>(in, first + x, distance, taps.width)
+                                         : at<false>(in, first + x, distance, taps.width);
 #pragma GCC unroll 8
       for (int j = 0; j < kernel; ++j)
         if (x >= j && (x - j) % stride == 0 && (x - j) / stride < tile) sum[(x - j) / stride] += value * tap[j];
@@ -55,40 +116,68 @@ inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
 }
 
 template <int kernel, int stride, class Scalar>
-void convolve(const MapTaps<Scalar>& x, const Scalar* weight, RowSize size, MapRow<Scalar> y) {
+MapTaps<Scalar> input_rows(const Scalar* x, const Band& band, int64_t row) {
+  MapTaps<Scalar> taps;
+  taps.count = 0;
+  taps.width = band.width;
+  const int64_t first = row * stride - kernel / 2;
+  for (int64_t i = 0; i < kernel; ++i)
+    if (first + i >= 0 && first + i < band.height) taps.add(x + (first + i) * band.width * band.distance, i);
+  return taps;
+}
+
+template <int kernel, int stride, class Scalar>
+void convolve(const Scalar* x, const Scalar* weight, const Band& band, Scalar* y, const NextBand& next) {
   constexpr int lanes = Compute<Scalar>::lanes, tile = kTileColumns, reach = (tile - 1) * stride + kernel;
-  const int64_t vectors = vectors_of(size.channels, lanes);
-  for (int64_t column = 0; column < size.width; column += tile) {
-    const int64_t first = column * stride - kernel / 2;
-    with_outside(first >= 0 && first + reach <= x.width, column + tile <= size.width, [&](auto at_columns) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t c = first_channel(v, size.channels, lanes);
+  const int64_t width = band.out_width;
+  Fetching fetching(next, steps_of(band, (width + tile - 1) / tile, lanes));
+  for_each_strip<tile, stride, lanes>(band, width, [&](int64_t v, int64_t channel, int64_t row, Columns columns) {
+    const Scalar* w = weight + v * kernel * kernel * lanes;
+    const auto taps = input_rows<kernel, stride>(x + channel, band, row);
+    Scalar* to = y + row * width * band.distance + channel;
+    for (int64_t column = columns.begin; column < columns.end; column += tile) {
+      const int64_t first = column * stride - kernel / 2;
+      fetching.step();
+      with_outside(first >= 0 && first + reach <= band.width, column + tile <= width, [&](auto at_columns) {
         VectorOf<Scalar> sum[tile];
-        convolve_columns<kernel, stride, at_columns.outside>(x, c, y.stride, weight + v * kernel * kernel * lanes,
-                                                             column, sum);
+        convolve_columns<kernel, stride, at_columns.outside>(taps, band.distance, w, column, sum);
 #pragma GCC unroll 8
         for (int t = 0; t < tile; ++t)
-          if (at_columns.outside != Outside::any || column + t < size.width)
-            store(y.data + (column + t) * y.stride + c, sum[t]);
-      }
-    });
-  }
+          if (at_columns.outside != Outside::any || column + t < width)
+            store(to + (column + t) * band.distance, sum[t]);
+      });
+    }
+  });
 }
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kGradientColumns = 7, kGradientPairs = 4;
+#else  // half as many registers
+constexpr int kGradientColumns = 4, kGradientPairs = 2;
+#endif
 
 // Column `stride` * (group + t) + phase of x meets column group + t + (distance of tap j) of dy.
 template <int kernel, int stride>
 struct Meeting {
   static constexpr int padding = kernel / 2;
-  static constexpr int tile = stride == 1 ? kTileColumns : kColumnPairs;
+  static constexpr int tile = stride == 1 ? kGradientColumns : kGradientPairs;
   static constexpr int first = -(padding / stride), last = tile - 1 + (padding + stride - 1) / stride;
   static constexpr int phase(int j) { return (padding + j) % stride; }
   static constexpr int distance(int j) { return (phase(j) + padding - j) / stride; }
 };
 
+// A row of the maps of PlainGradients.
+template <class Scalar>
+struct GradientRow {
+  MapTaps<Scalar> dy;
+  const Scalar* x;
+  Scalar* grad_x;
+};
+
 // A tile of columns of x, one channel vector: every value of dy is loaded once, and serves both gradients.
 template <int kernel, int stride, bool want_x, bool want_weight, Outside outside, class Scalar>
-inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64_t map_stride, const Scalar* weight,
-                             int64_t group, int64_t width, const PlainGradients<Scalar>& to, Scalar* grad_weight) {
+inline void gradient_columns(const GradientRow<Scalar>& row, int64_t distance, const Scalar* weight, int64_t group,
+                             int64_t width, Scalar* grad_weight) {
   using Vector = VectorOf<Scalar>;
   using M = Meeting<kernel, stride>;
   constexpr int lanes = Compute<Scalar>::lanes;
@@ -99,12 +188,12 @@ inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
 #pragma GCC unroll 2
     for (int phase = 0; phase < stride; ++phase) {
       if constexpr (want_weight)
-        x[phase][t] = at<outside != Outside::any>(to.x + channel, column + t * stride + phase, map_stride, width);
+        x[phase][t] = at<outside != Outside::any>(row.x, column + t * stride + phase, distance, width);
       sum[phase][t] = Vector{};
     }
-  for (int64_t row = 0; row < taps.count; ++row) {
-    const Scalar* in = taps.rows[row].data + channel;
-    const int64_t first_tap = taps.rows[row].index * kernel * lanes;
+  for (int64_t i = 0; i < row.dy.count; ++i) {
+    const Scalar* in = row.dy.rows[i].data;
+    const int64_t first_tap = row.dy.rows[i].index * kernel * lanes;
     Vector tap[kernel], of_weight[kernel];
 #pragma GCC unroll 8
     for (int j = 0; j < kernel; ++j) tap[j] = load(weight + first_tap + j * lanes), of_weight[j] = Vector{};
@@ -112,7 +201,7 @@ inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
     for (int q = M::first; q <= M::last; ++q) {
       const bool inside = outside == Outside::none || (outside == Outside::halo && q >= 0 && q < M::tile);
       const Vector value =
-          inside ? at<true>(in, group + q, map_stride, taps.width) : at<false>(in, group + q, map_stride, taps.width);
+          inside ? at<true>(in, group + q, distance, row.dy.width) : at<false>(in, group + q, distance, row.dy.width);
 #pragma GCC unroll 8
       for (int j = 0; j < kernel; ++j) {
         const int t = q - M::distance(j);
@@ -135,37 +224,56 @@ inline void gradient_columns(const MapTaps<Scalar>& taps, int64_t channel, int64
 #pragma GCC unroll 2
       for (int phase = 0; phase < stride; ++phase) {
         const int64_t q = column + t * stride + phase;
-        if (outside != Outside::any || q < width) store(to.grad_x + q * map_stride + channel, sum[phase][t]);
+        if (outside != Outside::any || q < width) store(row.grad_x + q * distance, sum[phase][t]);
       }
   }
 }
 
+template <int kernel, int stride, class Scalar>
+GradientRow<Scalar> gradient_row(const PlainGradients<Scalar>& maps, const Band& band, int64_t row, int64_t channel) {
+  GradientRow<Scalar> of_row;
+  const int64_t offset = row * band.width * band.distance + channel;
+  of_row.x = maps.x + offset;
+  of_row.grad_x = maps.grad_x == nullptr ? nullptr : maps.grad_x + offset;
+  of_row.dy.count = 0;
+  of_row.dy.width = band.out_width;
+  for (int64_t i = kernel - 1; i >= 0; --i) {  // in order of their place in memory
+    const int64_t from = row + kernel / 2 - i;
+    if (from >= 0 && from % stride == 0 && from / stride < band.out_height)
+      of_row.dy.add(maps.dy + from / stride * band.out_width * band.distance + channel, i);
+  }
+  return of_row;
+}
+
 template <int kernel, int stride, bool want_x, bool want_weight, class Scalar>
-void gradients_of_row(const MapTaps<Scalar>& dy, const Scalar* weight, RowSize size, int64_t map_stride,
-                      const PlainGradients<Scalar>& to) {
+void gradients_of_band(const PlainGradients<Scalar>& maps, const Scalar* weight, const Band& band,
+                       const NextBand& next) {
   using M = Meeting<kernel, stride>;
   constexpr int lanes = Compute<Scalar>::lanes, taps = kernel * kernel * lanes;
-  const int64_t vectors = vectors_of(size.channels, lanes);
-  for (int64_t group = 0; group * stride < size.width; group += M::tile) {
-    const bool fits = (group + M::tile) * stride <= size.width;
-    with_outside(fits && group + M::first >= 0 && group + M::last < dy.width, fits, [&](auto at_columns) {
-      for (int64_t v = 0; v < vectors; ++v)
+  const int64_t width = band.width, groups = (width + stride - 1) / stride;
+  Fetching fetching(next, steps_of(band, (groups + M::tile - 1) / M::tile, lanes));
+  for_each_strip<M::tile, stride, lanes>(band, groups, [&](int64_t v, int64_t channel, int64_t row, Columns columns) {
+    const auto of_row = gradient_row<kernel, stride>(maps, band, row, channel);
+    for (int64_t group = columns.begin; group < columns.end; group += M::tile) {
+      const bool fits = (group + M::tile) * stride <= width;
+      fetching.step();
+      with_outside(fits && group + M::first >= 0 && group + M::last < band.out_width, fits, [&](auto at_columns) {
         gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
-            dy, first_channel(v, size.channels, lanes), map_stride, weight + v * taps, group, size.width, to,
-            want_weight ? to.grad_weight + v * taps : nullptr);
-    });
-  }
+            of_row, band.distance, weight + v * taps, group, width,
+            want_weight ? maps.grad_weight + v * taps : nullptr);
+      });
+    }
+  });
 }
 
 template <int kernel, int stride, class Scalar>
-void gradients(const MapTaps<Scalar>& dy, const Scalar* weight, RowSize size, int64_t map_stride,
-               const PlainGradients<Scalar>& to) {
-  if (to.grad_weight == nullptr)
-    gradients_of_row<kernel, stride, true, false>(dy, weight, size, map_stride, to);
-  else if (to.grad_x == nullptr)
-    gradients_of_row<kernel, stride, false, true>(dy, weight, size, map_stride, to);
+void gradients(const PlainGradients<Scalar>& maps, const Scalar* weight, const Band& band, const NextBand& next) {
+  if (maps.grad_weight == nullptr)
+    gradients_of_band<kernel, stride, true, false>(maps, weight, band, next);
+  else if (maps.grad_x == nullptr)
+    gradients_of_band<kernel, stride, false, true>(maps, weight, band, next);
   else
-    gradients_of_row<kernel, stride, true, true>(dy, weight, size, map_stride, to);
+    gradients_of_band<kernel, stride, true, true>(maps, weight, band, next);
 }
 
 template <class Scalar>

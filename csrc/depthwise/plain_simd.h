@@ -1,39 +1,43 @@
 // The plain depthwise convolution (no normalisation, no activation, no moments) of maps of float32 or float64, read and
 // written where they lie: nothing is copied, every map is passed over once. For at least `lanes` channels.
+//
+// A band of rows lies in the second cache. It is worked on channel vector by channel vector, down its rows, so that the
+// rows which the kernel spans stay in the first.
 #pragma once
 
 #include "rows_simd.h"
 
 namespace biasloss {
 
-// Rows of a map, each to be multiplied with the kernel's row `index`. Rows outside of the map are not listed.
-template <class Scalar>
-struct MapTaps {
-  struct {
-    const Scalar* data;
-    int64_t index;
-  } rows[7];
-  int64_t count;
-  int64_t width;
-
-  void add(const Scalar* data, int64_t index) { rows[count++] = {data, index}; }
+// Rows of one sample, and a block of its channels. Columns lie `distance` values apart.
+struct Band {
+  int64_t height, width;          // of x
+  int64_t out_height, out_width;  // of y
+  int64_t channels, distance;
+  int64_t begin, end;  // the rows: of y for convolve, of x for gradients
 };
 
-// From one row of x and the rows of dy that it contributes to.
+// Memory that is fetched while a band is worked on: what the next one reads and writes.
+struct NextBand {
+  struct Stream {
+    const char *begin, *end;
+  } streams[3];
+};
+
+// Maps are given by the first value of the block in the sample.
 template <class Scalar>
 struct PlainGradients {
-  const Scalar* x;
-  Scalar* grad_x;       // a row; null: not wanted
+  const Scalar *dy, *x;
+  Scalar* grad_x;       // null: not wanted
   Scalar* grad_weight;  // packed, added to; null: not wanted
 };
 
-// The weights are packed; columns of a row lie `stride` values apart.
+// The weights are packed. [kernel is 3, 5, 7][stride is 1, 2]
 template <class Scalar>
 struct PlainKernels {
-  // A row of y, [kernel is 3, 5, 7][stride is 1, 2].
-  void (*convolve[3][2])(const MapTaps<Scalar>& x, const Scalar* weight, RowSize size, MapRow<Scalar> y);
-  void (*gradients[3][2])(const MapTaps<Scalar>& dy, const Scalar* weight, RowSize size, int64_t stride,
-                          const PlainGradients<Scalar>& to);
+  void (*convolve[3][2])(const Scalar* x, const Scalar* weight, const Band& band, Scalar* y, const NextBand& next);
+  void (*gradients[3][2])(const PlainGradients<Scalar>& maps, const Scalar* weight, const Band& band,
+                          const NextBand& next);
 };
 
 struct PlainTables {

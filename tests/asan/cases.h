@@ -3,7 +3,12 @@
 
 namespace biasloss {
 
+void run_columns();
 void run_depthwise();
 void run_expansion();
+void run_plain_depthwise();
+void run_pointwise();
+void run_rows();
+void run_small_matrices();
 
 }  // namespace biasloss

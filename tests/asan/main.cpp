@@ -2,6 +2,11 @@
 #include "cases.h"
 
 int main() {
+  biasloss::run_columns();
   biasloss::run_depthwise();
   biasloss::run_expansion();
+  biasloss::run_plain_depthwise();
+  biasloss::run_pointwise();
+  biasloss::run_rows();
+  biasloss::run_small_matrices();
 }
