@@ -1,11 +1,12 @@
 // Feature maps as the CPU kernels see them: channels_last in memory, rows of channels.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -39,13 +40,33 @@ inline MapShape map_shape(const Tensor& t, const char* name) {
   return s;
 }
 
+// Past the dispatcher, which takes longer than some of the kernels.
+inline Tensor empty_strided(int64_t dimensions, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
+  const int32_t type = dtype == ScalarType::Double     ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                                                       : aoti_torch_dtype_float32();
+  AtenTensorHandle made = nullptr;
+  const auto error = aoti_torch_empty_strided(dimensions, sizes, strides, type, aoti_torch_device_type_cpu(), 0, &made);
+  STD_TORCH_CHECK(error == 0, "a tensor could not be allocated");
+  return Tensor(made);
+}
+
 inline Tensor empty_map(const MapShape& s, ScalarType dtype) {
-  return torch::stable::empty({s.samples, s.channels, s.height, s.width}, dtype, std::nullopt, std::nullopt,
-                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  const std::array<int64_t, 4> sizes = {s.samples, s.channels, s.height, s.width};
+  const int64_t c = std::max<int64_t>(1, s.channels), row = c * std::max<int64_t>(1, s.width);
+  const std::array<int64_t, 4> strides = {row * std::max<int64_t>(1, s.height), 1, row, c};
+  return empty_strided(4, sizes.data(), strides.data(), dtype);
 }
 
 inline Tensor empty_tensor(std::initializer_list<int64_t> size, ScalarType dtype) {
-  return torch::stable::empty(size, dtype);
+  std::array<int64_t, 4> strides = {};
+  int64_t stride = 1;
+  for (auto d = static_cast<int64_t>(size.size()) - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(1, size.begin()[d]);
+  }
+  return empty_strided(static_cast<int64_t>(size.size()), size.begin(), strides.data(), dtype);
 }
 
 // A dense tensor of the accumulation dtype: per-channel values, weights.
