@@ -90,7 +90,7 @@ struct Backward {
   MapShape out;
   DepthwiseGradientAtOutput<T, Scalar> dy;
   ChannelBlocks blocks;
-  PackedExpansion<T, Scalar> expand;
+  PackedWeight<Scalar> expand;
   std::vector<Scalar> scaled_weight;  // scale * expand_weight, (expanded channels, narrow_stride)
   std::vector<Scalar> weights;        // of the depthwise convolution, packed
   const Scalar *x_mean, *center;
@@ -108,9 +108,9 @@ struct Backward {
     };
     const int64_t vectors = vectors_of(blocks.most_channels(), e.rows.lanes);
     Buffers buffers = Scratch::lay_out([&](Scratch& scratch) {
-      return Buffers{ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand.stride),
+      return Buffers{ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand),
                      Ring<Scalar>(scratch, e.conv.kernel, e.in.width, e.conv, vectors, e.rows.lanes),
-                     ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, expand.stride),
+                     ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, buffer_stride<Scalar>(blocks.most_channels())),
                      scratch.take<Scalar>(strip_columns(e.in.width, e.conv.kernel) * e.rows.lanes)};
     });
     buffers.expanded.h.clear();
@@ -146,7 +146,7 @@ struct Backward {
     const Range needed = {
         conv.inputs(rows.begin, e.in.height).begin,
         std::max(conv.inputs(rows.end - 1, e.in.height).end, std::min(e.in.height, rows.end * conv.stride))};
-    expanded.begin(sample, needed, channels, expand.block(block));
+    expanded.begin(sample, needed, channels);
     reduced.begin(sample, rows.begin * conv.stride, channels.size(),
                   scaled_weight.data() + channels.begin * narrow_stride(),
                   to.grad_expand + channels.begin * narrow_stride(), before);
@@ -206,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
       out,
       DepthwiseGradientAtOutput<T, Scalar>(at_output, out),
       blocks,
-      PackedExpansion<T, Scalar>(e, blocks, expand_values),
+      packed_expansion(e, expand_weight),
       scaled_expand_weight(e, expand_values, buffer_stride<Scalar>(e.in.channels)),
       packed_for_input_gradient(e.rows, blocks, conv, values_of<Scalar>(weight, e.channels * conv.taps(), "weight")),
       values_of<Scalar>(x_mean, e.in.channels, "x_mean"),

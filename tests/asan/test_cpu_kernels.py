@@ -14,7 +14,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KERNELS = ("depthwise/rows_simd.cpp", "expand_depthwise/product_simd.cpp")
+KERNELS = ("depthwise/rows_simd.cpp", "expand_depthwise/activated_simd.cpp", "expand_depthwise/product_simd.cpp")
 FLAGS = "-std=c++20 -O1 -g1 -Wall -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 
