@@ -56,16 +56,16 @@ class ReducedRows {
           to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
         }
     } else {
-      e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, to, narrow,
-                           before_.grad_x, nothing);
+      e_->product.multiply_exact(positions, narrow, channels_, du_, stride_, weight_, narrow_stride_, to, narrow,
+                                 before_.grad_x);
     }
     first_ += count_;
     count_ = 0;
   }
 
  private:
-  // Products write whole cache lines.
-  bool through_buffer() const { return padded_columns<Scalar>(e_->in.channels) != e_->in.channels; }
+  // Rows that are shorter than a vector.
+  bool through_buffer() const { return e_->in.channels < e_->rows.lanes; }
 
   const Expansion<T, Scalar>* e_;
   const Scalar* x_mean_;
@@ -175,9 +175,15 @@ struct Backward {
 template <class T, class Scalar>
 std::vector<Scalar> scaled_expand_weight(const Expansion<T, Scalar>& e, const Scalar* weight, int64_t stride) {
   std::vector<Scalar> scaled(static_cast<size_t>(e.channels * stride));
-  for (int64_t o = 0; o < e.channels; ++o)
-    for (int64_t i = 0; i < e.in.channels; ++i)
-      scaled[o * stride + i] = e.affine.scale[o] * weight[o * e.in.channels + i];
+  parallel_shares(e.channels * e.in.channels, [&](int64_t share, int64_t shares) {
+    const Range mine = part_of(e.channels, shares, share);
+    for (int64_t o = mine.begin; o < mine.end; ++o) {
+      const Scalar scale = e.affine.scale[o];
+      const Scalar* from = weight + o * e.in.channels;
+      Scalar* to = scaled.data() + o * stride;
+      for (int64_t i = 0; i < e.in.channels; ++i) to[i] = scale * from[i];
+    }
+  });
   return scaled;
 }
 
