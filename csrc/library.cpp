@@ -24,6 +24,7 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("depthwise", TORCH_BOX(&biasloss::depthwise_cpu));
   m.impl("depthwise_backward", TORCH_BOX(&biasloss::depthwise_backward_cpu));
   m.impl("expand_depthwise", TORCH_BOX(&biasloss::expand_depthwise_cpu));
+  m.impl("expand_depthwise_activate", TORCH_BOX(&biasloss::expand_depthwise_activate_cpu));
   m.impl("expand_depthwise_backward", TORCH_BOX(&biasloss::expand_depthwise_backward_cpu));
   m.impl("feature_variance", TORCH_BOX(&biasloss::feature_variance_cpu));
   m.impl("pointwise", TORCH_BOX(&biasloss::pointwise_cpu));

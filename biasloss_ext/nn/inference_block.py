@@ -30,11 +30,18 @@ COLUMNS = 16  # that the kernels want a weight to be padded to, so that they tak
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A (K, C, 1, 1) weight as a view of (C, K) memory whose rows are padded with zeros: what the product reads."""
+    """A (K, C, 1, 1) weight as a view of (C, K) memory whose rows are padded with zeros: what the product reads.
+
+    Rows are an odd number of cache lines apart, so that they do not share the same sets of a cache."""
     outputs, inputs = weight.shape[:2]
-    memory = weight.new_zeros(inputs, (outputs + COLUMNS - 1) // COLUMNS * COLUMNS)
+    memory = weight.new_zeros(inputs, ((outputs + COLUMNS - 1) // COLUMNS | 1) * COLUMNS)
     memory[:, :outputs] = weight.flatten(1).T
     return memory[:, :outputs].T[:, :, None, None]
+
+
+def taps_first(weight: Tensor) -> Tensor:
+    """A (C, 1, k, k) weight as a view of (k, k, C) memory."""
+    return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
 def constant_affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
@@ -93,54 +100,56 @@ class InferenceBlock(Prepared):
             packed(parts.project.weight.to(dtype) * scale[:, None, None, None]),
             shift.contiguous(),
         )
-        self.expand = self.affine1 = self.gate = None
+        self.expand = self.affine1 = self.taps = self.gate = None
         if parts.expand is not None and parts.expand_norm is not None:
-            self.expand = parts.expand.weight.detach().to(dtype).contiguous()
+            self.expand = packed(parts.expand.weight.detach().to(dtype))
             self.affine1 = constant_affine(parts.expand_norm, dtype)
+            self.taps = taps_first(self.depthwise)
         if parts.gate is not None:
             self.gate = [t.detach().to(dtype).contiguous() for t in matrices_of(parts.gate)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, x if self.has_residual else None)
+        return self.run(x, None)
+
+    def _hidden(self, x: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The depthwise convolution's result; what is to be applied to it on load, None where it has been; and the pooled
+        activations, where there is a gate for them."""
+        parts = self.parts
+        stride, activation = parts.depthwise.stride[0], parts.depthwise_activation
+        if self.taps is not None and expand_free(x, "auto"):
+            h, pooled = expand_depthwise.activate(
+                x, self.expand, self.affine1, parts.expand_activation, self.taps, stride, self.affine2, activation,
+                self.gate is not None, device=device,
+            )  # fmt: skip
+            return h, None, pooled
+        if self.expand is not None:
+            none = maps.IDENTITY
+            x, _ = pointwise.forward(x, self.expand, None, none, None, None, none, None, False, device=device)
+        y, _ = depthwise.forward(x, self.depthwise, self.affine1, parts.expand_activation, stride, False, device=device)
+        if self.gate is None:
+            return y, self.affine2, None
+        pooled, _ = pool_variance.forward(y, self.affine2, activation, False, device=device)
+        return y, self.affine2, pooled
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """``block(x) + residual``."""
+        """``block(x) + residual``, or as the block itself adds its input."""
         if not takes_fused_path(x, "auto", None, type(self).__name__):
             result: Tensor = self.plain(x)
             return result
         x = autocast_input(x)
         parts, device = self.parts, x.device
-        if self.expand is None:
-            y, _ = depthwise.forward(
-                x, self.depthwise, None, maps.IDENTITY, parts.depthwise.stride[0], False, device=device
-            )
-        elif expand_free(x, "auto"):
-            y, _ = expand_depthwise.forward(
-                x, self.expand, self.affine1, parts.expand_activation, self.depthwise, parts.depthwise.stride[0], False,
-                device=device,
-            )  # fmt: skip
-        else:
-            y, _ = pointwise.forward(
-                x, self.expand, None, maps.IDENTITY, None, None, maps.IDENTITY, None, False, device=device
-            )
-            y, _ = depthwise.forward(
-                y,
-                self.depthwise,
-                self.affine1,
-                parts.expand_activation,
-                parts.depthwise.stride[0],
-                False,
-                device=device,
-            )
+        y, affine, pooled = self._hidden(x, device)
         gate = None
         if self.gate is not None and parts.gate is not None:
-            pooled, _ = pool_variance.forward(y, self.affine2, parts.depthwise_activation, False, device=device)
             activations = (parts.gate.activation, parts.gate.gate_activation)
             gate, _, _ = squeeze_excite.forward(pooled, *self.gate, *activations, device=device)
-        residual = None if residual is None else maps.channels_last(residual.to(y.dtype))
+        if residual is None:
+            residual = x if self.has_residual else None
+        else:
+            residual = maps.channels_last(residual.to(y.dtype))
         out, _ = pointwise.forward(
-            y, self.project, self.affine2, parts.depthwise_activation, gate, self.bias, maps.IDENTITY, residual, False,
-            device=device,
+            y, self.project, affine, maps.IDENTITY if affine is None else parts.depthwise_activation, gate, self.bias,
+            maps.IDENTITY, residual, False, device=device,
         )  # fmt: skip
         result = out
         return result

@@ -114,14 +114,20 @@ void unpack(const Kernels& kernels, const ChannelBlocks& blocks, const Scalar* f
   }
 }
 
-// Calls piece(partial, block) for every piece, on as many threads as `multiply_adds` are worth.
-template <class Piece>
-void for_each_piece(const Partition& partition, int64_t multiply_adds, const Piece& piece) {
+// Calls share(pieces) for the pieces of every thread, of as many threads as `multiply_adds` are worth.
+template <class Share>
+void for_each_share(const Partition& partition, int64_t multiply_adds, const Share& share_of) {
   constexpr int64_t kMultiplyAddsPerElement = 4;
   if (multiply_adds == 0) return;
-  parallel_shares(multiply_adds / kMultiplyAddsPerElement, [&](int64_t share, int64_t shares) {
-    const int64_t end = partition.pieces() * (share + 1) / shares;
-    for (int64_t i = partition.pieces() * share / shares; i < end; ++i) piece(partition.partial(i), partition.block(i));
+  parallel_shares(multiply_adds / kMultiplyAddsPerElement,
+                  [&](int64_t share, int64_t shares) { share_of(part_of(partition.pieces(), shares, share)); });
+}
+
+// Calls piece(partial, block) for every piece.
+template <class Piece>
+void for_each_piece(const Partition& partition, int64_t multiply_adds, const Piece& piece) {
+  for_each_share(partition, multiply_adds, [&](Range pieces) {
+    for (int64_t i = pieces.begin; i < pieces.end; ++i) piece(partition.partial(i), partition.block(i));
   });
 }
 

@@ -36,14 +36,18 @@ class ChannelBlocks {
     return one;
   }
 
+  // As many blocks for every one of `threads`, where there is more than one block.
+  void share_among(int64_t threads) {
+    if (blocks_ > 1) cut(divide_up(blocks_, threads) * threads);
+  }
+
   int64_t blocks() const { return blocks_; }
   int64_t vectors() const { return vectors_of(channels_, lanes_); }
   Range channels_of(int64_t block) const {
-    const Range vectors = part_of(full_vectors_, blocks_, block);
-    return {vectors.begin * lanes_, block == blocks_ - 1 ? channels_ : vectors.end * lanes_};
+    return {first_vector(block) * lanes_, block == blocks_ - 1 ? channels_ : first_vector(block + 1) * lanes_};
   }
-  // Where a block's packed values begin, in vectors.
-  int64_t first_vector(int64_t block) const { return part_of(full_vectors_, blocks_, block).begin; }
+  // Where a block's packed values begin, in vectors. The last block is not the larger one: it has the rest as well.
+  int64_t first_vector(int64_t block) const { return divide_up(full_vectors_ * block, blocks_); }
   // Of any block.
   int64_t most_channels() const {
     int64_t most = 0;
@@ -69,14 +73,14 @@ class Partition : public ChannelBlocks {
   static constexpr int64_t kLeastPieces = 8;  // fewer samples than this are cut up
   static constexpr int64_t kLeastRows = 8;    // of a band, whose halo is computed twice
 
-  // About `pieces`, where there are samples enough.
-  Partition(int64_t samples, int64_t rows, const ChannelBlocks& channels, int64_t pieces = kPieces)
+  // About `pieces`, where there are samples enough; at least `least`, where there are not.
+  Partition(int64_t samples, int64_t rows, const ChannelBlocks& channels, int64_t pieces = kPieces,
+            int64_t least = kLeastPieces)
       : ChannelBlocks(channels) {
     samples_ = samples, rows_ = rows;
     const int64_t at_least_one = std::max<int64_t>(1, samples);
-    bands_ = std::clamp<int64_t>(divide_up(kLeastPieces, at_least_one * blocks()), 1,
-                                 std::max<int64_t>(1, rows / kLeastRows));
-    cut(blocks() * divide_up(kLeastPieces, at_least_one * blocks() * bands_));
+    bands_ = std::clamp<int64_t>(divide_up(least, at_least_one * blocks()), 1, std::max<int64_t>(1, rows / kLeastRows));
+    cut(blocks() * divide_up(least, at_least_one * blocks() * bands_));
     groups_ = std::clamp<int64_t>(divide_up(pieces, blocks() * bands_), 1, at_least_one);
   }
 

@@ -56,16 +56,16 @@ class ReducedRows {
           to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
         }
     } else {
-      e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, to, narrow,
-                           before_.grad_x, nothing);
+      e_->product.multiply_exact(positions, narrow, channels_, du_, stride_, weight_, narrow_stride_, to, narrow,
+                                 before_.grad_x);
     }
     first_ += count_;
     count_ = 0;
   }
 
  private:
-  // Products write whole cache lines.
-  bool through_buffer() const { return padded_columns<Scalar>(e_->in.channels) != e_->in.channels; }
+  // Rows that are shorter than a vector.
+  bool through_buffer() const { return e_->in.channels < e_->rows.lanes; }
 
   const Expansion<T, Scalar>* e_;
   const Scalar* x_mean_;
@@ -90,7 +90,7 @@ struct Backward {
   MapShape out;
   DepthwiseGradientAtOutput<T, Scalar> dy;
   ChannelBlocks blocks;
-  PackedExpansion<T, Scalar> expand;
+  PackedWeight<Scalar> expand;
   std::vector<Scalar> scaled_weight;  // scale * expand_weight, (expanded channels, narrow_stride)
   std::vector<Scalar> weights;        // of the depthwise convolution, packed
   const Scalar *x_mean, *center;
@@ -108,9 +108,9 @@ struct Backward {
     };
     const int64_t vectors = vectors_of(blocks.most_channels(), e.rows.lanes);
     Buffers buffers = Scratch::lay_out([&](Scratch& scratch) {
-      return Buffers{ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand.stride),
+      return Buffers{ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand),
                      Ring<Scalar>(scratch, e.conv.kernel, e.in.width, e.conv, vectors, e.rows.lanes),
-                     ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, expand.stride),
+                     ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, buffer_stride<Scalar>(blocks.most_channels())),
                      scratch.take<Scalar>(strip_columns(e.in.width, e.conv.kernel) * e.rows.lanes)};
     });
     buffers.expanded.h.clear();
@@ -146,7 +146,7 @@ struct Backward {
     const Range needed = {
         conv.inputs(rows.begin, e.in.height).begin,
         std::max(conv.inputs(rows.end - 1, e.in.height).end, std::min(e.in.height, rows.end * conv.stride))};
-    expanded.begin(sample, needed, channels, expand.block(block));
+    expanded.begin(sample, needed, channels);
     reduced.begin(sample, rows.begin * conv.stride, channels.size(),
                   scaled_weight.data() + channels.begin * narrow_stride(),
                   to.grad_expand + channels.begin * narrow_stride(), before);
@@ -175,9 +175,15 @@ struct Backward {
 template <class T, class Scalar>
 std::vector<Scalar> scaled_expand_weight(const Expansion<T, Scalar>& e, const Scalar* weight, int64_t stride) {
   std::vector<Scalar> scaled(static_cast<size_t>(e.channels * stride));
-  for (int64_t o = 0; o < e.channels; ++o)
-    for (int64_t i = 0; i < e.in.channels; ++i)
-      scaled[o * stride + i] = e.affine.scale[o] * weight[o * e.in.channels + i];
+  parallel_shares(e.channels * e.in.channels, [&](int64_t share, int64_t shares) {
+    const Range mine = part_of(e.channels, shares, share);
+    for (int64_t o = mine.begin; o < mine.end; ++o) {
+      const Scalar scale = e.affine.scale[o];
+      const Scalar* from = weight + o * e.in.channels;
+      Scalar* to = scaled.data() + o * stride;
+      for (int64_t i = 0; i < e.in.channels; ++i) to[i] = scale * from[i];
+    }
+  });
   return scaled;
 }
 
@@ -206,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
       out,
       DepthwiseGradientAtOutput<T, Scalar>(at_output, out),
       blocks,
-      PackedExpansion<T, Scalar>(e, blocks, expand_values),
+      packed_expansion(e, expand_weight),
       scaled_expand_weight(e, expand_values, buffer_stride<Scalar>(e.in.channels)),
       packed_for_input_gradient(e.rows, blocks, conv, values_of<Scalar>(weight, e.channels * conv.taps(), "weight")),
       values_of<Scalar>(x_mean, e.in.channels, "x_mean"),

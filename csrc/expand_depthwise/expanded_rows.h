@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../depthwise/march.h"
+#include "../pointwise/weight.h"
 #include "product_simd.h"
 
 namespace biasloss {
@@ -37,38 +38,21 @@ struct Expansion {
   }
 };
 
-// W^T, block by block: (input channels, stride) each.
+// W^T, (input channels, expanded channels).
 template <class T, class Scalar>
-class PackedExpansion {
- public:
-  PackedExpansion(const Expansion<T, Scalar>& e, const ChannelBlocks& blocks, const Scalar* weight)
-      : stride(buffer_stride<Scalar>(blocks.most_channels())),
-        block_size_(e.in.channels * stride),
-        values_(static_cast<size_t>(blocks.blocks() * block_size_)) {
-    parallel_shares(static_cast<int64_t>(values_.size()), [&](int64_t share, int64_t shares) {
-      const Range mine = part_of(blocks.blocks(), shares, share);
-      for (int64_t block = mine.begin; block < mine.end; ++block) {
-        const Range channels = blocks.channels_of(block);
-        e.product.pack(e.in.channels, channels.size(), weight + channels.begin * e.in.channels, 1, e.in.channels,
-                       values_.data() + block * block_size_, stride);
-      }
-    });
-  }
-  const Scalar* block(int64_t i) const { return values_.data() + i * block_size_; }
-
-  const int64_t stride;
-
- private:
-  int64_t block_size_;
-  std::vector<Scalar> values_;
-};
+PackedWeight<Scalar> packed_expansion(const Expansion<T, Scalar>& e, const Tensor& weight) {
+  return {weight, false, e.rows.lanes * int64_t(sizeof(Scalar)), e.product.pack};
+}
 
 template <class T, class Scalar>
 class ExpandedRows {
  public:
-  ExpandedRows(const Expansion<T, Scalar>& e, Scratch& scratch, int64_t most_channels, int64_t product_stride)
+  ExpandedRows(const Expansion<T, Scalar>& e, Scratch& scratch, int64_t most_channels,
+               const PackedWeight<Scalar>& weight)
       : e_(&e),
-        stride_(product_stride),
+        weight_(weight.data),
+        weight_stride_(weight.stride),
+        stride_(buffer_stride<Scalar>(most_channels)),
         product_rows_(e.product_rows()),
         wide_stride_(buffer_stride<Scalar>(e.in.channels)) {
     h = Ring<Scalar>(scratch, e.ring_rows(), e.in.width, e.conv, vectors_of(most_channels, e.rows.lanes), e.rows.lanes);
@@ -78,8 +62,8 @@ class ExpandedRows {
   }
 
   // Rows `rows` of `sample` will be asked for, in order, for the expanded channels `channels`.
-  void begin(int64_t sample, Range rows, Range channels, const Scalar* packed_weight) {
-    sample_ = sample, rows_ = rows, channels_ = channels, weight_ = packed_weight, next_ = rows.begin;
+  void begin(int64_t sample, Range rows, Range channels) {
+    sample_ = sample, rows_ = rows, channels_ = channels, next_ = rows.begin;
   }
   // Makes the rows before `end`.
   void advance(int64_t end, Upcoming upcoming = {}) {
@@ -97,13 +81,14 @@ class ExpandedRows {
   void make(int64_t count, Upcoming& upcoming) {
     const int64_t width = e_->in.width, depth = e_->in.channels;
     const T* x = e_->x_at(sample_, next_);
+    const Scalar* weight = weight_ + channels_.begin;
     Scalar* to = product_row(next_);
     if constexpr (std::is_same_v<T, Scalar>) {
-      e_->product.multiply(count * width, channels_.size(), depth, x, depth, 1, weight_, stride_, to, stride_, false,
-                           upcoming);
+      e_->product.multiply(count * width, channels_.size(), depth, x, depth, 1, weight, weight_stride_, to, stride_,
+                           false, upcoming);
     } else {
       e_->product.widen(x, count * width, depth, nullptr, wide_, wide_stride_);
-      e_->product.multiply(count * width, channels_.size(), depth, wide_, wide_stride_, 1, weight_, stride_, to,
+      e_->product.multiply(count * width, channels_.size(), depth, wide_, wide_stride_, 1, weight, weight_stride_, to,
                            stride_, false, upcoming);
     }
     for (int64_t i = 0; i < count; ++i)
@@ -113,11 +98,11 @@ class ExpandedRows {
   }
 
   const Expansion<T, Scalar>* e_;
-  int64_t stride_, product_rows_, wide_stride_;
+  const Scalar* weight_;
+  int64_t weight_stride_, stride_, product_rows_, wide_stride_;
   Scalar *product_ = nullptr, *wide_ = nullptr;
   int64_t sample_ = 0, next_ = 0;
   Range rows_ = {}, channels_ = {};
-  const Scalar* weight_ = nullptr;
 };
 
 template <class T, class Scalar>
@@ -128,6 +113,8 @@ Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, 
   STD_TORCH_CHECK(expand_weight.dim() == 4 && expand_weight.size(0) == channels &&
                       expand_weight.size(1) == in.channels && expand_weight.size(2) == 1 && expand_weight.size(3) == 1,
                   "expand_weight: expected (", channels, ", ", in.channels, ", 1, 1)");
+  STD_TORCH_CHECK(expand_weight.scalar_type() == accumulation_dtype(x.scalar_type()),
+                  "expand_weight: expected the accumulation dtype of x");
   return {expansion_tables().of(T()),
           depthwise_tables().of(Scalar()),
           convolution(weight, channels, stride),

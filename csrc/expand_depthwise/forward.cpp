@@ -1,5 +1,7 @@
+#include <memory>
 #include <tuple>
 
+#include "activated_simd.h"
 #include "expanded_rows.h"
 #include "ops.h"
 
@@ -7,46 +9,127 @@ namespace biasloss {
 namespace {
 
 template <class T, class Scalar>
+MapShape output_of(const Expansion<T, Scalar>& e) {
+  return {e.in.samples, e.channels, e.conv.output_size(e.in.height), e.conv.output_size(e.in.width)};
+}
+
+// A depthwise weight in either of its layouts, packed.
+template <class T, class Scalar>
+std::vector<Scalar> packed_taps(const Expansion<T, Scalar>& e, const Partition& partition, const Tensor& weight) {
+  const int64_t kernel = e.conv.kernel, tap = weight.stride(3);
+  if (weight.stride(0) != 1 || weight.stride(2) != kernel * tap)
+    return packed(e.rows, partition, values_of<Scalar>(weight, e.channels * e.conv.taps(), "weight"), e.conv.taps(), 1,
+                  e.conv.taps());
+  STD_TORCH_CHECK(weight.scalar_type() == (sizeof(Scalar) == 8 ? ScalarType::Double : ScalarType::Float),
+                  "weight: expected the accumulation dtype of x");
+  return packed(e.rows, partition, static_cast<const Scalar*>(weight.const_data_ptr()), 1, tap, e.conv.taps());
+}
+
+// Where a row of the output lies: which partial result, which channels, and how many rows were before it in its piece.
+struct Place {
+  int64_t partial, first_vector;
+  Range channels;
+  int64_t sample, row, before;
+};
+
+// Calls body(place, taps) for every row of the output and every block of channels, on several threads.
+template <class T, class Scalar, class Body>
+void for_each_row(const Expansion<T, Scalar>& e, const Partition& partition, const Tensor& expand_weight,
+                  const Body& body) {
+  const MapShape out = output_of(e);
+  const PackedWeight<Scalar> expand = packed_expansion(e, expand_weight);
+  const int64_t multiply_adds = e.in.rows() * e.channels * e.in.channels + out.rows() * e.channels * e.conv.taps();
+  for_each_share(partition, multiply_adds, [&](Range pieces) {
+    auto expanded = Scratch::lay_out(
+        [&](Scratch& scratch) { return ExpandedRows<T, Scalar>(e, scratch, partition.most_channels(), expand); });
+    expanded.h.clear();
+    for (int64_t piece = pieces.begin; piece < pieces.end; ++piece) {
+      const int64_t partial = partition.partial(piece), block = partition.block(piece);
+      const Range samples = partition.samples_of(partial), rows = partition.rows_of(partial);
+      const Range needed = {e.conv.inputs(rows.begin, e.in.height).begin, e.conv.inputs(rows.end - 1, e.in.height).end};
+      Place at = {partial, partition.first_vector(block), partition.channels_of(block), 0, 0, 0};
+      for (at.sample = samples.begin; at.sample < samples.end; ++at.sample) {
+        expanded.begin(at.sample, needed, at.channels);
+        for (at.row = rows.begin; at.row < rows.end; ++at.row, ++at.before) {
+          const Range inputs = e.conv.inputs(at.row, e.in.height);
+          expanded.advance(inputs.end);
+          body(at, input_taps(expanded.h, e.conv, at.row, inputs));
+        }
+      }
+    }
+  });
+}
+
+template <class T, class Scalar>
 std::tuple<Tensor, Tensor> expand_depthwise(const Expansion<T, Scalar>& e, const Tensor& expand_weight,
                                             const Tensor& weight, ScalarType dtype, bool want_moments) {
-  const Convolution conv = e.conv;
-  const MapShape out = {e.in.samples, e.channels, conv.output_size(e.in.height), conv.output_size(e.in.width)};
+  const MapShape out = output_of(e);
   const ScalarType wide = accumulation_dtype(dtype);
   const auto& kernels = depthwise_tables().of(T());
   const Partition partition(e.in.samples, out.height, ChannelBlocks(e.channels, kernels.lanes, e.bytes_a_channel()));
-  const PackedExpansion<T, Scalar> expand(
-      e, partition, values_of<Scalar>(expand_weight, e.channels * e.in.channels, "expand_weight"));
-  const auto weights = packed(kernels, partition, values_of<Scalar>(weight, e.channels * conv.taps(), "weight"),
-                              conv.taps(), 1, conv.taps());
+  const auto weights = packed_taps(e, partition, weight);
   Tensor y = empty_map(out, dtype);
   T* const to = static_cast<T*>(y.mutable_data_ptr());
   const int64_t moments_size = partition.vectors() * 3 * kernels.lanes;
   std::vector<Scalar> partial(static_cast<size_t>(want_moments ? partition.partials() * moments_size : 0));
 
-  const auto piece = [&](int64_t at, int64_t block) {
-    const Range samples = partition.samples_of(at), rows = partition.rows_of(at);
-    const Range channels = partition.channels_of(block);
-    const int64_t first = partition.first_vector(block) * kernels.lanes;
-    auto expanded = Scratch::lay_out(
-        [&](Scratch& scratch) { return ExpandedRows<T, Scalar>(e, scratch, channels.size(), expand.stride); });
-    expanded.h.clear();
-    RunningMoments<Scalar> moments = {want_moments ? partial.data() + at * moments_size + first * 3 : nullptr, 0};
-    for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
-      const Range needed = {conv.inputs(rows.begin, e.in.height).begin, conv.inputs(rows.end - 1, e.in.height).end};
-      expanded.begin(sample, needed, channels, expand.block(block));
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const Range inputs = conv.inputs(row, e.in.height);
-        expanded.advance(inputs.end);
-        of(kernels.convolve, conv)(
-            input_taps(expanded.h, conv, row, inputs), weights.data() + first * conv.taps(),
-            {out.width, channels.size()},
-            {to + (sample * out.positions() + row * out.width) * out.channels + channels.begin, out.channels}, moments);
-        moments.count += out.width;
-      }
-    }
-  };
-  for_each_piece(partition, e.in.rows() * e.channels * e.in.channels + out.rows() * e.channels * conv.taps(), piece);
+  for_each_row(e, partition, expand_weight, [&](const Place& at, const Taps<Scalar>& taps) {
+    const int64_t first = at.first_vector * kernels.lanes;
+    RunningMoments<Scalar> moments = {want_moments ? partial.data() + at.partial * moments_size + first * 3 : nullptr,
+                                      at.before * out.width};
+    of(kernels.convolve, e.conv)(
+        taps, weights.data() + first * e.conv.taps(), {out.width, at.channels.size()},
+        {to + (at.sample * out.positions() + at.row * out.width) * out.channels + at.channels.begin, out.channels},
+        moments);
+  });
   return {y, want_moments ? finished_moments(kernels, partition, partial, out, wide) : empty_tensor({0}, wide)};
+}
+
+// The means over each sample's rows from the sums of every row, (samples, height, channels).
+template <class Scalar>
+void average_rows(const Scalar* sums, const MapShape& out, Scalar* mean) {
+  parallel_shares(out.samples * out.height * out.channels, [&](int64_t share, int64_t shares) {
+    std::vector<double> total(static_cast<size_t>(out.channels));
+    const Range samples = part_of(out.samples, shares, share);
+    for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
+      std::fill(total.begin(), total.end(), 0.0);
+      const Scalar* row = sums + sample * out.height * out.channels;
+      for (int64_t i = 0; i < out.height; ++i, row += out.channels)
+        for (int64_t c = 0; c < out.channels; ++c) total[c] += double(row[c]);
+      const double scale = 1.0 / double(out.positions());
+      for (int64_t c = 0; c < out.channels; ++c) mean[sample * out.channels + c] = Scalar(total[c] * scale);
+    }
+  });
+}
+
+template <class T, class Scalar>
+std::tuple<Tensor, Tensor> expand_depthwise_activate(const Expansion<T, Scalar>& e, const Tensor& expand_weight,
+                                                     const Tensor& weight, Affine<Scalar> y_affine, ScalarType dtype,
+                                                     bool want_pool) {
+  const MapShape out = output_of(e);
+  const ScalarType wide = accumulation_dtype(dtype);
+  const auto& kernels = activated_tables().of(T());
+  // Nothing is merged that depends on the pieces: there may be as many as suits the threads.
+  const int64_t threads = torch::stable::get_num_threads();
+  constexpr int64_t kCacheBytes = 384 << 10;  // more than for several samples: few pieces are to be equal
+  ChannelBlocks blocks(e.channels, e.rows.lanes, e.bytes_a_channel(), kCacheBytes);
+  if (e.in.samples < threads) blocks.share_among(threads);
+  const Partition partition(e.in.samples, out.height, blocks, Partition::kPieces, threads);
+  const auto weights = packed_taps(e, partition, weight);
+  Tensor h = empty_map(out, dtype);
+  Tensor pooled = want_pool ? empty_tensor({out.samples, out.channels}, wide) : empty_tensor({0}, wide);
+  T* const to = static_cast<T*>(h.mutable_data_ptr());
+  const auto row_sums = std::make_unique_for_overwrite<Scalar[]>(
+      static_cast<size_t>(want_pool ? out.samples * out.height * out.channels : 0));
+
+  for_each_row(e, partition, expand_weight, [&](const Place& at, const Taps<Scalar>& taps) {
+    const int64_t row = (at.sample * out.height + at.row) * out.channels, c = at.channels.begin;
+    of(kernels.convolve, e.conv)(
+        taps, weights.data() + at.first_vector * e.rows.lanes * e.conv.taps(), {out.width, at.channels.size()},
+        {{to + row * out.width + c, out.channels}, y_affine.at(c), want_pool ? row_sums.get() + row + c : nullptr});
+  });
+  if (want_pool) average_rows(row_sums.get(), out, static_cast<Scalar*>(pooled.mutable_data_ptr()));
+  return {h, pooled};
 }
 
 }  // namespace
@@ -58,6 +141,19 @@ std::tuple<Tensor, Tensor> expand_depthwise_cpu(Tensor x, Tensor expand_weight, 
     using Scalar = decltype(accumulator);
     return expand_depthwise(expansion_of<T, Scalar>(x, expand_weight, affine, activation, weight, stride),
                             expand_weight, weight, x.scalar_type(), want_moments);
+  });
+}
+
+std::tuple<Tensor, Tensor> expand_depthwise_activate_cpu(Tensor x, Tensor expand_weight, Tensor affine,
+                                                         int64_t activation, Tensor weight, int64_t stride,
+                                                         Tensor y_affine, int64_t y_activation, bool want_pool) {
+  return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
+    using T = decltype(element);
+    using Scalar = decltype(accumulator);
+    const auto e = expansion_of<T, Scalar>(x, expand_weight, affine, activation, weight, stride);
+    const Scalar* of_y = values_of<Scalar>(y_affine, 2 * e.channels, "y_affine");
+    return expand_depthwise_activate(e, expand_weight, weight, affine_of(of_y, e.channels, y_activation),
+                                     x.scalar_type(), want_pool);
   });
 }
 

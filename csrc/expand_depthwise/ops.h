@@ -1,4 +1,4 @@
-// The operators biasloss_ext::expand_depthwise and biasloss_ext::expand_depthwise_backward: see
+// The operators biasloss_ext::expand_depthwise, expand_depthwise_activate and expand_depthwise_backward: see
 // biasloss_ext/ops/expand_depthwise/op.py.
 #pragma once
 
@@ -14,6 +14,11 @@ namespace biasloss {
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> expand_depthwise_cpu(
     torch::stable::Tensor x, torch::stable::Tensor expand_weight, torch::stable::Tensor affine, int64_t activation,
     torch::stable::Tensor weight, int64_t stride, bool want_moments);
+
+// (h, pooled)
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> expand_depthwise_activate_cpu(
+    torch::stable::Tensor x, torch::stable::Tensor expand_weight, torch::stable::Tensor affine, int64_t activation,
+    torch::stable::Tensor weight, int64_t stride, torch::stable::Tensor y_affine, int64_t y_activation, bool want_pool);
 
 // (grad_x, grad_expand, grad_weight, sums)
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>

@@ -26,6 +26,12 @@ void product(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int6
            [&] { fetch(upcoming, at_once); });
 }
 
+template <class Scalar>
+void exact_product(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_stride, const Scalar* b,
+                   int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate) {
+  multiply_exact(rows, columns, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+}
+
 template <class T, class Scalar>
 void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride) {
   using Vector = typename Compute<Scalar>::Vector;
@@ -39,7 +45,8 @@ void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scala
 }
 
 template <class T, class Scalar = typename Compute<T>::Scalar>
-constexpr ExpansionKernels<T, Scalar> kernels = {product<Scalar>, pack<Scalar>, widen<T, Scalar>};
+constexpr ExpansionKernels<T, Scalar> kernels = {product<Scalar>, exact_product<Scalar>, pack<Scalar>,
+                                                 widen<T, Scalar>};
 
 }  // namespace
 

@@ -144,7 +144,7 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
       const int64_t a_stride = x_as_it_is ? p.channels : z_stride;
       if (into_y) {
         multiply_exact<Scalar>(rows, outputs, p.channels, a, a_stride, weight, p.weight_stride, finish.y, p.outputs,
-                               next);
+                               false, next);
         finish.product = finish.y;
         finish.product_stride = p.outputs;
       } else {

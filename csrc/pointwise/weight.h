@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "../cpu/maps.h"
+#include "../cpu/parallel.h"
 #include "../simd/padding.h"
 
 namespace biasloss {
@@ -29,7 +30,14 @@ class PackedWeight {
     stride = buffer_stride<Scalar>(columns);
     copy_ = empty_tensor({rows, stride}, weight.scalar_type());
     auto* to = static_cast<Scalar*>(copy_->mutable_data_ptr());
-    pack(rows, columns, data, row_stride, column_stride, to, stride);
+    constexpr int64_t kRows = 16;  // of a square that is transposed at once, or several
+    const int64_t blocks = (rows + kRows - 1) / kRows;
+    parallel_shares(rows * columns, [&](int64_t share, int64_t shares) {
+      const int64_t first = blocks * share / shares * kRows;
+      const int64_t count = std::min(rows, blocks * (share + 1) / shares * kRows) - first;
+      if (count > 0)
+        pack(count, columns, data + first * row_stride, row_stride, column_stride, to + first * stride, stride);
+    });
     data = to;
   }
 

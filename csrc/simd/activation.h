@@ -7,10 +7,31 @@
 namespace biasloss {
 namespace BIASLOSS_ISA {
 
+// A constant that the compiler cannot see: of a comparison with one that it sees, gcc makes a mask and a masked move
+// where a maximum or a minimum is meant.
 template <class V>
-inline V between(V x, const V& low, const V& high) {
-  x = x < low ? low : x;
-  return x > high ? high : x;
+inline V hidden(V v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#endif
+  return v;
+}
+
+// Both keep a NaN in x.
+template <class V>
+inline V at_least(const V& x, const V& low) {
+  const V bound = hidden(low);
+  return x < bound ? bound : x;
+}
+template <class V>
+inline V at_most(const V& x, const V& high) {
+  const V bound = hidden(high);
+  return x > bound ? bound : x;
+}
+
+template <class V>
+inline V between(const V& x, const V& low, const V& high) {
+  return at_most(at_least(x, low), high);
 }
 
 template <class V>
@@ -27,7 +48,7 @@ inline V logistic(const V& u) {
 template <Activation activation, class V>
 inline V activate(const V& u) {
   const V zero = {}, three = V{} + 3, six = V{} + 6;
-  if constexpr (activation == Activation::relu) return u < zero ? zero : u;
+  if constexpr (activation == Activation::relu) return at_least(u, zero);
   if constexpr (activation == Activation::relu6) return between(u, zero, six);
   if constexpr (activation == Activation::hardswish) return u * between(u + three, zero, six) * one_sixth<V>();
   if constexpr (activation == Activation::silu) return u * logistic(u);

@@ -139,12 +139,14 @@ inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Scalar*
                              b_stride, c + row * c_stride, c_stride, accumulate);
 }
 
-// C = A B, A row-major, for at least as many columns as a vector has lanes. No column behind the last one is read or
-// written: B and C need no padding. The same values as of multiply().
+// C (+)= A B, A row-major, for at least as many columns as a vector has lanes. No column behind the last one is read or
+// written: B and C need no padding. The same values as of multiply(). The two vectors that overlap are of one panel,
+// which reads all that it adds to before it stores.
 template <class Scalar, class Before = Nothing>
 inline void multiply_exact(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_stride,
-                           const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, Before&& before = Before()) {
-  multiply_panels<true>(before, rows, columns, depth, a, a_stride, Fixed<1>(), b, b_stride, c, c_stride, false);
+                           const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate,
+                           Before&& before = Before()) {
+  multiply_panels<true>(before, rows, columns, depth, a, a_stride, Fixed<1>(), b, b_stride, c, c_stride, accumulate);
 }
 
 // Two vectors, zipped: the values of their lower, or upper, halves in turns.

@@ -20,13 +20,13 @@ Sizes sizes_of(const Tensor& pooled, const Tensor& reduce_weight) {
   return {pooled.size(0), pooled.size(1), reduce_weight.size(0)};
 }
 
-// Calls body(begin, end) for every thread's part of [0, count), in whole steps. A weight is worth the same as two
+// Calls body(begin, end) for every thread's part of [0, count), in whole steps. A weight is worth the same as sixteen
 // products: it comes from memory.
 template <class Body>
 void parallel_parts(const Sizes& s, int64_t count, const Body& body) {
   constexpr int64_t step = 16;
   const int64_t steps = (count + step - 1) / step;
-  parallel_shares(s.channels * s.reduced * (2 + s.samples) / 2, [&](int64_t share, int64_t shares) {
+  parallel_shares(s.channels * s.reduced * (16 + s.samples) / 2, [&](int64_t share, int64_t shares) {
     body(std::min(count, steps * share / shares * step), std::min(count, steps * (share + 1) / shares * step));
   });
 }

@@ -4,14 +4,15 @@
 #include <vector>
 
 #include "../../csrc/depthwise/rows_simd.h"
+#include "../../csrc/expand_depthwise/activated_simd.h"
 #include "cases.h"
 
 namespace biasloss {
 namespace {
 
 template <class T, class Scalar>
-void run_rows(const DepthwiseKernels<T, Scalar>& kernels, int64_t channels, int64_t width, int64_t kernel,
-              int64_t stride, int activation) {
+void run_rows(const DepthwiseKernels<T, Scalar>& kernels, const ActivatedKernels<T, Scalar>& activated,
+              int64_t channels, int64_t width, int64_t kernel, int64_t stride, int activation) {
   const int64_t lanes = kernels.lanes, vectors = vectors_of(channels, lanes), taps_count = kernel * kernel;
   const int64_t out_width = (width + stride - 1) / stride;
   const int64_t columns = strip_columns(width, kernel), dy_columns = strip_columns(width, kernel);
@@ -28,6 +29,7 @@ void run_rows(const DepthwiseKernels<T, Scalar>& kernels, int64_t channels, int6
   const Affine<Scalar> affine = {row.data(), row.data(), activation};
   const RowSize in_row = {width, channels}, out_row = {out_width, channels};
 
+  kernels.pack(weight.data(), 1, channels, channels, taps_count, packed.data());
   kernels.pack(weight.data(), taps_count, 1, channels, taps_count, packed.data());
   kernels.activate({x.data(), distance}, in_row, affine, h);
   kernels.activate({x.data(), distance}, in_row, {}, h);
@@ -46,6 +48,8 @@ void run_rows(const DepthwiseKernels<T, Scalar>& kernels, int64_t channels, int6
   const int64_t size = (kernel - 3) / 2;
   for (Scalar* wanted : {moments.data(), static_cast<Scalar*>(nullptr)})
     kernels.convolve[size][stride - 1](of_h, packed.data(), out_row, {y.data(), distance}, {wanted, 0});
+  for (Scalar* wanted : {row.data(), static_cast<Scalar*>(nullptr)})
+    activated.convolve[size][stride - 1](of_h, packed.data(), out_row, {{y.data(), distance}, affine, wanted});
   kernels.weight_gradient[size][stride - 1](dy, of_h, out_row, grad_weight.data());
   const InputGradient<T, Scalar> to = {
       {x.data(), distance}, {grad_x.data(), distance}, affine, row.data(), sums.data()};
@@ -57,16 +61,17 @@ void run_rows(const DepthwiseKernels<T, Scalar>& kernels, int64_t channels, int6
 
 void run_depthwise() {
   const DepthwiseTables& tables = baseline::depthwise_tables;
+  const ActivatedTables& activated = baseline::activated_tables;
   int activation = 0;
   for (const int64_t channels : {1, 3, 4, 5, 8, 9, 17, 24})
     for (const int64_t width : {1, 2, 7, 8, 13, 15})
       for (const int64_t kernel : {3, 5, 7})
         for (const int64_t stride : {1, 2}) {
           activation = (activation + 1) % 5;
-          run_rows(tables.float32, channels, width, kernel, stride, activation);
-          run_rows(tables.float64, channels, width, kernel, stride, activation);
-          run_rows(tables.float16, channels, width, kernel, stride, activation);
-          run_rows(tables.bfloat16, channels, width, kernel, stride, activation);
+          run_rows(tables.float32, activated.float32, channels, width, kernel, stride, activation);
+          run_rows(tables.float64, activated.float64, channels, width, kernel, stride, activation);
+          run_rows(tables.float16, activated.float16, channels, width, kernel, stride, activation);
+          run_rows(tables.bfloat16, activated.bfloat16, channels, width, kernel, stride, activation);
         }
 }
 

@@ -22,6 +22,11 @@ void run_product(const ExpansionKernels<T, Scalar>& kernels, int64_t rows, int64
       {reinterpret_cast<const char*>(x.data()), nullptr}, depth * int64_t(sizeof(T)), depth * int64_t(sizeof(T)), rows};
   kernels.multiply(rows, columns, depth, wide.data(), of_x, 1, packed.data(), stride, sum.data(), stride, false,
                    upcoming);
+  std::vector<Scalar> exact(rows * columns), unpadded(depth * columns);
+  for (const bool accumulate : {false, true})
+    if (columns >= kLineBytes / int64_t(sizeof(Scalar)))
+      kernels.multiply_exact(rows, columns, depth, wide.data(), of_x, unpadded.data(), columns, exact.data(), columns,
+                             accumulate);
   kernels.multiply(rows, columns, depth, transposed.data(), 1, rows, packed.data(), stride, sum.data(), stride, true,
                    upcoming);
 }

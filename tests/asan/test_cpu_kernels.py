@@ -20,6 +20,7 @@ KERNELS = (
     "channel_gram/gram_simd.cpp",
     "depthwise/plain_simd.cpp",
     "depthwise/rows_simd.cpp",
+    "expand_depthwise/activated_simd.cpp",
     "expand_depthwise/product_simd.cpp",
     "feature_variance/moments_simd.cpp",
     "pointwise/backward_simd.cpp",

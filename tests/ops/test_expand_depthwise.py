@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from biasloss_ext.nn.inference_block import packed, taps_first
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise.op import output_size
 from biasloss_ext.ops.expand_depthwise import op, reference
@@ -22,6 +23,10 @@ Arguments = tuple[Any, ...]
 
 def forward(backend: str, arguments: Arguments) -> tuple[Tensor, ...]:
     return op.forward(*arguments, device=CPU, backend=backend)
+
+
+def activate(backend: str, arguments: Arguments) -> tuple[Tensor, ...]:
+    return op.activate(*arguments, device=CPU, backend=backend)
 
 
 def backward(backend: str, arguments: Arguments) -> tuple[Tensor, ...]:
@@ -41,6 +46,13 @@ def operands(draw: st.DrawFn) -> tuple[Source, Arguments]:
 @st.composite
 def forward_cases(draw: st.DrawFn) -> Arguments:
     return (*draw(operands())[1], draw(st.booleans()))
+
+
+@st.composite
+def activate_cases(draw: st.DrawFn) -> Arguments:
+    source, of_y = draw(operands())
+    y_affine = source.affine(of_y[4].shape[0])
+    return (*of_y, y_affine, draw(st.sampled_from(ACTIVATIONS)), draw(st.booleans()))
 
 
 @st.composite
@@ -73,6 +85,25 @@ def test_forward_agrees_with_float64(backend: str, arguments: Arguments) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=40, deadline=None)
+@given(arguments=activate_cases())
+def test_activated_agrees_with_float64(backend: str, arguments: Arguments) -> None:
+    cases.compare(("h", "pooled"), activate(backend, arguments), reference.activate, arguments)
+
+
+@settings(max_examples=30, deadline=None)
+@given(arguments=activate_cases())
+def test_weights_as_the_kernels_read_them_change_no_bit(arguments: Arguments) -> None:
+    x, expand_weight, affine, activation, weight, stride, *rest = arguments
+    views = (packed(expand_weight), affine, activation, taps_first(weight), stride)
+    assert torch.equal(views[0], expand_weight)
+    assert torch.equal(views[3], weight)
+    cases.assert_same(activate("cpu", arguments), activate("cpu", (x, *views, *rest)))
+    plain = (x, expand_weight, affine, activation, weight, stride, False)
+    cases.assert_same(forward("cpu", plain), forward("cpu", (x, *views, False)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=50, deadline=None)
 @given(arguments=backward_cases())
 def test_backward_agrees_with_float64(backend: str, arguments: Arguments) -> None:
@@ -94,7 +125,8 @@ for kernel, stride, narrow in ((3, 1, 16), (5, 2, 24), (7, 1, 40)):
     y, moments = op.forward(x, expand, affine, 0, weight, stride, True, device=x.device, backend="cpu")
     b = (last(normal(*y.shape)), None, y, normal(2, 330), normal(4, 330), 0, x, normal(narrow))
     gradients = op.backward(*b, expand, affine, normal(330), 0, weight, stride, device=x.device, backend="cpu")
-    outputs += [y, moments, *gradients]
+    h, pooled = op.activate(x, expand, affine, 3, weight, stride, b[3], 3, True, device=x.device, backend="cpu")
+    outputs += [y, moments, *gradients, h, pooled]
 """
 
 
@@ -127,6 +159,7 @@ def test_schema_and_shape_functions(dtype: torch.dtype) -> None:
     at_output = (torch.randn_like(y), torch.randn(2, 20), y, affine, torch.randn(4, 20), maps.HARDSWISH)
     rest = (x, torch.randn(6), expand_weight, affine, torch.randn(20), maps.RELU6, weight, 2)
     torch.library.opcheck(op.forward.native, of_forward, test_utils=checks)
+    torch.library.opcheck(op.activate.native, (*of_forward[:-1], affine, maps.HARDSWISH, True), test_utils=checks)
     torch.library.opcheck(op.backward.native, (*at_output, *rest), test_utils=checks)
 
 
@@ -134,3 +167,12 @@ def test_an_expansion_of_other_channels_is_an_error() -> None:
     x = maps.channels_last(torch.randn(1, 6, 5, 5))
     with pytest.raises(RuntimeError, match=r"expand_weight: expected \(20, 6, 1, 1\)"):
         forward("cpu", (x, torch.randn(20, 5, 1, 1), torch.randn(2, 20), 0, torch.randn(20, 1, 3, 3), 1, False))
+
+
+def test_weights_of_another_dtype_are_an_error() -> None:
+    x, affine = maps.channels_last(torch.randn(1, 6, 5, 5)), torch.randn(2, 20)
+    expand_weight, weight = torch.randn(20, 6, 1, 1), torch.randn(20, 1, 3, 3)
+    with pytest.raises(RuntimeError, match="expand_weight: expected the accumulation dtype"):
+        forward("cpu", (x, packed(expand_weight.double()), affine, 0, weight, 1, False))
+    with pytest.raises(RuntimeError, match="weight: expected the accumulation dtype"):
+        forward("cpu", (x, expand_weight, affine, 0, taps_first(weight.double()), 1, False))

@@ -24,6 +24,13 @@ def _expanded(x: Tensor, expand_weight: Tensor) -> Tensor:
     return F.conv2d(wide, expand_weight.to(wide.dtype))
 
 
+def _convolved(
+    x: Tensor, expand_weight: Tensor, affine: Tensor, activation: int, weight: Tensor, stride: int
+) -> Tensor:
+    h = maps.activate(maps.normalised(_expanded(x, expand_weight), affine), activation)
+    return depthwise.convolve(h, weight, stride)
+
+
 def expand_depthwise(
     x: Tensor,
     expand_weight: Tensor,
@@ -33,9 +40,25 @@ def expand_depthwise(
     stride: int,
     want_moments: bool,
 ) -> tuple[Tensor, Tensor]:
-    h = maps.activate(maps.normalised(_expanded(x, expand_weight), affine), activation)
-    y = maps.channels_last(depthwise.convolve(h, weight, stride).to(x.dtype))
+    y = maps.channels_last(_convolved(x, expand_weight, affine, activation, weight, stride).to(x.dtype))
     return y, maps.moments_of(y) if want_moments else maps.none_like(x)
+
+
+def activate(
+    x: Tensor,
+    expand_weight: Tensor,
+    affine: Tensor,
+    activation: int,
+    weight: Tensor,
+    stride: int,
+    y_affine: Tensor,
+    y_activation: int,
+    want_pool: bool,
+) -> tuple[Tensor, Tensor]:
+    """``biasloss_ext::expand_depthwise_activate``"""
+    y = _convolved(x, expand_weight, affine, activation, weight, stride)
+    h = maps.channels_last(maps.activate(maps.normalised(y, y_affine), y_activation).to(x.dtype))
+    return h, h.to(y.dtype).mean((2, 3)) if want_pool else maps.none_like(x)
 
 
 def expand_depthwise_backward(
