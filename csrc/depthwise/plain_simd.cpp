@@ -78,8 +78,8 @@ inline int64_t steps_of(const Band& band, int64_t tiles, int64_t lanes) {
 // that the rows which the kernel spans stay in them.
 template <int tile, int stride, int lanes, class Body>
 inline void for_each_strip(const Band& band, int64_t width, const Body& body) {
-  constexpr int64_t strip = tile * (kStripTiles / stride);
   const int64_t vectors = vectors_of(band.channels, lanes);
+  const int64_t strip = vectors == 1 ? width : tile * (kStripTiles / stride);  // one vector's columns lie in all sets
   for (int64_t begin = 0; begin < width; begin += strip) {
     const int64_t end = begin + strip < width ? begin + strip : width;
     for (int64_t v = 0; v < vectors; ++v) {
