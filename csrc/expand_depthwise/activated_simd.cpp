@@ -50,9 +50,10 @@ void convolve(const Taps<Scalar>& taps, const Scalar* weight, RowSize size, cons
                                 to.h.data + c,
                                 to.h.stride};
     for (int64_t q = 0; q < size.width; q += tile) {
-      VectorOf<Scalar> sum[tile];
+      VectorOf<Scalar> sum[tile], y[tile];
       convolve_tile<kernel, stride>(taps, v * taps.columns * lanes, weight + v * kernel * kernel * lanes, q, sum);
-      finish(sum, q, q + tile <= size.width ? tile : size.width - q, column);
+      for (int t = 0; t < tile; ++t) y[t] = sum[t];  // sums whose address another function knows leave their registers
+      finish(y, q, q + tile <= size.width ? tile : size.width - q, column);
     }
     if (to.sums != nullptr) store_first(to.sums + c, column.total, size.channels);
   }

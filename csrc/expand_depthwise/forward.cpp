@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> expand_depthwise_activate(const Expansion<T, Scalar>&
   const auto& kernels = activated_tables().of(T());
   // Nothing is merged that depends on the pieces: there may be as many as suits the threads.
   const int64_t threads = torch::stable::get_num_threads();
-  constexpr int64_t kCacheBytes = 384 << 10;  // more than for several samples: few pieces are to be equal
+  constexpr int64_t kCacheBytes = 384 << 10;  // more than elsewhere: fewer pieces, each of which reads x again
   ChannelBlocks blocks(e.channels, e.rows.lanes, e.bytes_a_channel(), kCacheBytes);
   if (e.in.samples < threads) blocks.share_among(threads);
   const Partition partition(e.in.samples, out.height, blocks, Partition::kPieces, threads);
