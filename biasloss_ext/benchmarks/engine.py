@@ -37,8 +37,8 @@ class Plan:
         seconds: of timing, a visit of a group.
         most_rounds: turns that each contender gets at most, a visit.
         shortest_sample: seconds.
-        limit: seconds that the whole run may take, about: when half of it is over nothing more is built, and when all
-            of it is over no more is measured.
+        limit: seconds that the whole run may take, about: when two thirds of it are over nothing more is built, and when
+            all of it is over no more is measured.
     """
 
     visits: int = 3
@@ -47,6 +47,8 @@ class Plan:
     shortest_sample: float = 2e-3
     limit: float = math.inf
 
+
+BUILDING = 2 / 3  # of the limit; what is left is enough to measure what is built
 
 FULL = Plan()
 QUICK = Plan(visits=3, seconds=0.4, limit=170.0)
@@ -117,10 +119,10 @@ def run(
 
     races = []
     for workload in workloads:
-        if elapsed() > plan.limit / 2:
+        if elapsed() > plan.limit * BUILDING:
             break
         report(f"{workload.name}: build and check")
-        race = _prepare(operations[workload.op], workload, device, quick, lambda: elapsed() < plan.limit / 2)
+        race = _prepare(operations[workload.op], workload, device, quick, lambda: elapsed() < plan.limit * BUILDING)
         results.groups.append(race.group)
         races.append(race)
         visit(race, 0)  # at once: a compiler may take all the time that is left
