@@ -11,7 +11,6 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -31,13 +30,13 @@ inline torch::stable::Tensor empty_strided(int64_t dimensions, const int64_t* si
 inline torch::stable::Tensor empty_tensor(std::initializer_list<int64_t> sizes, torch::headeronly::ScalarType dtype) {
   constexpr size_t kMostDimensions = 4;
   STD_TORCH_CHECK(sizes.size() <= kMostDimensions, "empty_tensor: at most 4 dimensions, got ", sizes.size());
-  std::array<int64_t, kMostDimensions> strides = {};
+  int64_t strides[kMostDimensions] = {};
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes.begin()[d], 1);
   }
-  return empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(), dtype);
+  return empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype);
 }
 
 // torch::stable::empty_like.

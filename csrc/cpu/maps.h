@@ -1,4 +1,5 @@
-// Feature maps as the CPU kernels see them: channels_last in memory, rows of channels.
+// Feature maps as the CPU kernels see them: channels_last in memory, rows of channels. Plain arrays, since the
+// launchers of CUDA kernels include this file, and nvcc 13.0 loses the length of std::array<int64_t, 4> in it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,7 +8,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <optional>
 
@@ -33,7 +33,7 @@ inline ScalarType accumulation_dtype(ScalarType dtype) {
 inline MapShape map_shape(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, ": expected a map of shape (N, C, H, W), got ", t.dim(), " dimensions");
   const MapShape s = {t.size(0), t.size(1), t.size(2), t.size(3)};
-  const std::array<int64_t, 4> expected = {s.positions() * s.channels, 1, s.width * s.channels, s.channels};
+  const int64_t expected[4] = {s.positions() * s.channels, 1, s.width * s.channels, s.channels};
   for (int d = 0; d < 4; ++d)
     STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) == expected[d] || t.numel() == 0, name,
                     ": expected a dense channels_last map, got stride ", t.stride(d), " in dimension ", d);
@@ -41,10 +41,10 @@ inline MapShape map_shape(const Tensor& t, const char* name) {
 }
 
 inline Tensor empty_map(const MapShape& s, ScalarType dtype) {
-  const std::array<int64_t, 4> sizes = {s.samples, s.channels, s.height, s.width};
+  const int64_t sizes[4] = {s.samples, s.channels, s.height, s.width};
   const int64_t column = std::max<int64_t>(s.channels, 1), row = column * std::max<int64_t>(s.width, 1);
-  const std::array<int64_t, 4> strides = {row * std::max<int64_t>(s.height, 1), 1, row, column};
-  return empty_strided(4, sizes.data(), strides.data(), dtype);
+  const int64_t strides[4] = {row * std::max<int64_t>(s.height, 1), 1, row, column};
+  return empty_strided(4, sizes, strides, dtype);
 }
 
 // A dense tensor of the accumulation dtype: per-channel values, weights.
