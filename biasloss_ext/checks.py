@@ -68,6 +68,8 @@ def tensors(
     weight: Tensor | None,
     ignore_index: int,
 ) -> None:
+    if given_variance is None and weight is None and not _check_targets and _are_plain(given_features, output, target):
+        return
     _floating("output", output)
     if output.dim() < 2 or output.shape[1] < 1:
         raise ValueError(f"output must have shape (N, K, *d) with K >= 1, got {tuple(output.shape)}")
@@ -87,6 +89,23 @@ def tensors(
         _same_batch("variance", given_variance, output)
     else:
         raise ValueError("features is None: give the features, or their variance as variance=")
+
+
+def _are_plain(features: Tensor | None, output: Tensor, target: Tensor) -> bool:
+    """Whether this is what nearly every training step has, told in as little code as can be: a step runs it with cold
+    caches, where all the checks one by one take 8 us."""
+    return (
+        type(output) is type(target) is type(features) is Tensor
+        and output.dim() == 2
+        and target.dim() == 1
+        and features.dim() > 1
+        and len(features) == len(output) == len(target)
+        and features.numel() > 0 < output.numel()
+        and features.dtype in FLOAT_DTYPES
+        and output.dtype in FLOAT_DTYPES
+        and target.dtype is torch.int64
+        and features.device == output.device == target.device
+    )
 
 
 def _target(output: Tensor, target: Tensor, ignore_index: int) -> None:

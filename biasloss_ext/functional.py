@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -186,8 +186,13 @@ def weighted_cross_entropy(
     label_smoothing: float,
     process_group: dist.ProcessGroup | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Check, choose the backend, run it. ``running_min`` is moved in place; None stands for the local mode."""
+    want_weight: bool = True,
+) -> tuple[Tensor, ...]:
+    """Check, choose the backend, run it: (loss, weight), or (loss,) where no weight is wanted.
+
+    ``running_min`` is moved in place; None stands for the local mode. A training step pays for every line on the way of
+    contiguous scores and class targets: the features push the code out of the caches.
+    """
     checks.tensors(features, variance, output, target, weight, ignore_index)
     chosen = backends.choose(backend, output.device)
     extrema = None
@@ -201,25 +206,23 @@ def weighted_cross_entropy(
             extrema = feature_variance_reference.extrema_of(variance)
         dist.all_reduce(extrema, dist.ReduceOp.MAX, group=process_group)
 
-    dtype = accumulation_dtype(output.dtype)
     if variance is not None:
-        variance = variance.detach().to(dtype)
-        extrema = None if extrema is None else extrema.to(dtype)
+        variance = variance.detach().to(accumulation_dtype(output.dtype))
+        extrema = None if extrema is None else extrema.to(variance.dtype)
     if weight is not None:
-        weight = weight.detach().to(dtype).contiguous()
-    positions = output.shape[2:]
-    if len(positions) > 1:  # the kernels know one position dimension; a copy only where the strides allow no view
+        weight = weight.detach().to(accumulation_dtype(output.dtype)).contiguous()
+    many_dimensions = output.dim() > 3  # the kernels know one position dimension
+    shape = output.shape
+    if many_dimensions:  # a copy only where the strides allow no view
         output = output.flatten(2)
         target = target.flatten(2) if target.is_floating_point() else target.flatten(1)
     if not target.is_floating_point():
         target = target.contiguous()
     elif target.dtype != output.dtype:
-        target = target.to(dtype)
-    arguments = (
-        features,
-        variance,
-        extrema,
-        output,
+        target = target.to(accumulation_dtype(output.dtype))
+    before = features, variance, extrema
+    results: tuple[Tensor, ...]
+    after: tuple[Any, ...] = (
         target,
         weight,
         running_min,
@@ -231,19 +234,19 @@ def weighted_cross_entropy(
         label_smoothing,
     )
     if chosen == "reference":
-        loss, sample_weight = bias_loss_reference.bias_loss(*arguments)
+        results = bias_loss_reference.bias_loss(*before, output, *after)
     else:
         op = bias_loss_op.triton if chosen == "triton" else bias_loss_op.native
         try:
-            loss, sample_weight = op.loss_and_weight(*arguments)
+            results = op(output, before, after, 2 if want_weight else 1)
         except RuntimeError as error:
             # C++ behind the stable ABI can throw nothing but a RuntimeError.
             if "expected a class in" not in str(error):
                 raise
             raise IndexError(str(error).splitlines()[0]) from None
-    if reduction == "none" and len(positions) > 1:
-        loss = loss.unflatten(1, positions)
-    return loss, sample_weight
+    if many_dimensions and reduction == "none":
+        return results[0].unflatten(1, shape[2:]), *results[1:]
+    return results
 
 
 def _variance_and_extrema(features: Tensor, backend: str) -> tuple[Tensor, Tensor]:

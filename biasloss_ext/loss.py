@@ -112,11 +112,13 @@ class FusedBiasLoss(nn.Module):
         variance: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        running_min = self.running_min
+        # What self.running_min and self.weight are, without the search through a module's attributes at every step.
+        running_min, weight = self._buffers["running_min"], self._buffers["weight"]
+        assert running_min is not None
         if running_min.device != output.device:
             # People build losses without moving them; the state goes where the scores are.
             self.running_min = running_min = running_min.to(output.device)
-        loss, sample_weight = weighted_cross_entropy(
+        results = weighted_cross_entropy(
             features,
             output,
             target,
@@ -125,14 +127,15 @@ class FusedBiasLoss(nn.Module):
             alpha=self.alpha,
             beta=self.beta,
             update_running_min=self.training,
-            weight=self.weight,
+            weight=weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
             process_group=self.process_group if self.training else None,
             backend=self.backend,
+            want_weight=return_weights,
         )
-        return (loss, sample_weight) if return_weights else loss
+        return (results[0], results[1]) if return_weights else results[0]
 
     def reset_running_min(self) -> None:
         """Forget the variances seen so far."""

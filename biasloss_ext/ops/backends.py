@@ -53,7 +53,7 @@ def choose(backend: str, device: torch.device, op: str = "bias_loss") -> str:
         RuntimeError: the named backend cannot run on ``device``; the message has the cause.
     """
     if backend == "auto":
-        return _fastest(op, device.type, device.index)
+        return _fastest(op, device)
     reason = why_not(backend, device, op)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
@@ -65,10 +65,9 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _fastest(op: str, device_type: str, index: int | None) -> str:
-    device = torch.device(device_type) if index is None else torch.device(device_type, index)
+def _fastest(op: str, device: torch.device) -> str:
     # Triton's interpreter, which can run on CPU tensors, is never the fastest.
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
+    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
     return next((name for name in candidates if name in OPS[op] and why_not(name, device, op) is None), "reference")
 
 

@@ -26,6 +26,8 @@ BACKWARD_SIGNATURE = (
 )
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+# The op, its arguments before ``output`` and after it, and how many outputs are wanted.
+Call = tuple["BiasLossOp", tuple[Any, ...], tuple[Any, ...], int]
 
 
 def _fake(
@@ -78,9 +80,8 @@ class _BiasLoss(torch.autograd.Function):
     """Gradients flow to ``output`` alone; everything else comes in one tuple, which autograd need not look through."""
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, pair: BiasLossOp, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, output: Tensor, call: Call) -> tuple[Tensor, ...]:
+        pair, before, after, wanted = call
         with torch._C._AutoDispatchBelowAutograd():
             outputs: Outputs = pair.op(*before, output, *after)
         _, weight, row_max, row_log_sum, denominator = outputs
@@ -89,7 +90,8 @@ class _BiasLoss(torch.autograd.Function):
         # What no one else can change needs no watch over its version.
         ctx.kept = class_weight, weight, row_max, row_log_sum, denominator, reduction, ignore_index, label_smoothing
         ctx.backward_op = pair.backward_op
-        ctx.mark_non_differentiable(*outputs[1:wanted])
+        if wanted > 1:
+            ctx.mark_non_differentiable(*outputs[1:wanted])
         ctx.set_materialize_grads(False)
         return outputs[:wanted]
 
@@ -103,7 +105,7 @@ class _BiasLoss(torch.autograd.Function):
             else:
                 with torch._C._AutoDispatchBelowAutograd():
                     gradient = ctx.backward_op(*arguments)
-        return gradient, None, None, None, None
+        return gradient, None
 
 
 class BiasLossOp:
@@ -115,20 +117,26 @@ class BiasLossOp:
         LIBRARY.impl(self.op, self._autograd, "Autograd")
         LIBRARY.impl(self.backward_op, self._autograd_of_backward, "Autograd")
 
-    def loss_and_weight(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """The first two outputs of the op; eager mode takes a short cut past the dispatcher."""
-        if torch.compiler.is_compiling():
-            outputs: Outputs = self.op(*arguments)
-            return outputs[:2]
-        return self._apply(arguments, 2)
+    def __call__(
+        self, output: Tensor, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
+    ) -> tuple[Tensor, ...]:
+        """The first ``wanted`` outputs of the op, given the arguments before ``output`` and after it.
 
-    def _apply(self, arguments: tuple[Any, ...], wanted: int) -> tuple[Tensor, ...]:
-        before, output, after = arguments[:3], arguments[3], arguments[4:]
-        outputs: tuple[Tensor, ...] = _BiasLoss.apply(output, self, before, after, wanted)
+        Eager mode takes a short cut past the dispatcher.
+        """
+        if torch.compiler.is_compiling():
+            outputs: Outputs = self.op(*before, output, *after)
+            return outputs[:wanted]
+        return self._apply(output, before, after, wanted)
+
+    def _apply(
+        self, output: Tensor, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
+    ) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = _BiasLoss.apply(output, (self, before, after, wanted))
         return outputs
 
     def _autograd(self, *arguments: Any) -> tuple[Tensor, ...]:
-        return self._apply(arguments, 5)
+        return self._apply(arguments[3], arguments[:3], arguments[4:], 5)
 
     def _autograd_of_backward(self, *arguments: Any) -> Tensor:
         gradient: Tensor = _NoSecondDerivative.apply(self.backward_op, *arguments)
