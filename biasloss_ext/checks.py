@@ -99,7 +99,7 @@ def _are_plain(features: Tensor | None, output: Tensor, target: Tensor) -> bool:
         and output.dim() == 2
         and target.dim() == 1
         and features.dim() > 1
-        and len(features) == len(output) == len(target)
+        and features.size(0) == output.size(0) == target.size(0)
         and features.numel() > 0 < output.numel()
         and features.dtype in FLOAT_DTYPES
         and output.dtype in FLOAT_DTYPES
