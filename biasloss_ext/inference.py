@@ -22,7 +22,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Batch normalisations are folded into weights or into scale and shift that the next kernel applies on load; expansion,
     depthwise convolution and activation are one kernel where the device has it, gate, projection and residual another.
     The blocks are those that :func:`biasloss_ext.accelerate` knows. Scores agree with those of ``model.eval()`` but for
-    rounding. The copy can be moved and converted (``.to()``, ``.half()``); its inner parts have no gradients, its
+    rounding. timm's stem and last convolution run as they are, unfolded; :func:`biasloss_ext.accelerate` first fuses their
+    normalisations. The copy can be moved and converted (``.to()``, ``.half()``); its inner parts have no gradients, its
     state_dict has other keys, and ``train()`` raises.
 
     Args:

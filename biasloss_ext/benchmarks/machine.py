@@ -93,14 +93,14 @@ def _bytes_at_most(device: torch.device) -> int:
 def ceilings(device: torch.device, *, tiny: bool = False) -> dict[str, float]:
     """Bytes a second of a copy (read and written) and of large and cached reads; FLOP a second of a product.
 
-    On a CPU the copy reads one part after the other of what fits in no cache, and writes where it wrote before, as an op does
-    whose inputs are new and whose output takes the memory of the one before.
+    On a CPU the copy reads one part after the other of more than the caches hold, at most 128 MiB, and writes where it wrote
+    before, as an op does whose inputs are new and whose output takes the memory of the one before.
     """
     large = 2**16 if tiny else min(max(4 * cache_bytes(device), 2**28), _bytes_at_most(device))
     cached = large if tiny else min(cache_bytes(device) // 2, CACHED_AT_MOST)
     side = 64 if tiny else (8192 if device.type == "cuda" else 2048)
     a = torch.rand(large // 4, device=device)
-    parts = a.split(cached // 4) if device.type == "cpu" else (a,)
+    parts = equal_parts(a, cached // 4) if device.type == "cpu" else (a,)
     b = torch.empty_like(parts[0])
     small = torch.rand(cached // 4, device=device)
     found = {
@@ -112,6 +112,12 @@ def ceilings(device: torch.device, *, tiny: bool = False) -> dict[str, float]:
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         found[f"matmul {dtype_name(dtype)}"] = 2 * side**3 / _seconds(lambda turn: left @ right, device)  # noqa: B023
     return found
+
+
+def equal_parts(a: torch.Tensor, length: int) -> tuple[torch.Tensor, ...]:
+    """``a``, (n,), in parts of ``length``; what is left over at its end is left out."""
+    parts: tuple[torch.Tensor, ...] = a[: a.numel() // length * length].split(length)
+    return parts
 
 
 def slug(text: str) -> str:

@@ -23,8 +23,7 @@ class FusedNormActivation:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         activation = activation_of_norm(self)  # at each call, as it may have been exchanged
-        objection = activation if isinstance(activation, str) else None
-        if isinstance(activation, str) or not takes_fused_path(x, self.fused, objection, type(self).__name__):
+        if isinstance(activation, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             plain: Tensor = super().forward(x)  # type: ignore[misc]
             return plain
         return norm_activation(maps.channels_last(x), self, activation)

@@ -22,7 +22,7 @@ from biasloss_ext.recipes.files import make_folder
 from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
 from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.mixing import Mixing
-from biasloss_ext.recipes.models import build_model
+from biasloss_ext.recipes.models import build_model, synchronised
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.processes import Processes, processes
 from biasloss_ext.recipes.recipe import Recipe
@@ -112,7 +112,7 @@ class _Run:
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.sync_batchnorm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronised(model, recipe)
         self.model = model
         self.ema: AveragedModel | None = None
         if recipe.ema_decay > 0:

@@ -112,12 +112,23 @@ def _bare(recipe: Recipe, classes: int, channels: int) -> nn.Module:
 
 
 def _accelerate(model: nn.Module, recipe: Recipe) -> None:
+    if recipe.fused == "auto":
+        accelerate(model)
+        return
     try:
-        report = accelerate(model, fused=True if recipe.fused == "on" else "auto")
+        report = accelerate(model, fused=True)
     except ValueError as error:
         raise UserError(f"--fused on: {error}") from None
-    if recipe.fused == "on" and not report.swapped:
+    if not report.swapped:
         raise UserError(f"--fused on: {recipe.model} has no blocks with fused kernels")
+
+
+def synchronised(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Batch normalisations over all processes. Those of timm hold an activation, which timm's own conversion alone keeps."""
+    from_timm = ALIASES.get(recipe.model, recipe.model).startswith("timm:")
+    conversions = optional("timm", recipe.model).layers if from_timm else nn.SyncBatchNorm
+    converted: nn.Module = conversions.convert_sync_batchnorm(model)
+    return converted
 
 
 def _built(asked: str, name: str, known: Iterable[str], builder: Callable[..., nn.Module], **options: Any) -> nn.Module:

@@ -114,7 +114,7 @@ void unpack(const Kernels& kernels, const ChannelBlocks& blocks, const Scalar* f
   }
 }
 
-// Calls share(pieces) for the pieces of every thread, of as many threads as `multiply_adds` are worth.
+// Calls share_of(pieces) for the pieces of every thread, of as many threads as `multiply_adds` are worth.
 template <class Share>
 void for_each_share(const Partition& partition, int64_t multiply_adds, const Share& share_of) {
   constexpr int64_t kMultiplyAddsPerElement = 4;

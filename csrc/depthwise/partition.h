@@ -1,5 +1,5 @@
-// How a depthwise convolution is cut into pieces of work: by shape alone, so that no result depends on the number of
-// threads.
+// How a depthwise convolution is cut into pieces of work: by shape alone where partial results are merged, so that no
+// result depends on the number of threads; by threads too where nothing is merged.
 #pragma once
 
 #include <algorithm>

@@ -232,10 +232,12 @@ void pack(const Scalar* from, int64_t channel_stride, int64_t row_stride, int64_
   constexpr int lanes = Compute<Scalar>::lanes;
   for (int64_t v = 0; v < vectors_of(channels, lanes); ++v) {
     const int64_t c = first_channel(v, channels, lanes);
-    const bool whole = channel_stride == 1 && c + lanes <= channels;
-    for (int64_t row = 0; whole && row < rows; ++row)
-      store(packed + (v * rows + row) * lanes, load(from + c + row * row_stride));
-    for (int64_t row = 0; !whole && row < rows; ++row)
+    if (channel_stride == 1 && c + lanes <= channels) {
+      for (int64_t row = 0; row < rows; ++row)
+        store(packed + (v * rows + row) * lanes, load(from + c + row * row_stride));
+      continue;
+    }
+    for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < lanes; ++i)
         packed[(v * rows + row) * lanes + i] =
             c + i < channels ? from[(c + i) * channel_stride + row * row_stride] : Scalar(0);

@@ -2,7 +2,9 @@
 // h = act(affine(y1)) in a ring.
 #pragma once
 
-#include <vector>
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include "../depthwise/march.h"
 #include "../pointwise/weight.h"
@@ -23,7 +25,8 @@ struct Expansion {
   // A product of fewer rows of A than this does not pay for loading B.
   static constexpr int64_t kProductRows = 56;
   int64_t rows_at_once() const {
-    return std::clamp<int64_t>(divide_up(kProductRows, in.width), 1, std::max<int64_t>(1, in.height));
+    const int64_t width = std::max<int64_t>(1, in.width), height = std::max<int64_t>(1, in.height);
+    return std::clamp<int64_t>(divide_up(kProductRows, width), 1, height);
   }
   // Of h and of y1, which input_gradient reads again.
   int64_t ring_rows() const { return conv.kernel - 1 + rows_at_once(); }

@@ -121,6 +121,7 @@ std::tuple<Tensor, Tensor> expand_depthwise_activate(const Expansion<T, Scalar>&
   T* const to = static_cast<T*>(h.mutable_data_ptr());
   const auto row_sums = std::make_unique_for_overwrite<Scalar[]>(
       static_cast<size_t>(want_pool ? out.samples * out.height * out.channels : 0));
+  if (want_pool && out.rows() == 0) std::fill_n(row_sums.get(), out.samples * out.height * out.channels, Scalar(0));
 
   for_each_row(e, partition, expand_weight, [&](const Place& at, const Taps<Scalar>& taps) {
     const int64_t row = (at.sample * out.height + at.row) * out.channels, c = at.channels.begin;

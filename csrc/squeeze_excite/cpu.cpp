@@ -33,6 +33,7 @@ void parallel_parts(const Sizes& s, int64_t count, const Body& body) {
 
 // The part of [0, count) that corresponds to [begin, end) of [0, whole).
 std::pair<int64_t, int64_t> same_part(int64_t begin, int64_t end, int64_t whole, int64_t count) {
+  if (whole == 0) return {0, count};
   return {count * begin / whole, count * end / whole};
 }
 

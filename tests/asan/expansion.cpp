@@ -2,6 +2,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "../../csrc/depthwise/rows_simd.h"
 #include "../../csrc/expand_depthwise/product_simd.h"
 #include "cases.h"
 
@@ -24,7 +25,7 @@ void run_product(const ExpansionKernels<T, Scalar>& kernels, int64_t rows, int64
                    upcoming);
   std::vector<Scalar> exact(rows * columns), unpadded(depth * columns);
   for (const bool accumulate : {false, true})
-    if (columns >= kLineBytes / int64_t(sizeof(Scalar)))
+    if (columns >= baseline::depthwise_tables.of(Scalar()).lanes)
       kernels.multiply_exact(rows, columns, depth, wide.data(), of_x, unpadded.data(), columns, exact.data(), columns,
                              accumulate);
   kernels.multiply(rows, columns, depth, transposed.data(), 1, rows, packed.data(), stride, sum.data(), stride, true,
@@ -36,7 +37,7 @@ void run_product(const ExpansionKernels<T, Scalar>& kernels, int64_t rows, int64
 void run_expansion() {
   const ExpansionTables& tables = baseline::expansion_tables;
   for (const int64_t rows : {1, 5, 13, 56})
-    for (const int64_t columns : {1, 15, 16, 17, 72})
+    for (const int64_t columns : {1, 5, 15, 16, 17, 72})
       for (const int64_t depth : {1, 3, 16, 40, 130}) {
         run_product(tables.float32, rows, columns, depth);
         run_product(tables.float64, rows, columns, depth);

@@ -164,6 +164,20 @@ def test_schema_and_shape_functions(dtype: torch.dtype) -> None:
     torch.library.opcheck(op.backward.native, (*at_output, *rest), test_utils=checks)
 
 
+@pytest.mark.parametrize("size", [(0, 3), (3, 0), (0, 0)])
+def test_maps_without_rows_or_columns(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 6, *size).contiguous(memory_format=torch.channels_last)
+    affine, weights = torch.randn(2, 24), (torch.randn(24, 6, 1, 1), torch.randn(24, 1, 3, 3))
+    of_y = (x, weights[0], affine, maps.RELU, weights[1], 1)
+    y, _ = forward("cpu", (*of_y, False))
+    h, pooled = activate("cpu", (*of_y, affine, maps.RELU, True))
+    assert y.shape == h.shape == (2, 24, *size)
+    assert pooled.isnan().all()
+    at_output = (torch.ones_like(y), None, y, affine, torch.randn(4, 24), maps.RELU)
+    gradients = backward("cpu", (*at_output, x, torch.zeros(6), weights[0], affine, torch.zeros(24), *of_y[3:]))
+    assert all(not gradient.any() for gradient in gradients)
+
+
 def test_an_expansion_of_other_channels_is_an_error() -> None:
     x = maps.channels_last(torch.randn(1, 6, 5, 5))
     with pytest.raises(RuntimeError, match=r"expand_weight: expected \(20, 6, 1, 1\)"):

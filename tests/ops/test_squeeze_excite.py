@@ -94,6 +94,17 @@ def test_does_not_depend_on_the_number_of_threads(samples: int, channels: int, r
         assert torch.equal(one, two)
 
 
+def test_no_channels() -> None:
+    pooled, down, reduce_bias, up, bias = parameters(2, 0, 4, torch.float32, seed=1)
+    _, squeezed, excited = op.forward(
+        pooled, down, reduce_bias, up, bias, maps.RELU, maps.SIGMOID, device=CPU, backend="cpu"
+    )
+    arguments = (torch.empty(2, 0), pooled, squeezed, excited, down, up, maps.RELU, maps.SIGMOID)
+    gradients = op.backward(*arguments, device=CPU, backend="cpu")
+    assert [tuple(gradient.shape) for gradient in gradients] == [(2, 0), (4, 0), (4,), (0, 4), (0,)]
+    assert not gradients[2].any()
+
+
 def test_opcheck() -> None:
     given_ = parameters(3, 7, 4, torch.float32, 0)
     gate, squeezed, excited = op.forward.native(*given_, maps.RELU, maps.HARDSIGMOID)

@@ -10,12 +10,13 @@ from tiny import checkpoint_of
 from torch import nn
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.nn import FusedInvertedResidual
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.recipes.data import load_data
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.losses import build_loss
-from biasloss_ext.recipes.models import build_model, scores_of
+from biasloss_ext.recipes.models import build_model, scores_of, synchronised
 from biasloss_ext.recipes.optional import why_not
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.recipe import make_recipe
@@ -48,6 +49,12 @@ def test_first_losses_are_those_of_float64() -> None:
     exact, found = first_losses(torch.float64, "off"), first_losses(torch.float32, "on")
     for step, (value, expected, bound) in enumerate(zip(found, exact, (2e-6, 1e-4, 5e-4), strict=True)):
         assert value == pytest.approx(expected, rel=bound), f"step {step + 1}"
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("off", False), ("on", True), ("auto", "auto")])
+def test_choice_reaches_our_own_blocks(choice: str, expected: bool | str) -> None:
+    model = build_model(make_recipe("digits", fused=choice), 10, 1, 32)
+    assert {block.fused for block in model.modules() if isinstance(block, FusedInvertedResidual)} == {expected}
 
 
 @pytest.mark.slow
@@ -91,6 +98,18 @@ def test_models_of_other_packages(name: str) -> None:
     with torch.no_grad():
         for ours, theirs in zip(fused(images), plain(images), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_synchronised_normalisations_of_timm_keep_their_activations() -> None:
+    if reason := why_not("timm"):
+        pytest.skip(reason)
+    recipe = make_recipe("digits", model="timm:mobilenetv3_large_100")
+    model = build_model(recipe, 10, 3, 32)
+    held = {name for name, module in model.named_modules() if isinstance(getattr(module, "act", None), nn.Module)}
+    converted = dict(synchronised(model, recipe).named_modules())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.values())
+    for name in held & converted.keys():
+        assert type(converted[name]) is not nn.SyncBatchNorm, name
 
 
 def test_fused_on_names_what_is_missing() -> None:

@@ -12,7 +12,8 @@ expand_depthwise: ``y = depthwise(act(affine(conv(x, expand_weight))), weight)``
     The expanded map is recomputed in the accumulation dtype wherever it is needed, and never stored.
     Constant weights may be handed over in the layouts that the kernels read, which saves packing them at each call and changes
     no bit of the results: expand_weight as a view of (C, E) memory whose rows are padded to multiples of 16, weight as one of
-    (k, k, E) memory. Else they are contiguous; the backward op takes no other.
+    (k, k, E) memory. Else weight is contiguous; expand_weight may have any strides, and is packed. The backward op takes
+    contiguous ones alone.
 
 expand_depthwise_activate: ``h = act(affine(y))`` with y_affine (2, E) and y_activation, of the same y, which is never stored
     (nor rounded to the dtype of x), and pooled (N, E), the mean of h over a sample's positions, accumulation dtype, no elements
