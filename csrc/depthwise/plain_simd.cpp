@@ -89,29 +89,21 @@ inline void for_each_strip(const Band& band, int64_t width, const Body& body) {
   }
 }
 
-// sum[t] = y at columns column + t. Every input column is loaded once and added to the outputs that it reaches.
+// sum[t] = y at columns column + t.
 template <int kernel, int stride, Outside outside, class Scalar>
 inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t distance, const Scalar* weight, int64_t column,
                              VectorOf<Scalar> (&sum)[kTileColumns]) {
-  constexpr int lanes = Compute<Scalar>::lanes, tile = kTileColumns, reach = (tile - 1) * stride + kernel;
   const int64_t first = column * stride - kernel / 2;
   for (auto& s : sum) s = VectorOf<Scalar>{};
   for (int64_t row = 0; row < taps.count; ++row) {
     const Scalar* in = taps.rows[row].data;
-    const Scalar* w = weight + taps.rows[row].index * kernel * lanes;
-    VectorOf<Scalar> tap[kernel];
-#pragma GCC unroll 8
-    for (int j = 0; j < kernel; ++j) tap[j] = load(w + j * lanes);
-#pragma GCC unroll 32
-    for (int x = 0; x < reach; ++x) {
-      const bool of_tile = x >= kernel / 2 && x <= kernel / 2 + (tile - 1) * stride;
-      const VectorOf<Scalar> value = outside == Outside::none || (outside == Outside::halo && of_tile)
-                                         ? at<true>(in, first + x, distance, taps.width)
-                                         : at<false>(in, first + x, distance, taps.width);
-#pragma GCC unroll 8
-      for (int j = 0; j < kernel; ++j)
-        if (x >= j && (x - j) % stride == 0 && (x - j) / stride < tile) sum[(x - j) / stride] += value * tap[j];
-    }
+    const auto value = [&](int x) __attribute__((always_inline)) {
+      const bool of_tile = x >= kernel / 2 && x <= kernel / 2 + (kTileColumns - 1) * stride;
+      return outside == Outside::none || (outside == Outside::halo && of_tile)
+                 ? at<true>(in, first + x, distance, taps.width)
+                 : at<false>(in, first + x, distance, taps.width);
+    };
+    add_row<kernel, stride>(weight + taps.rows[row].index * kernel * Compute<Scalar>::lanes, value, sum);
   }
 }
 

@@ -12,26 +12,35 @@ namespace BIASLOSS_ISA {
 template <class Scalar>
 using VectorOf = typename Compute<Scalar>::Vector;
 
-// sum[t] = y at columns column + t. Every input column is loaded once and added to the outputs that it reaches.
+// Adds a row of inputs to a tile of outputs: column(x) is the input column x behind the first that the tile reaches.
+// Each is loaded once and added to the outputs that it reaches.
+template <int kernel, int stride, class Scalar, class Column>
+inline __attribute__((always_inline)) void add_row(const Scalar* weight, const Column& column,
+                                                   VectorOf<Scalar> (&sum)[kTileColumns]) {
+  constexpr int tile = kTileColumns, reach = (tile - 1) * stride + kernel;
+  VectorOf<Scalar> tap[kernel];
+#pragma GCC unroll 8
+  for (int j = 0; j < kernel; ++j) tap[j] = load(weight + j * Compute<Scalar>::lanes);
+#pragma GCC unroll 32
+  for (int x = 0; x < reach; ++x) {
+    const VectorOf<Scalar> value = column(x);
+#pragma GCC unroll 8
+    for (int j = 0; j < kernel; ++j)
+      if (x >= j && (x - j) % stride == 0 && (x - j) / stride < tile) sum[(x - j) / stride] += value * tap[j];
+  }
+}
+
+// sum[t] = y at columns column + t.
 template <int kernel, int stride, class Scalar>
 inline void convolve_tile(const Taps<Scalar>& taps, int64_t strip_offset, const Scalar* weight, int64_t column,
                           VectorOf<Scalar> (&sum)[kTileColumns]) {
-  constexpr int lanes = Compute<Scalar>::lanes, tile = kTileColumns, reach = (tile - 1) * stride + kernel;
+  constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t offset = strip_offset + (column * stride - kernel / 2) * lanes;
   for (auto& s : sum) s = VectorOf<Scalar>{};
   for (int64_t row = 0; row < taps.count; ++row) {
     const Scalar* in = taps.rows[row].data + offset;
-    const Scalar* w = weight + taps.rows[row].index * kernel * lanes;
-    VectorOf<Scalar> tap[kernel];
-#pragma GCC unroll 8
-    for (int j = 0; j < kernel; ++j) tap[j] = load(w + j * lanes);
-#pragma GCC unroll 32
-    for (int x = 0; x < reach; ++x) {
-      const VectorOf<Scalar> value = load(in + x * lanes);
-#pragma GCC unroll 8
-      for (int j = 0; j < kernel; ++j)
-        if (x >= j && (x - j) % stride == 0 && (x - j) / stride < tile) sum[(x - j) / stride] += value * tap[j];
-    }
+    add_row<kernel, stride>(
+        weight + taps.rows[row].index * kernel * lanes, [&](int x) { return load(in + x * lanes); }, sum);
   }
 }
 
