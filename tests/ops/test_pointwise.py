@@ -244,7 +244,8 @@ def test_moments_and_gram_far_from_zero(backend: str, dtype: torch.dtype, ratio:
     # The rounding of the mean moves every centered value by up to half an ulp of it.
     allowed = 64 * eps * (1 + ratio * eps) * exact.diagonal().max().item()
     torch.testing.assert_close(gram.double(), exact, rtol=0, atol=allowed)
-    assert torch.equal(gram, gram.T)
+    if backend != "reference":  # a product of torch's own, which not every CPU sums in one order for both halves
+        assert torch.equal(gram, gram.T)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
