@@ -118,6 +118,7 @@ def bias_loss(
         :class:`BiasLossOutput`: loss, weights and the running minimum to hand to the next call.
     """
     checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction)
+    checks.floating("output", output)
     moved = None
     if normalisation_mode == "global":
         if running_min is None:
@@ -191,37 +192,35 @@ def weighted_cross_entropy(
     """Check, choose the backend, run it: (loss, weight), or (loss,) where no weight is wanted.
 
     ``running_min`` is moved in place; None stands for the local mode. A training step pays for every line on the way of
-    contiguous scores and class targets: the features push the code out of the caches.
+    plain arguments, contiguous scores and class targets among them: the features push the code out of the caches. So the
+    compiled kernels check those, and what is wrong is looked for in Python once they refuse.
     """
-    checks.tensors(features, variance, output, target, weight, ignore_index)
+    plain = (
+        type(output) is type(target) is type(features) is Tensor
+        and target.dtype is torch.int64
+        and output.dim() == 2
+        and variance is weight is process_group is None
+        and not checks.targets_are_checked
+    )
+    if not plain:
+        checks.tensors(features, variance, output, target, weight)
+        if checks.targets_are_checked:
+            checks.classes_in_range(output, target, ignore_index)
     chosen = backends.choose(backend, output.device)
-    extrema = None
-    if process_group is not None:
-        if features is not None:
-            variance, extrema = _variance_and_extrema(features, chosen)
-            features = None
-        else:
-            assert variance is not None
-            variance = variance.detach()
-            extrema = feature_variance_reference.extrema_of(variance)
-        dist.all_reduce(extrema, dist.ReduceOp.MAX, group=process_group)
-
-    if variance is not None:
-        variance = variance.detach().to(accumulation_dtype(output.dtype))
-        extrema = None if extrema is None else extrema.to(variance.dtype)
-    if weight is not None:
-        weight = weight.detach().to(accumulation_dtype(output.dtype)).contiguous()
-    many_dimensions = output.dim() > 3  # the kernels know one position dimension
-    shape = output.shape
-    if many_dimensions:  # a copy only where the strides allow no view
-        output = output.flatten(2)
-        target = target.flatten(2) if target.is_floating_point() else target.flatten(1)
-    if not target.is_floating_point():
-        target = target.contiguous()
-    elif target.dtype != output.dtype:
-        target = target.to(accumulation_dtype(output.dtype))
+    if plain and chosen not in backends.COMPILED:
+        checks.tensors(features, variance, output, target, weight)
+    shape, extrema = output.shape, None
+    if not plain:
+        if process_group is not None:
+            features, variance, extrema = _over_ranks(features, variance, chosen, process_group)
+        dtype = accumulation_dtype(output.dtype)
+        extrema, variance, weight = (_values(t, dtype) for t in (extrema, variance, weight))
+        if target.is_floating_point() and target.dtype != output.dtype:
+            target = target.to(dtype)
+        if output.dim() > 3:  # the kernels know one position dimension; a copy only where the strides allow no view
+            output = output.flatten(2)
+            target = target.flatten(2 if target.is_floating_point() else 1)
     before = features, variance, extrema
-    results: tuple[Tensor, ...]
     after: tuple[Any, ...] = (
         target,
         weight,
@@ -233,6 +232,7 @@ def weighted_cross_entropy(
         ignore_index,
         label_smoothing,
     )
+    results: tuple[Tensor, ...]
     if chosen == "reference":
         results = bias_loss_reference.bias_loss(*before, output, *after)
     else:
@@ -240,13 +240,46 @@ def weighted_cross_entropy(
         try:
             results = op(output, before, after, 2 if want_weight else 1)
         except RuntimeError as error:
-            # C++ behind the stable ABI can throw nothing but a RuntimeError.
-            if "expected a class in" not in str(error):
-                raise
-            raise IndexError(str(error).splitlines()[0]) from None
-    if many_dimensions and reduction == "none":
+            raise _explained(error, features, variance, output, target, weight) from None
+    if len(shape) > 3 and reduction == "none":
         return results[0].unflatten(1, shape[2:]), *results[1:]
     return results
+
+
+def _over_ranks(
+    features: Tensor | None, variance: Tensor | None, backend: str, process_group: dist.ProcessGroup
+) -> tuple[None, Tensor, Tensor]:
+    """No features, their variances, and the extrema of all ranks' variances."""
+    if features is not None:
+        variance, extrema = _variance_and_extrema(features, backend)
+    else:
+        assert variance is not None
+        variance = variance.detach()
+        extrema = feature_variance_reference.extrema_of(variance)
+    dist.all_reduce(extrema, dist.ReduceOp.MAX, group=process_group)
+    return None, variance, extrema
+
+
+def _values(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.detach().to(dtype).contiguous()
+
+
+def _explained(
+    error: RuntimeError,
+    features: Tensor | None,
+    variance: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+) -> Exception:
+    """What to raise for an error of the op: C++ behind the stable ABI can throw nothing but a RuntimeError."""
+    if "expected a class in" in str(error):
+        return IndexError(str(error).splitlines()[0])
+    try:
+        checks.tensors(features, variance, output, target, weight)
+    except (TypeError, ValueError) as wrong:
+        return wrong
+    return error
 
 
 def _variance_and_extrema(features: Tensor, backend: str) -> tuple[Tensor, Tensor]:

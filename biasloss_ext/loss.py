@@ -115,6 +115,8 @@ class FusedBiasLoss(nn.Module):
         # What self.running_min and self.weight are, without the search through a module's attributes at every step.
         running_min, weight = self._buffers["running_min"], self._buffers["weight"]
         assert running_min is not None
+        if type(output) is not Tensor:
+            checks.floating("output", output)
         if running_min.device != output.device:
             # People build losses without moving them; the state goes where the scores are.
             self.running_min = running_min = running_min.to(output.device)

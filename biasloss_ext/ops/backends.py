@@ -11,6 +11,7 @@ import torch
 from biasloss_ext.ops.native import covers, native
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
+COMPILED = ("cpu", "cuda")
 # Which backends each op has; "auto" takes them in this order.
 OPS = {
     "feature_variance": ("cpu", "cuda", "triton"),

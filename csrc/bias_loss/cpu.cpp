@@ -15,8 +15,10 @@
 #include "../cpu/empty.h"
 #include "../cpu/parallel.h"
 #include "../math/bias_weight.h"
+#include "arguments.h"
 #include "cpu_scores.h"
 #include "ops.h"
+#include "statistics.h"
 
 namespace biasloss {
 namespace {
@@ -102,7 +104,7 @@ template <class Scalar>
 struct Forward {
   const ScoreTensor& scores;
   const Targets<Scalar>& targets;
-  Scalar *row_max, *row_log_sum;
+  const Statistics<Scalar> statistics;
   Scalar* losses;  // of every row, unweighted; null where only sums are wanted
   std::atomic<int64_t> first_invalid_row{std::numeric_limits<int64_t>::max()};
 
@@ -110,7 +112,7 @@ struct Forward {
     PieceSums sums;
     for (int64_t row = begin; row < end; ++row) {
       Scalar loss = 0;
-      row_max[row] = row_log_sum[row] = 0;
+      statistics.row_max[row] = statistics.row_log_sum[row] = 0;
       if (!targets.ignored(row)) {
         if (!targets.valid(row)) {
           report_invalid(row);
@@ -129,13 +131,14 @@ struct Forward {
   Scalar loss_of(int64_t row, Scalar* row_scratch, Scalar* target_scratch) {
     const RowTable<Scalar>& table = row_table<Scalar>();
     const Scalar* x = scores.read(row, row_scratch);
-    table.max_and_log_sum(x, scores.classes, row_max + row, row_log_sum + row);
+    Scalar &max = statistics.row_max[row], &log_sum = statistics.row_log_sum[row];
+    table.max_and_log_sum(x, scores.classes, &max, &log_sum);
     if (!targets.soft()) {
       const int64_t t = targets.index(row);
-      return (row_log_sum[row] - (x[t] - row_max[row])) * targets.weight_of(t);
+      return (log_sum - (x[t] - max)) * targets.weight_of(t);
     }
     targets.distribution(row, target_scratch);
-    return table.soft_loss(x, target_scratch, scores.classes, row_max[row], row_log_sum[row]);
+    return table.soft_loss(x, target_scratch, scores.classes, max, log_sum);
   }
 
   void report_invalid(int64_t row) {
@@ -183,14 +186,13 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
   const ScoreTensor scores(output);
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
                                 ignore_index, label_smoothing);
-  Tensor row_max = empty_tensor({scores.rows()}, dtype), row_log_sum = empty_tensor({scores.rows()}, dtype);
-  Tensor weight = empty_tensor({scores.samples}, dtype), denominator = empty_tensor({}, dtype);
+  Tensor weight = empty_tensor({scores.samples}, dtype);
+  Tensor statistics = empty_tensor({count_of_statistics(scores.rows())}, dtype);
   Tensor loss = reduction != kNone ? empty_tensor({}, dtype)
                 : output.dim() > 2 ? empty_tensor({scores.samples, scores.positions}, dtype)
                                    : empty_tensor({scores.samples}, dtype);
   Scalar* losses = reduction == kNone ? loss.mutable_data_ptr<Scalar>() : nullptr;
-  Forward<Scalar> rows{scores, targets, row_max.mutable_data_ptr<Scalar>(), row_log_sum.mutable_data_ptr<Scalar>(),
-                       losses};
+  Forward<Scalar> rows{scores, targets, {statistics.mutable_data_ptr<Scalar>(), scores.rows()}, losses};
 
   // One parallel region over both inputs: every thread takes its share of the features and its share of the rows.
   std::optional<FeatureMoments> moments;
@@ -223,7 +225,7 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
     total += w[i / pieces.per_sample] * sums[i].loss;
     count += sums[i].count;
   }
-  *denominator.mutable_data_ptr<Scalar>() = static_cast<Scalar>(reduction == kMean ? count : 1.0);
+  *rows.statistics.denominator = static_cast<Scalar>(reduction == kMean ? count : 1.0);
   if (reduction != kNone) {
     *loss.mutable_data_ptr<Scalar>() = static_cast<Scalar>(reduction == kMean ? total / count : total);
   } else {
@@ -232,7 +234,7 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
         losses[row] *= w[row / scores.positions];
     });
   }
-  return {loss, weight, row_max, row_log_sum, denominator};
+  return {loss, weight, statistics};
 }
 
 template <class Scalar>
@@ -240,8 +242,8 @@ struct Backward {
   const ScoreTensor& scores;
   const ScoreTensor& gradient;
   const Targets<Scalar>& targets;
-  const Scalar *row_max, *row_log_sum, *weight;
-  Scalar inverse_denominator;
+  const Statistics<const Scalar> statistics;
+  const Scalar* weight;
 
   void run(int64_t row, Scalar grad_loss, Scalar* row_scratch, Scalar* target_scratch) const {
     const RowTable<Scalar>& table = row_table<Scalar>();
@@ -251,8 +253,8 @@ struct Backward {
     } else {
       // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
       const Scalar* x = scores.read(row, row_scratch);
-      const Scalar max = row_max[row], log_sum = row_log_sum[row];
-      const Scalar scale = grad_loss * weight[row / scores.positions] * inverse_denominator;
+      const Scalar max = statistics.row_max[row], log_sum = statistics.row_log_sum[row];
+      const Scalar scale = grad_loss * weight[row / scores.positions] / *statistics.denominator;
       if (targets.soft()) {
         const Scalar total = targets.distribution(row, target_scratch);
         table.soft_gradient(x, target_scratch, scores.classes, max, log_sum, scale, total, g);
@@ -289,20 +291,15 @@ class LossGradient {
 
 template <class Scalar>
 Tensor backward(const Tensor& grad_loss, const Tensor& output, const Tensor& target,
-                const std::optional<Tensor>& class_weight, const Tensor& weight, const Tensor& row_max,
-                const Tensor& row_log_sum, const Tensor& denominator, int64_t ignore_index, double label_smoothing) {
+                const std::optional<Tensor>& class_weight, const Tensor& weight, const Tensor& statistics,
+                int64_t ignore_index, double label_smoothing) {
   Tensor grad_output = empty_tensor_like(output);
   const ScoreTensor scores(output), gradient(grad_output);
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
                                 ignore_index, label_smoothing);
   const LossGradient<Scalar> grad(grad_loss, std::max<int64_t>(scores.positions, 1));
-  const Backward<Scalar> rows{scores,
-                              gradient,
-                              targets,
-                              row_max.const_data_ptr<Scalar>(),
-                              row_log_sum.const_data_ptr<Scalar>(),
-                              weight.const_data_ptr<Scalar>(),
-                              Scalar(1) / *denominator.const_data_ptr<Scalar>()};
+  const Backward<Scalar> rows{
+      scores, gradient, targets, {statistics.const_data_ptr<Scalar>(), scores.rows()}, weight.const_data_ptr<Scalar>()};
   parallel_shares(scores.rows() * scores.classes * kActivationsPerScore, [&](int64_t share, int64_t shares) {
     std::vector<Scalar> scratch(static_cast<size_t>(2 * scores.classes));
     for (int64_t row = scores.rows() * share / shares; row < scores.rows() * (share + 1) / shares; ++row)
@@ -318,18 +315,19 @@ BiasLossResult bias_loss_cpu(std::optional<Tensor> features, std::optional<Tenso
                              std::optional<Tensor> class_weight, std::optional<Tensor> running_min, double alpha,
                              double beta, bool update_running_min, int64_t reduction, int64_t ignore_index,
                              double label_smoothing) {
+  ArgumentCheck(output).of_forward(features, variance, extrema, target, class_weight, running_min);
   const auto run = output.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
   return run(features, variance, extrema, output, target, class_weight, running_min, alpha, beta, update_running_min,
              reduction, ignore_index, label_smoothing);
 }
 
 Tensor bias_loss_backward_cpu(Tensor grad_loss, Tensor output, Tensor target, std::optional<Tensor> class_weight,
-                              Tensor weight, Tensor row_max, Tensor row_log_sum, Tensor denominator,
+                              Tensor weight, Tensor statistics,
                               int64_t /*reduction: the denominator holds what it needs of it*/, int64_t ignore_index,
                               double label_smoothing) {
+  ArgumentCheck(output).of_backward(grad_loss, target, class_weight, weight, statistics);
   const auto run = output.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
-  return run(grad_loss, output, target, class_weight, weight, row_max, row_log_sum, denominator, ignore_index,
-             label_smoothing);
+  return run(grad_loss, output, target, class_weight, weight, statistics, ignore_index, label_smoothing);
 }
 
 }  // namespace biasloss

@@ -1,6 +1,7 @@
 // Scores, targets and gradients of any dtype and strides, handed to the row kernels as contiguous rows of Scalar.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -100,10 +101,13 @@ class ScoreTensor {
   }
 };
 
-// Class targets, contiguous, one a row.
+// Class targets, one a row.
 class ClassTargets {
  public:
-  explicit ClassTargets(const torch::stable::Tensor& t) : data_(t.const_data_ptr()), dtype_(t.scalar_type()) {}
+  explicit ClassTargets(const torch::stable::Tensor& t)
+      : dense_(t.is_contiguous() ? t : torch::stable::contiguous(t)),
+        data_(dense_.const_data_ptr()),
+        dtype_(t.scalar_type()) {}
 
   int64_t operator[](int64_t row) const {
     switch (dtype_) {
@@ -117,6 +121,7 @@ class ClassTargets {
   }
 
  private:
+  torch::stable::Tensor dense_;
   const void* data_;
   torch::headeronly::ScalarType dtype_;
 };

@@ -4,8 +4,10 @@
 #include "../cuda/tensors.h"
 #include "../cuda/ticket_slots.h"
 #include "../feature_variance/ops.h"
+#include "arguments.h"
 #include "kernels.cuh"
 #include "ops.h"
+#include "statistics.h"
 
 namespace biasloss {
 namespace {
@@ -34,7 +36,7 @@ TargetKind kind_of(ScalarType dtype) {
 // Class indices as one run, probabilities in the dtype of the scores.
 Tensor readable_target(const Tensor& target, const Tensor& output) {
   if (kind_of(target.scalar_type()) == TargetKind::kProbability) return with_dtype(target, output.scalar_type());
-  return torch::stable::contiguous(target);
+  return target.is_contiguous() ? target : torch::stable::contiguous(target);
 }
 
 template <class T, class Acc>
@@ -55,15 +57,8 @@ ScoreBatch<T, Acc> score_batch(const Tensor& output, const Tensor& target, const
   return b;
 }
 
-void check_scores(const Tensor& output) {
-  STD_TORCH_CHECK(output.dim() == 2 || output.dim() == 3, "bias_loss: expected scores (N, K) or (N, K, S), got ",
-                  output.dim(), " dimensions");
-  STD_TORCH_CHECK(output.size(1) <= std::numeric_limits<int32_t>::max(),
-                  "bias_loss: too many classes: ", output.size(1));
-}
-
 struct Outputs {
-  Tensor loss, weight, row_max, row_log_sum, denominator;
+  Tensor loss, weight, statistics;
 };
 
 struct BatchOptions {
@@ -109,14 +104,15 @@ void launch_forward(const LaunchContext& context, const std::optional<Tensor>& f
   p.sample_loss = p.partial + 5 * blocks;
   p.loss = mutable_data_of<Acc>(out.loss);
   p.weight = mutable_data_of<Acc>(out.weight);
-  p.row_max = mutable_data_of<Acc>(out.row_max);
-  p.row_log_sum = mutable_data_of<Acc>(out.row_log_sum);
-  p.denominator = mutable_data_of<Acc>(out.denominator);
+  const int64_t rows = scores.samples * scores.positions;
+  const Statistics<Acc> statistics(mutable_data_of<Acc>(out.statistics), rows);
+  p.row_max = statistics.row_max;
+  p.row_log_sum = statistics.row_log_sum;
+  p.denominator = statistics.denominator;
   const auto kernel =
       scores.positions == 1 ? bias_loss_forward_kernel<T, Acc, true> : bias_loss_forward_kernel<T, Acc, false>;
   context.launch(kernel, dim3(static_cast<unsigned>(blocks)), plan.feature_threads + plan.score_threads, p);
 
-  const int64_t rows = scores.samples * scores.positions;
   if (options.reduction == Reduction::kNone && scores.positions > 1)
     context.launch(weigh_positions_kernel<Acc>,
                    dim3(static_cast<unsigned>(std::min<int64_t>((rows + 255) / 256, 65536))), 256, p.loss,
@@ -125,7 +121,7 @@ void launch_forward(const LaunchContext& context, const std::optional<Tensor>& f
 
 // The loss of no samples, as torch has it.
 void fill_empty(const Outputs& out, Reduction reduction) {
-  Tensor loss = out.loss, denominator = out.denominator;
+  Tensor loss = out.loss, denominator = out.statistics;
   if (reduction != Reduction::kNone)
     torch::stable::fill_(loss, reduction == Reduction::kMean ? std::numeric_limits<double>::quiet_NaN() : 0.0);
   torch::stable::fill_(denominator, reduction == Reduction::kMean ? 0.0 : 1.0);
@@ -138,8 +134,7 @@ BiasLossResult bias_loss_cuda(std::optional<Tensor> features, std::optional<Tens
                               std::optional<Tensor> class_weight, std::optional<Tensor> running_min, double alpha,
                               double beta, bool update_running_min, int64_t reduction, int64_t ignore_index,
                               double label_smoothing) {
-  check_scores(output);
-  STD_TORCH_CHECK(features.has_value() != variance.has_value(), "bias_loss: give either features or variance");
+  ArgumentCheck(output).of_forward(features, variance, extrema, target, class_weight, running_min);
   const LaunchContext context(output);
   const ScalarType dtype = accumulator_of(output.scalar_type());
   const int64_t samples = output.size(0), positions = output.dim() == 3 ? output.size(2) : 1;
@@ -148,9 +143,9 @@ BiasLossResult bias_loss_cuda(std::optional<Tensor> features, std::optional<Tens
   const Outputs out{!none               ? new_tensor(output, {}, dtype)
                     : output.dim() == 3 ? new_tensor(output, {samples, positions}, dtype)
                                         : new_tensor(output, {samples}, dtype),
-                    new_tensor(output, {samples}, dtype), new_tensor(output, {samples * positions}, dtype),
-                    new_tensor(output, {samples * positions}, dtype), new_tensor(output, {}, dtype)};
-  const BiasLossResult result{out.loss, out.weight, out.row_max, out.row_log_sum, out.denominator};
+                    new_tensor(output, {samples}, dtype),
+                    new_tensor(output, {count_of_statistics(samples * positions)}, dtype)};
+  const BiasLossResult result{out.loss, out.weight, out.statistics};
   if (samples == 0) {
     fill_empty(out, options.reduction);
     return result;
@@ -161,7 +156,7 @@ BiasLossResult bias_loss_cuda(std::optional<Tensor> features, std::optional<Tens
     features.reset();
   }
   if (features.has_value() && !samples_are_dense(*features)) features = torch::stable::contiguous(*features);
-  if (variance.has_value()) variance = torch::stable::contiguous(with_dtype(*variance, dtype));
+  if (variance.has_value()) variance = with_dtype(*variance, dtype);
   const Tensor readable = readable_target(target, output);
   with_types(output.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
@@ -173,15 +168,14 @@ BiasLossResult bias_loss_cuda(std::optional<Tensor> features, std::optional<Tens
 }
 
 Tensor bias_loss_backward_cuda(Tensor grad_loss, Tensor output, Tensor target, std::optional<Tensor> class_weight,
-                               Tensor weight, Tensor row_max, Tensor row_log_sum, Tensor denominator,
+                               Tensor weight, Tensor statistics,
                                int64_t /*reduction: the denominator holds what it needs of it*/, int64_t ignore_index,
                                double label_smoothing) {
-  check_scores(output);
+  ArgumentCheck(output).of_backward(grad_loss, target, class_weight, weight, statistics);
   const LaunchContext context(output);
   Tensor grad_output = torch::stable::empty_like(output);
   if (output.numel() == 0) return grad_output;
   const Tensor readable = readable_target(target, output);
-  const Tensor grad = with_dtype(grad_loss, weight.scalar_type());
   with_types(output.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Acc = decltype(accumulator);
@@ -189,13 +183,14 @@ Tensor bias_loss_backward_cuda(Tensor grad_loss, Tensor output, Tensor target, s
     p.scores = score_batch<T, Acc>(output, readable, class_weight, {ignore_index, label_smoothing});
     p.grad_output = mutable_data_of<T>(grad_output);
     p.grad_output_stride = strides_of(grad_output);
-    p.grad_loss = data_of<Acc>(grad);
-    p.grad_loss_sample_stride = grad.dim() > 0 ? grad.stride(0) : 0;
-    p.grad_loss_position_stride = grad.dim() > 1 ? grad.stride(1) : 0;
+    p.grad_loss = data_of<Acc>(grad_loss);
+    p.grad_loss_sample_stride = grad_loss.dim() > 0 ? grad_loss.stride(0) : 0;
+    p.grad_loss_position_stride = grad_loss.dim() > 1 ? grad_loss.stride(1) : 0;
     p.weight = data_of<Acc>(weight);
-    p.row_max = data_of<Acc>(row_max);
-    p.row_log_sum = data_of<Acc>(row_log_sum);
-    p.denominator = data_of<Acc>(denominator);
+    const Statistics<const Acc> passed(data_of<Acc>(statistics), p.scores.samples * p.scores.positions);
+    p.row_max = passed.row_max;
+    p.row_log_sum = passed.row_log_sum;
+    p.denominator = passed.denominator;
     const BackwardPlan plan =
         plan_backward(p.scores.samples, p.scores.classes, p.scores.positions, p.scores.output_stride.klass == 1);
     p.threads_per_row = plan.threads_per_row;

@@ -9,9 +9,8 @@
 
 namespace biasloss {
 
-// (loss, weight, row_max, row_log_sum, denominator)
-using BiasLossResult = std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor,
-                                  torch::stable::Tensor, torch::stable::Tensor>;
+// (loss, weight, statistics); statistics.h has what is in the last.
+using BiasLossResult = std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>;
 
 BiasLossResult bias_loss_cpu(std::optional<torch::stable::Tensor> features,
                              std::optional<torch::stable::Tensor> variance,
@@ -29,14 +28,12 @@ BiasLossResult bias_loss_cuda(std::optional<torch::stable::Tensor> features,
 torch::stable::Tensor bias_loss_backward_cpu(torch::stable::Tensor grad_loss, torch::stable::Tensor output,
                                              torch::stable::Tensor target,
                                              std::optional<torch::stable::Tensor> class_weight,
-                                             torch::stable::Tensor weight, torch::stable::Tensor row_max,
-                                             torch::stable::Tensor row_log_sum, torch::stable::Tensor denominator,
+                                             torch::stable::Tensor weight, torch::stable::Tensor statistics,
                                              int64_t reduction, int64_t ignore_index, double label_smoothing);
 torch::stable::Tensor bias_loss_backward_cuda(torch::stable::Tensor grad_loss, torch::stable::Tensor output,
                                               torch::stable::Tensor target,
                                               std::optional<torch::stable::Tensor> class_weight,
-                                              torch::stable::Tensor weight, torch::stable::Tensor row_max,
-                                              torch::stable::Tensor row_log_sum, torch::stable::Tensor denominator,
+                                              torch::stable::Tensor weight, torch::stable::Tensor statistics,
                                               int64_t reduction, int64_t ignore_index, double label_smoothing);
 
 }  // namespace biasloss

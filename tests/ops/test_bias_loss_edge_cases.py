@@ -172,9 +172,9 @@ def test_check_targets_raises_on_every_backend() -> None:
 
 @every_backend
 def test_confident_predictions_keep_their_gradient(backend: str) -> None:
-    """p - 1 of a nearly certain class, in float32, against float64."""
+    """p - 1 = -6e-5 of a nearly certain class, in float32, against float64."""
     scores = torch.zeros(2, 10)
-    scores[:, 3] = 18.0
+    scores[:, 3] = 12.0
     target = torch.tensor([3, 3])
     wide = scores.double().requires_grad_()
     exact = gradient(F.cross_entropy(wide, target, reduction="sum"), wide)
@@ -183,7 +183,7 @@ def test_confident_predictions_keep_their_gradient(backend: str) -> None:
     error = (gradient(loss, ours) / weight.view(-1, 1) - exact).abs().max()
     theirs = scores.clone().requires_grad_()
     own = (gradient(F.cross_entropy(theirs, target, reduction="sum"), theirs) - exact).abs().max()
-    assert error <= 2 * own
+    assert error <= 2 * own + torch.finfo(torch.float32).eps  # of the sum of exp, 1 and a little, in another order
 
 
 def test_second_derivative_raises() -> None:
@@ -238,6 +238,23 @@ def test_variance_computed_already(backend: str) -> None:
     )
 
 
+@every_backend
+def test_strided_variance_target_and_class_weights(backend: str) -> None:
+    features, output, target = batch()
+    variance = functional.feature_variance(features, backend=backend)
+    spread = [torch.stack((t, torch.zeros_like(t)), 1)[:, 0] for t in (variance, target, torch.rand(5))]
+    assert not any(t.is_contiguous() for t in spread)
+    losses = [
+        bias_loss(None, output, target, variance=variance, weight=weight, backend=backend).loss
+        for variance, target, weight in (spread, [t.contiguous() for t in spread])
+    ]
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+    torch.testing.assert_close(*(gradient(loss, output) for loss in losses), rtol=0, atol=0)
+    plain = bias_loss(features, output, spread[1], backend=backend).loss
+    torch.testing.assert_close(plain, bias_loss(features, output, target, backend=backend).loss, rtol=0, atol=0)
+
+
+@every_backend
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
@@ -258,10 +275,80 @@ def test_variance_computed_already(backend: str) -> None:
         ({"target": torch.zeros(4, 6)}, ValueError, r"must have the shape of output, \(4, 5\), got \(4, 6\)"),
         ({"weight": torch.ones(4)}, ValueError, r"weight must have shape \(5,\), one per class, got \(4,\)"),
         ({"target": torch.zeros(4, dtype=torch.int64, device="meta")}, ValueError, "target is on meta, output on cpu"),
+        ({"features": torch.zeros(4, 0)}, ValueError, r"at least one activation per sample, got shape \(4, 0\)"),
+        ({"features": torch.tensor(0.0)}, ValueError, "features must have shape .* without dimensions"),
+        ({"features": torch.zeros(4, 2, dtype=torch.int64)}, TypeError, "features must be float16, .* got torch.int64"),
+        ({"features": torch.zeros(4, 2, device="meta")}, ValueError, "features is on meta, output on cpu"),
+        ({"output": torch.zeros(4, 0)}, ValueError, r"output must have shape .* got \(4, 0\)"),
+        ({"output": torch.zeros(5, 5)}, ValueError, r"must have shape \(5,\) for output of shape \(5, 5\), got \(4,\)"),
+        ({"output": [1.0]}, TypeError, "output must be a tensor, got list"),
+        ({"target": 3}, TypeError, "target must be a tensor, got int"),
     ],
 )
-def test_bad_input(changed: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input(backend: str, changed: dict[str, object], error: type[Exception], message: str) -> None:
     features, output, target = batch()
-    arguments: dict[str, object] = {"features": features, "output": output, "target": target, **changed}
+    arguments = {"backend": backend, "features": features, "output": output, "target": target, **changed}
     with pytest.raises(error, match=message):
         bias_loss(**arguments)  # type: ignore[arg-type]
+
+
+def test_scores_that_are_no_tensor_reach_no_attribute_error() -> None:
+    features, _, target = batch()
+    with pytest.raises(TypeError, match="output must be a tensor, got list"):
+        biasloss_ext.FusedBiasLoss()(features, [1.0], target)
+
+
+# What an exported program or torch.ops may hand over without a look from the Python API.
+BAD_ARGUMENTS = [
+    (0, None, "either features or variance"),
+    (0, torch.randn(3, 6), "features of 4 samples"),
+    (0, torch.randn(4, 0), "at least one activation"),
+    (0, torch.zeros(4, 6, dtype=torch.int64), "floating-point features"),
+    (1, torch.rand(4), "either features or variance"),
+    (2, torch.rand(3), "2 contiguous values of float32 as extrema"),
+    (3, torch.randn(4), r"scores \(N, K\) or \(N, K, S\), got 1 dimensions"),
+    (3, torch.randn(4, 5, 1, 1), "got 4 dimensions"),
+    (3, torch.randn(4, 0), "classes, got 0"),
+    (3, torch.zeros(4, 5, dtype=torch.int64), "floating-point scores"),
+    (4, torch.zeros(5, dtype=torch.int64), "one class for each of 4 x 1 rows"),
+    (4, torch.zeros(4, 1, dtype=torch.int64), "one class for each of 4 x 1 rows"),
+    (4, torch.zeros((), dtype=torch.int64), "one class for each of 4 x 1 rows"),
+    (4, torch.zeros(4, dtype=torch.bool), "int64, int32 or uint8 classes"),
+    (4, torch.zeros(4, 6), "probabilities of the shape of the scores"),
+    (4, torch.zeros(4, 5, dtype=torch.float64), "probabilities in the dtype of the scores"),
+    (5, torch.rand(4), "5 contiguous values of float32 as class weights"),
+    (5, torch.rand(5, dtype=torch.float64), "5 contiguous values of float32 as class weights"),
+    (5, torch.rand(10)[::2], "5 contiguous values of float32 as class weights"),
+    (6, torch.rand(2), "one float32 value as running minimum"),
+    (6, torch.rand((), dtype=torch.float64), "one float32 value as running minimum"),
+]
+
+
+@pytest.mark.parametrize(("position", "bad", "message"), BAD_ARGUMENTS)
+def test_the_op_refuses_what_it_would_misread(position: int, bad: Tensor | None, message: str) -> None:
+    features, output, target = batch()
+    arguments = [features, None, None, output.detach(), target, None, torch.tensor(0.5)]
+    arguments[position] = bad
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.biasloss_ext.bias_loss(*arguments, 0.3, 0.3, True, 1, -100, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("position", "bad", "message"),
+    [
+        (0, torch.rand(4, 1), "gradient of the loss in its shape and dtype"),
+        (0, torch.rand((), dtype=torch.float64), "gradient of the loss in its shape and dtype"),
+        (1, torch.randn(4), "got 1 dimensions"),
+        (2, torch.zeros(5, dtype=torch.int64), "one class for each of 4 x 1 rows"),
+        (3, torch.rand(4), "5 contiguous values of float32 as class weights"),
+        (4, torch.rand(5), "4 contiguous values of float32 as weight"),
+        (5, torch.rand(8), "9 contiguous values of float32 as statistics"),
+    ],
+)
+def test_the_backward_op_refuses_what_it_would_misread(position: int, bad: Tensor, message: str) -> None:
+    _, output, target = batch()
+    arguments = [torch.tensor(1.0), output.detach(), target, None, torch.rand(4), torch.rand(9)]
+    torch.ops.biasloss_ext.bias_loss_backward(*arguments, 1, -100, 0.0)
+    arguments[position] = bad
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.biasloss_ext.bias_loss_backward(*arguments, 1, -100, 0.0)

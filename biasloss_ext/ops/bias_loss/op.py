@@ -12,22 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biasloss_ext import checks
 from biasloss_ext.ops.bias_loss.reference import NONE
 from biasloss_ext.ops.library import LIBRARY, accumulation_dtype, define
 
 SIGNATURE = (
     "(Tensor? features, Tensor? variance, Tensor? extrema, Tensor output, Tensor target, Tensor? class_weight, "
     "Tensor(a!)? running_min, float alpha, float beta, bool update_running_min, int reduction, int ignore_index, "
-    "float label_smoothing) -> (Tensor loss, Tensor weight, Tensor row_max, Tensor row_log_sum, Tensor denominator)"
+    "float label_smoothing) -> (Tensor loss, Tensor weight, Tensor statistics)"
 )
 BACKWARD_SIGNATURE = (
-    "(Tensor grad_loss, Tensor output, Tensor target, Tensor? class_weight, Tensor weight, Tensor row_max, "
-    "Tensor row_log_sum, Tensor denominator, int reduction, int ignore_index, float label_smoothing) -> Tensor"
+    "(Tensor grad_loss, Tensor output, Tensor target, Tensor? class_weight, Tensor weight, "
+    "Tensor statistics, int reduction, int ignore_index, float label_smoothing) -> Tensor"
 )
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-# The op, its arguments before ``output`` and after it, and how many outputs are wanted.
+# Statistics are what the backward pass needs of the forward pass: the denominator of the mean, then the maximum of every
+# row of scores, then every row's log of the sum of exp(score - maximum).
+Outputs = tuple[Tensor, Tensor, Tensor]
+# The op; features, variance and extrema; everything behind ``output``; how many outputs are wanted.
 Call = tuple["BiasLossOp", tuple[Any, ...], tuple[Any, ...], int]
+
+# By name here, since a training step looks them up with cold caches.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_transforms_are_active = torch._C._are_functorch_transforms_active
 
 
 def _fake(
@@ -45,6 +52,7 @@ def _fake(
     ignore_index: int,
     label_smoothing: float,
 ) -> Outputs:
+    checks.tensors(features, variance, output, target, class_weight)
     dtype = accumulation_dtype(output.dtype)
     positions = (output.shape[0], *output.shape[2:])
     rows = positions[0] if len(positions) == 1 else positions[0] * positions[1]
@@ -53,7 +61,7 @@ def _fake(
         return output.new_empty(shape, dtype=dtype)
 
     loss = empty(*positions) if reduction == NONE else empty()
-    return loss, empty(positions[0]), empty(rows), empty(rows), empty()
+    return loss, empty(positions[0]), empty(1 + 2 * rows)
 
 
 def _fake_backward(grad_loss: Tensor, output: Tensor, *_: Any) -> Tensor:
@@ -80,32 +88,50 @@ class _BiasLoss(torch.autograd.Function):
     """Gradients flow to ``output`` alone; everything else comes in one tuple, which autograd need not look through."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, call: Call) -> tuple[Tensor, ...]:
-        pair, before, after, wanted = call
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs: Outputs = pair.op(*before, output, *after)
-        _, weight, row_max, row_log_sum, denominator = outputs
-        target, class_weight, *_, reduction, ignore_index, label_smoothing = after
+    def forward(ctx: Any, output: Tensor, call: Call) -> Any:
+        pair, (features, variance, extrema), after, wanted = call
+        target, class_weight, running_min, alpha, beta, update_running_min, reduction, ignore_index, smoothing = after
+        with _below_autograd():
+            loss, weight, statistics = pair.run(
+                features,
+                variance,
+                extrema,
+                output,
+                target,
+                class_weight,
+                running_min,
+                alpha,
+                beta,
+                update_running_min,
+                reduction,
+                ignore_index,
+                smoothing,
+            )
         ctx.save_for_backward(output, target)
         # What no one else can change needs no watch over its version.
-        ctx.kept = class_weight, weight, row_max, row_log_sum, denominator, reduction, ignore_index, label_smoothing
-        ctx.backward_op = pair.backward_op
-        if wanted > 1:
-            ctx.mark_non_differentiable(*outputs[1:wanted])
+        ctx.kept = pair, class_weight, weight, statistics, reduction, ignore_index, smoothing
+        if wanted == 1:
+            return loss
+        others = (weight, statistics)[: wanted - 1]
+        ctx.mark_non_differentiable(*others)
         ctx.set_materialize_grads(False)
-        return outputs[:wanted]
+        return loss, *others
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> Any:
-        gradient = None
-        if grad_loss is not None:
-            arguments = (grad_loss, *ctx.saved_tensors, *ctx.kept)
-            if torch.is_grad_enabled():  # create_graph=True
-                gradient = ctx.backward_op(*arguments)
-            else:
-                with torch._C._AutoDispatchBelowAutograd():
-                    gradient = ctx.backward_op(*arguments)
-        return gradient, None
+        if grad_loss is None:
+            return None, None
+        output, target = ctx.saved_tensors
+        pair, class_weight, weight, statistics, reduction, ignore_index, smoothing = ctx.kept
+        arguments = grad_loss, output, target, class_weight, weight, statistics, reduction, ignore_index, smoothing
+        if torch.is_grad_enabled():  # create_graph=True
+            return pair.backward_op(*arguments), None
+        with _below_autograd():
+            return pair.run_backward(*arguments), None
+
+
+# torch.autograd.Function.apply without its search for tensors of ended torch.func transforms: 3% of a step of a small batch.
+_apply = super(torch.autograd.Function, _BiasLoss).apply
 
 
 class BiasLossOp:
@@ -114,6 +140,9 @@ class BiasLossOp:
     def __init__(self, suffix: str) -> None:
         self.op = define(f"bias_loss{suffix}", SIGNATURE, _fake)
         self.backward_op = define(f"bias_loss_backward{suffix}", BACKWARD_SIGNATURE, _fake_backward)
+        # What calling an op calls.
+        self.run = self.op._op
+        self.run_backward = self.backward_op._op
         LIBRARY.impl(self.op, self._autograd, "Autograd")
         LIBRARY.impl(self.backward_op, self._autograd_of_backward, "Autograd")
 
@@ -132,11 +161,13 @@ class BiasLossOp:
     def _apply(
         self, output: Tensor, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
     ) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = _BiasLoss.apply(output, (self, before, after, wanted))
-        return outputs
+        # Under a transform of torch.func its own message says what is missing.
+        apply = _BiasLoss.apply if _transforms_are_active() else _apply
+        outputs = apply(output, (self, before, after, wanted))
+        return (outputs,) if wanted == 1 else outputs
 
     def _autograd(self, *arguments: Any) -> tuple[Tensor, ...]:
-        return self._apply(arguments[3], arguments[:3], arguments[4:], 5)
+        return self._apply(arguments[3], arguments[:3], arguments[4:], 3)
 
     def _autograd_of_backward(self, *arguments: Any) -> Tensor:
         gradient: Tensor = _NoSecondDerivative.apply(self.backward_op, *arguments)

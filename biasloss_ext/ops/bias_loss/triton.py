@@ -91,7 +91,7 @@ def bias_loss(
         return output.new_empty(shape, dtype=dtype)
 
     rows = samples * positions
-    weight, row_max, row_log_sum, denominator = empty(samples), empty(rows), empty(rows), empty()
+    weight, statistics = empty(samples), empty(1 + 2 * rows)
     # Rows of a sample are summed within a block; without a reduction the losses are kept, unweighted at first.
     loss = empty() if reduction != NONE else empty(samples, *output.shape[2:])
     losses = loss if reduction == NONE else empty(samples * blocks_per_sample)
@@ -132,8 +132,7 @@ def bias_loss(
                 target,
                 *strides(target, has_classes=target.is_floating_point()),
                 class_weight,
-                row_max,
-                row_log_sum,
+                statistics,
                 losses,
                 counts,
                 samples,
@@ -163,7 +162,7 @@ def bias_loss(
             counts,
             loss,
             weight,
-            denominator,
+            statistics,
             samples,
             length,
             slices,
@@ -183,7 +182,7 @@ def bias_loss(
         )
         if reduction == NONE:
             loss.mul_(weight if loss.dim() == 1 else weight[:, None])
-    return loss, weight, row_max, row_log_sum, denominator
+    return loss, weight, statistics
 
 
 def bias_loss_backward(
@@ -192,9 +191,7 @@ def bias_loss_backward(
     target: Tensor,
     class_weight: Tensor | None,
     weight: Tensor,
-    row_max: Tensor,
-    row_log_sum: Tensor,
-    denominator: Tensor,
+    statistics: Tensor,
     reduction: int,
     ignore_index: int,
     label_smoothing: float,
@@ -223,9 +220,7 @@ def bias_loss_backward(
             *strides(target, has_classes=probabilities),
             _in_order(class_weight),
             weight,
-            row_max,
-            row_log_sum,
-            denominator,
+            statistics,
             gradient,
             *strides(gradient, has_classes=True),
             samples,

@@ -218,6 +218,13 @@ def probability_losses(
 
 
 @triton.jit
+def statistics_of_row(statistics_ptr, row, samples, positions):
+    """Where the maximum and the log-sum of a row are: the denominator, then all maxima, then all log-sums."""
+    row_max_ptr = statistics_ptr + 1 + row
+    return row_max_ptr, row_max_ptr + samples.to(tl.int64) * positions
+
+
+@triton.jit
 def store_row_losses(
     block,
     output_ptr,
@@ -229,8 +236,7 @@ def store_row_losses(
     target_class_stride,
     target_position_stride,
     class_weight_ptr,
-    row_max_ptr,
-    row_log_sum_ptr,
+    statistics_ptr,
     losses_ptr,
     counts_ptr,
     samples,
@@ -252,8 +258,9 @@ def store_row_losses(
     row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
     row_max, row_log_sum = online_log_sum_exp(row_ptr, output_class_stride, classes, inside, ROWS, CLASSES, DTYPE)
     row = sample * positions + position
-    tl.store(row_max_ptr + row, row_max, mask=inside)
-    tl.store(row_log_sum_ptr + row, row_log_sum, mask=inside)
+    row_max_ptr, row_log_sum_ptr = statistics_of_row(statistics_ptr, row, samples, positions)
+    tl.store(row_max_ptr, row_max, mask=inside)
+    tl.store(row_log_sum_ptr, row_log_sum, mask=inside)
 
     target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride
     if PROBABILITIES:
@@ -316,8 +323,7 @@ def partials_kernel(
     target_class_stride,
     target_position_stride,
     class_weight_ptr,
-    row_max_ptr,
-    row_log_sum_ptr,
+    statistics_ptr,
     losses_ptr,
     counts_ptr,
     samples,
@@ -359,8 +365,7 @@ def partials_kernel(
             target_class_stride,
             target_position_stride,
             class_weight_ptr,
-            row_max_ptr,
-            row_log_sum_ptr,
+            statistics_ptr,
             losses_ptr,
             counts_ptr,
             samples,
@@ -462,7 +467,7 @@ def finish_kernel(
     counts_ptr,
     loss_ptr,
     weight_ptr,
-    denominator_ptr,
+    statistics_ptr,
     samples,
     length,
     slices,
@@ -530,7 +535,7 @@ def finish_kernel(
     denominator = tl.full([], 1.0, DTYPE)
     if REDUCTION == _MEAN:
         denominator = tl.sum(total_count, 0)
-    tl.store(denominator_ptr, denominator)
+    tl.store(statistics_ptr, denominator)
     if REDUCTION != _NONE:
         tl.store(loss_ptr, divided(tl.sum(total, 0), denominator, DTYPE))
 
@@ -550,9 +555,7 @@ def gradient_kernel(
     target_position_stride,
     class_weight_ptr,
     weight_ptr,
-    row_max_ptr,
-    row_log_sum_ptr,
-    denominator_ptr,
+    statistics_ptr,
     gradient_ptr,
     gradient_sample_stride,
     gradient_class_stride,
@@ -579,11 +582,12 @@ def gradient_kernel(
     gradient_row_ptr = gradient_ptr + sample * gradient_sample_stride + position * gradient_position_stride
     grad_loss_row_ptr = grad_loss_ptr + sample * grad_loss_sample_stride + position * grad_loss_position_stride
 
-    row_max = tl.load(row_max_ptr + row, mask=inside, other=0.0)
-    row_log_sum = tl.load(row_log_sum_ptr + row, mask=inside, other=0.0)
+    row_max_ptr, row_log_sum_ptr = statistics_of_row(statistics_ptr, row, samples, positions)
+    row_max = tl.load(row_max_ptr, mask=inside, other=0.0)
+    row_log_sum = tl.load(row_log_sum_ptr, mask=inside, other=0.0)
     weight = tl.load(weight_ptr + sample, mask=inside, other=0.0)
     grad_loss = tl.load(grad_loss_row_ptr, mask=inside, other=0.0).to(DTYPE)
-    scale = divided(grad_loss * weight, tl.zeros([ROWS], DTYPE) + tl.load(denominator_ptr), DTYPE)
+    scale = divided(grad_loss * weight, tl.zeros([ROWS], DTYPE) + tl.load(statistics_ptr), DTYPE)
     smoothing = tl.full([], label_smoothing, DTYPE)
 
     first_class = tl.program_id(1) * classes_per_program
