@@ -156,18 +156,14 @@ class BiasLossOp:
         if torch.compiler.is_compiling():
             outputs: Outputs = self.op(*before, output, *after)
             return outputs[:wanted]
-        return self._apply(output, before, after, wanted)
-
-    def _apply(
-        self, output: Tensor, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
-    ) -> tuple[Tensor, ...]:
         # Under a transform of torch.func its own message says what is missing.
         apply = _BiasLoss.apply if _transforms_are_active() else _apply
-        outputs = apply(output, (self, before, after, wanted))
-        return (outputs,) if wanted == 1 else outputs
+        results: Any = apply(output, (self, before, after, wanted))
+        return (results,) if wanted == 1 else results
 
-    def _autograd(self, *arguments: Any) -> tuple[Tensor, ...]:
-        return self._apply(arguments[3], arguments[:3], arguments[4:], 3)
+    def _autograd(self, *arguments: Any) -> Outputs:
+        outputs: Outputs = _BiasLoss.apply(arguments[3], (self, arguments[:3], arguments[4:], 3))
+        return outputs
 
     def _autograd_of_backward(self, *arguments: Any) -> Tensor:
         gradient: Tensor = _NoSecondDerivative.apply(self.backward_op, *arguments)
