@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 from torch import Tensor, nn
 
 from biasloss_ext import FeatureTap, FusedBiasLoss
@@ -62,6 +65,31 @@ def test_whole_step_compiles() -> None:
         losses.append((loss, *torch.autograd.grad(loss, list(net.parameters())), loss_fn.running_min))
     for eager, traced in zip(*losses, strict=True):
         torch.testing.assert_close(eager, traced)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_compiled_autograd_sees_one_op(backend: str) -> None:
+    """As FSDP's compiled backward pass has it: the forward pass runs as it is."""
+    features, output, target = batch()
+    graphs = []
+
+    def compiler(graph: torch.fx.GraphModule) -> object:
+        def capture(traced: torch.fx.GraphModule, _: object) -> object:
+            graphs.append(traced)
+            return traced
+
+        return torch.compile(graph, backend=capture, fullgraph=True)
+
+    gradients = []
+    for enable in (contextlib.nullcontext(), torch._dynamo.compiled_autograd._enable(compiler)):
+        output.grad = None
+        with enable:
+            FusedBiasLoss(backend=backend)(features, output, target).backward()
+        assert output.grad is not None
+        gradients.append(output.grad)
+    torch.testing.assert_close(*gradients)
+    assert len(graphs) == 1
+    assert ("biasloss_ext.bias_loss_backward" in graphs[0].code) == (backend == "cpu")
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -124,7 +124,8 @@ class _BiasLoss(torch.autograd.Function):
         output, target = ctx.saved_tensors
         pair, class_weight, weight, statistics, reduction, ignore_index, smoothing = ctx.kept
         arguments = grad_loss, output, target, class_weight, weight, statistics, reduction, ignore_index, smoothing
-        if torch.is_grad_enabled():  # create_graph=True
+        # create_graph=True, or compiled autograd, which sees the op
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return pair.backward_op(*arguments), None
         with _below_autograd():
             return pair.run_backward(*arguments), None
