@@ -195,22 +195,20 @@ def weighted_cross_entropy(
     plain arguments, contiguous scores and class targets among them: the features push the code out of the caches. So the
     compiled kernels check those, and what is wrong is looked for in Python once they refuse.
     """
+    chosen = backends.choose(backend, output.device)
     plain = (
-        type(output) is type(target) is type(features) is Tensor
+        chosen in backends.COMPILED
+        and type(output) is type(target) is type(features) is Tensor
         and target.dtype is torch.int64
         and output.dim() == 2
         and variance is weight is process_group is None
         and not checks.targets_are_checked
     )
+    shape, extrema = output.shape, None
     if not plain:
         checks.tensors(features, variance, output, target, weight)
         if checks.targets_are_checked:
             checks.classes_in_range(output, target, ignore_index)
-    chosen = backends.choose(backend, output.device)
-    if plain and chosen not in backends.COMPILED:
-        checks.tensors(features, variance, output, target, weight)
-    shape, extrema = output.shape, None
-    if not plain:
         if process_group is not None:
             features, variance, extrema = _over_ranks(features, variance, chosen, process_group)
         dtype = accumulation_dtype(output.dtype)

@@ -73,7 +73,7 @@ class _NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: torch._ops.OpOverload, *arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             gradient: Tensor = op(*arguments)
         return gradient
 
@@ -89,27 +89,13 @@ class _BiasLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, call: Call) -> Any:
-        pair, (features, variance, extrema), after, wanted = call
-        target, class_weight, running_min, alpha, beta, update_running_min, reduction, ignore_index, smoothing = after
+        pair, before, after, wanted = call
         with _below_autograd():
-            loss, weight, statistics = pair.run(
-                features,
-                variance,
-                extrema,
-                output,
-                target,
-                class_weight,
-                running_min,
-                alpha,
-                beta,
-                update_running_min,
-                reduction,
-                ignore_index,
-                smoothing,
-            )
+            loss, weight, statistics = pair.run(*before, output, *after)
+        target, class_weight = after[:2]
         ctx.save_for_backward(output, target)
         # What no one else can change needs no watch over its version.
-        ctx.kept = pair, class_weight, weight, statistics, reduction, ignore_index, smoothing
+        ctx.kept = pair, class_weight, weight, statistics, after[-3:]
         if wanted == 1:
             return loss
         others = (weight, statistics)[: wanted - 1]
@@ -121,9 +107,8 @@ class _BiasLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> Any:
         if grad_loss is None:
             return None, None
-        output, target = ctx.saved_tensors
-        pair, class_weight, weight, statistics, reduction, ignore_index, smoothing = ctx.kept
-        arguments = grad_loss, output, target, class_weight, weight, statistics, reduction, ignore_index, smoothing
+        pair, class_weight, weight, statistics, options = ctx.kept
+        arguments = grad_loss, *ctx.saved_tensors, class_weight, weight, statistics, *options
         # create_graph=True, or compiled autograd, which sees the op
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return pair.backward_op(*arguments), None
