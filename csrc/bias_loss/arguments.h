@@ -11,22 +11,20 @@
 #include <limits>
 #include <optional>
 
+#include "../cpu/maps.h"
 #include "statistics.h"
 
 namespace biasloss {
 
 class ArgumentCheck {
  public:
-  using ScalarType = torch::headeronly::ScalarType;
-  using Tensor = torch::stable::Tensor;
-
   // (N, K) or (N, K, S)
   explicit ArgumentCheck(const Tensor& output) : output_(output) {
     const auto size = output.sizes();
     STD_TORCH_CHECK(size.size() == 2 || size.size() == 3, "bias_loss: expected scores (N, K) or (N, K, S), got ",
                     size.size(), " dimensions");
     STD_TORCH_CHECK(is_floating(output), "bias_loss: expected floating-point scores");
-    sum_dtype_ = output.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    sum_dtype_ = accumulation_dtype(output.scalar_type());
     samples_ = size[0];
     classes_ = size[1];
     positions_ = size.size() == 3 ? size[2] : 1;
@@ -59,7 +57,7 @@ class ArgumentCheck {
 
  private:
   const Tensor& output_;
-  ScalarType sum_dtype_;  // float64 for float64 scores, float32 for all others
+  ScalarType sum_dtype_;
   int64_t samples_, classes_, positions_;
 
   static bool is_floating(const Tensor& t) {

@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "../cpu/maps.h"
 #include "../cuda/launch.h"
 #include "../cuda/tensors.h"
 #include "../cuda/ticket_slots.h"
@@ -136,7 +137,7 @@ BiasLossResult bias_loss_cuda(std::optional<Tensor> features, std::optional<Tens
                               double label_smoothing) {
   ArgumentCheck(output).of_forward(features, variance, extrema, target, class_weight, running_min);
   const LaunchContext context(output);
-  const ScalarType dtype = accumulator_of(output.scalar_type());
+  const ScalarType dtype = accumulation_dtype(output.scalar_type());
   const int64_t samples = output.size(0), positions = output.dim() == 3 ? output.size(2) : 1;
   const BatchOptions options{alpha, beta, update_running_min, static_cast<Reduction>(reduction)};
   const bool none = options.reduction == Reduction::kNone;

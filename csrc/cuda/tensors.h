@@ -42,11 +42,6 @@ inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
-// What sums of this dtype are kept in.
-inline ScalarType accumulator_of(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // Whether every sample is one run without gaps, in whatever order of the other dimensions.
 inline bool samples_are_dense(const Tensor& t) {
   std::vector<std::pair<int64_t, int64_t>> stride_and_size;

@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "../cpu/maps.h"
 #include "../cuda/launch.h"
 #include "../cuda/tensors.h"
 #include "../cuda/ticket_slots.h"
@@ -33,7 +34,7 @@ void launch_variance(const LaunchContext& context, const Tensor& features, const
 std::tuple<Tensor, Tensor> feature_variance_cuda(Tensor features) {
   STD_TORCH_CHECK(features.dim() >= 1, "feature_variance: expected features of shape (N, ...), got a scalar");
   const LaunchContext context(features);
-  const ScalarType dtype = accumulator_of(features.scalar_type());
+  const ScalarType dtype = accumulation_dtype(features.scalar_type());
   Tensor variance = new_tensor(features, {features.size(0)}, dtype);
   Tensor extrema = new_tensor(features, {2}, dtype);
   if (features.size(0) == 0) {
