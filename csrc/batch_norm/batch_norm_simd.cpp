@@ -48,12 +48,12 @@ void sums_as(const Matrix<T>& m, const T* grad, const Scalar* center, Scalar* su
   using V = typename Compute<T>::Vector;
   constexpr int lanes = Compute<T>::lanes;
   for (int64_t j = 0; j < m.width + lanes; ++j) sum[j] = centred[j] = 0;
-  for_each_rows(m.rows, [&](int64_t row, auto at_once) {
+  for_each_rows(m.rows, [&](int64_t row, int64_t at_once) {
     const int64_t start = row * m.width;
     for_each_vector<lanes>(m.width, [&](int64_t j, int64_t slot) {
       V u = {}, v = {};
       const V middle = load(center + j);
-      for (int r = 0; r < at_once.value; ++r) {
+      for (int r = 0; r < at_once; ++r) {
         const int64_t at = start + r * m.width + j;
         const V y = load(m.y + at);
         const V du = gradient_at_u<activation>(m, load(grad + at), y, j);

@@ -41,31 +41,38 @@ struct Part {
   int64_t slot_stride;
 };
 
-// dh = dz * gate + residual_grad, and what is summed over positions.
-template <Activation activation, bool gated, bool centered, class T, class Scalar>
+// dh = dz * gate + residual_grad, and what is summed over positions: nothing, the sums of a normalisation, or those and
+// the gradient of the gate. A gate alone is rare, and not worth a kernel of its own: its center is 0.
+enum class Summed { nothing, norm, norm_and_gate };
+
+template <Activation activation, Summed summed, class T, class Scalar>
 void finish_part(const Part<T, Scalar>& p) {
   using Vector = typename Compute<T>::Vector;
-  for (int64_t i = 0; (gated || centered) && i < kTerms * p.slot_stride; ++i) p.slot[i] = 0;
-  for_rows(p.rows, [&](int64_t row, auto at_once) {
+  constexpr bool any = summed != Summed::nothing, gated = summed == Summed::norm_and_gate;
+  constexpr int first_term = gated ? 0 : 1, terms = any ? kTerms : first_term;
+  for (int64_t i = 0; any && i < kTerms * p.slot_stride; ++i) p.slot[i] = 0;
+  for_rows(p.rows, [&](int64_t row, int64_t at_once) {
     for_vectors<Compute<T>::lanes>(p.channels, [&](int64_t c, int64_t slot, auto count) {
       Vector scale = {}, shift = {}, center = {}, gate = {}, sum[kTerms] = {};
-      if constexpr (gated || centered)
+      if constexpr (any) {
         if (p.scale != nullptr) scale = load_first(p.scale + c, count), shift = load_first(p.shift + c, count);
-      if constexpr (centered) center = load_first(p.center + c, count);
+        if (p.center != nullptr) center = load_first(p.center + c, count);
+      }
       if constexpr (gated) gate = load_first(p.gate + c, count);
       for (int r = 0; r < at_once; ++r) {
         const int64_t at = (row + r) * p.channels + c;
         Vector dh = load_first(p.dz + (row + r) * p.dz_stride + c, count);
         Vector x = {}, u = {};
-        if constexpr (gated || centered) x = u = load_first(p.x + at, count);
-        if constexpr (gated || centered)
+        if constexpr (any) {
+          x = u = load_first(p.x + at, count);
           if (p.scale != nullptr) u = x * scale + shift;
+        }
         if constexpr (gated) {
           sum[0] += dh * activate<activation>(u);
           dh *= gate;
         }
         if (p.residual_grad != nullptr) dh += load_first(p.residual_grad + at, count);
-        if constexpr (centered) {
+        if constexpr (any) {
           const Vector slope = derivative<activation>(u), away = x - center, du = dh * slope;
           sum[1] += du;
           sum[2] += slope;
@@ -74,22 +81,13 @@ void finish_part(const Part<T, Scalar>& p) {
         }
         if (p.grad_x != nullptr) store_first(p.grad_x + at, dh, count);
       }
-      for (int term = gated ? 0 : 1; term < (centered ? kTerms : (gated ? 1 : 0)); ++term) {
+      for (int term = first_term; term < terms; ++term) {
         Scalar* to = p.slot + term * p.slot_stride + slot;
         store(to, load(to) + sum[term]);
       }
     });
   });
-  for (int term = gated ? 0 : 1; term < (centered ? kTerms : (gated ? 1 : 0)); ++term)
-    settle(p.slot + term * p.slot_stride, p.channels);
-}
-
-template <class F>
-void with_flags(bool gated, bool centered, const F& f) {
-  if (gated && centered) return f(Fixed<1>(), Fixed<1>());
-  if (gated) return f(Fixed<1>(), Fixed<0>());
-  if (centered) return f(Fixed<0>(), Fixed<1>());
-  f(Fixed<0>(), Fixed<0>());
+  for (int term = first_term; term < terms; ++term) settle(p.slot + term * p.slot_stride, p.channels);
 }
 
 template <class T, class Scalar>
@@ -98,30 +96,30 @@ void finish_tile(const PointwiseBackward<Scalar>& p, int64_t tile, int64_t begin
   const auto* x = static_cast<const T*>(p.x);
   const auto* residual_grad = static_cast<const T*>(p.residual_grad);
   auto* grad_x = static_cast<T*>(p.grad_x);
+  const auto part = [&](int64_t sample, int64_t first, int64_t count) {
+    const int64_t offset = first * p.channels;
+    return Part<T, Scalar>{
+        .rows = count,
+        .channels = p.channels,
+        .dz = dz + (first - begin) * dz_stride,
+        .dz_stride = dz_stride,
+        .x = x + offset,
+        .scale = p.scale,
+        .shift = p.shift,
+        .center = p.center,
+        .gate = p.gate == nullptr ? nullptr : p.gate + sample * p.channels,
+        .residual_grad = residual_grad == nullptr ? nullptr : residual_grad + offset,
+        .grad_x = grad_x == nullptr ? nullptr : grad_x + offset,
+        .slot = p.slots + (tile + sample) * kTerms * p.slot_stride,
+        .slot_stride = p.slot_stride,
+    };
+  };
+  if (p.gate == nullptr && p.center == nullptr)
+    return finish_part<Activation::identity, Summed::nothing>(part(0, begin, end - begin));
   with_activation(p.activation, [&](auto constant) {
-    with_flags(p.gate != nullptr, p.center != nullptr, [&](auto gated, auto centered) {
-      const auto part = [&](int64_t sample, int64_t first, int64_t count) {
-        const int64_t offset = first * p.channels;
-        finish_part<decltype(constant)::value, decltype(gated)() != 0, decltype(centered)() != 0>(Part<T, Scalar>{
-            .rows = count,
-            .channels = p.channels,
-            .dz = dz + (first - begin) * dz_stride,
-            .dz_stride = dz_stride,
-            .x = x + offset,
-            .scale = p.scale,
-            .shift = p.shift,
-            .center = p.center,
-            .gate = p.gate == nullptr ? nullptr : p.gate + sample * p.channels,
-            .residual_grad = residual_grad == nullptr ? nullptr : residual_grad + offset,
-            .grad_x = grad_x == nullptr ? nullptr : grad_x + offset,
-            .slot = p.slots + (tile + sample) * kTerms * p.slot_stride,
-            .slot_stride = p.slot_stride,
-        });
-      };
-      if (gated != 0 || centered != 0)
-        for_samples(begin, end, p.positions, part);
-      else
-        part(0, begin, end - begin);
+    for_samples(begin, end, p.positions, [&](int64_t sample, int64_t first, int64_t count) {
+      p.gate == nullptr ? finish_part<decltype(constant)::value, Summed::norm>(part(sample, first, count))
+                        : finish_part<decltype(constant)::value, Summed::norm_and_gate>(part(sample, first, count));
     });
   });
 }
@@ -142,8 +140,7 @@ void backward_piece(const PointwiseBackward<Scalar>& p, int64_t piece, void* scr
     const int64_t next_rows = tile + 1 < end_of_piece ? p.tiles.begin(tile + 2) - end : 0;
     const auto run_of = [](const void* map, int64_t first, int64_t count, int64_t channels, int64_t blocks) {
       const int64_t size = channels * int64_t(sizeof(T));
-      return map == nullptr ? Fetch(nullptr, 0, 1)
-                            : Fetch(static_cast<const char*>(map) + first * size, count * size, blocks);
+      return map == nullptr ? Fetch() : Fetch(static_cast<const char*>(map) + first * size, count * size, blocks);
     };
     const T* grad = static_cast<const T*>(p.grad) + begin * p.outputs;
     if (p.coefficients == nullptr)
@@ -155,9 +152,9 @@ void backward_piece(const PointwiseBackward<Scalar>& p, int64_t piece, void* scr
       load_tile<T>(p, begin, end, z, z_stride);
       const int64_t m = p.transposed ? p.channels : p.outputs, n = p.transposed ? p.outputs : p.channels;
       const int64_t blocks = blocks_of<Scalar>(m, n, rows);
-      Fetch next_grad = run_of(p.grad, end, next_rows, p.outputs, blocks);
-      Fetch next_y = run_of(p.coefficients == nullptr ? nullptr : p.y, end, next_rows, p.outputs, blocks);
-      const auto fetch = [&] { next_grad(), next_y(); };
+      const void* y = p.coefficients == nullptr ? nullptr : p.y;
+      Fetches fetch = {
+          run_of(p.grad, end, next_rows, p.outputs, blocks), run_of(y, end, next_rows, p.outputs, blocks), {}};
       if (p.transposed)
         multiply<Scalar>(m, n, rows, z, 1, z_stride, dy, dy_stride, weight_grad, p.weight_grad_stride,
                          tile > first_tile, fetch);
@@ -167,11 +164,11 @@ void backward_piece(const PointwiseBackward<Scalar>& p, int64_t piece, void* scr
     }
     if (p.grad_x == nullptr && p.gate == nullptr && p.center == nullptr) continue;
     const int64_t blocks = blocks_of<Scalar>(rows, p.channels, p.outputs);
-    Fetch grad_x = run_of(p.grad_x, begin, rows, p.channels, blocks);  // lines that are stored to are read first
-    Fetch residual_grad = run_of(p.residual_grad, begin, rows, p.channels, blocks);
-    Fetch next_x = run_of(p.x, end, next_rows, p.channels, blocks);
+    Fetches fetch = {run_of(p.grad_x, begin, rows, p.channels, blocks),  // lines that are stored to are read first
+                     run_of(p.residual_grad, begin, rows, p.channels, blocks),
+                     run_of(p.x, end, next_rows, p.channels, blocks)};
     multiply<Scalar>(rows, p.channels, p.outputs, dy, dy_stride, 1, p.weight, p.weight_stride, z, z_stride, false,
-                     [&] { grad_x(), residual_grad(), next_x(); });
+                     fetch);
     finish_tile<T>(p, tile, begin, end, z, z_stride);
   }
 }

@@ -15,9 +15,9 @@ namespace BIASLOSS_ISA {
 template <int lanes, class F>
 inline void for_vectors(int64_t width, const F& f) {
   if (width < lanes) return f(0, 0, width);
-  int64_t column = 0;
-  for (; column + lanes <= width; column += lanes) f(column, column, Fixed<lanes>());
-  if (column < width) f(width - lanes, column, Fixed<lanes>());
+  // One call in the code for whole and overlapping vectors: every body is compiled once.
+  for (int64_t slot = 0; slot < width; slot += lanes)
+    f(slot + lanes <= width ? slot : width - lanes, slot, Fixed<lanes>());
 }
 
 template <class Scalar>
@@ -34,12 +34,13 @@ inline void settle(Scalar* accumulators, int64_t width) {
   for (int64_t i = 0; i < rest; ++i) last[i] = last[lanes - rest + i];
 }
 
-// Calls f(row, count), count a constant: what is loaded and stored for a column serves so many rows.
+// Calls f(row, count): what is loaded and stored for a column serves so many rows. Four, a constant; for the last,
+// fewer.
 template <class F>
 inline void for_rows(int64_t rows, const F& f) {
   int64_t row = 0;
   for (; row + 4 <= rows; row += 4) f(row, Fixed<4>());
-  for (; row < rows; ++row) f(row, Fixed<1>());
+  if (row < rows) f(row, rows - row);
 }
 
 // Calls f(sample, first, count) for the parts of rows [begin, end) that belong to one sample each.
@@ -88,6 +89,7 @@ inline void load_tile(const Parameters& p, int64_t begin, int64_t end, Scalar* z
 // memory would idle during products, and arithmetic while tiles are loaded and stored.
 class Fetch {
  public:
+  Fetch() : next_(nullptr), end_(nullptr), step_(0) {}
   // Before each of `blocks` blocks, so much that all of `bytes` has been fetched after the last.
   Fetch(const void* from, int64_t bytes, int64_t blocks)
       : next_(static_cast<const char*>(from)), end_(next_ + bytes), step_(parts_of(bytes, blocks * kLineBytes)) {}
@@ -99,6 +101,13 @@ class Fetch {
  private:
   const char *next_, *end_;
   int64_t step_;
+};
+
+// Several runs side by side. A type of its own, not a lambda: products are compiled once for all that call them.
+struct Fetches {
+  Fetch first, second, third;
+
+  void operator()() { first(), second(), third(); }
 };
 
 // Parts of a scratch buffer, each on a cache line of its own.

@@ -27,12 +27,12 @@ void moments(const Matrix<T>& m, Scalar* pivot, Scalar* sum, Scalar* squares) {
 template <Activation activation, class T, class Scalar>
 void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred, T* out) {
   using V = typename Compute<T>::Vector;
-  for_each_rows(m.rows, [&](int64_t row, auto at_once) {
+  for_each_rows(m.rows, [&](int64_t row, int64_t at_once) {
     const int64_t start = row * m.width;
     for_each_vector<Compute<T>::lanes>(m.width, [&](int64_t j, int64_t slot) {
       V u = {}, v = {};
       const V g = load(grad + j), scale = load(m.scale + j), shift = load(m.shift + j), middle = load(center + j);
-      for (int r = 0; r < at_once.value; ++r) {
+      for (int r = 0; r < at_once; ++r) {
         const int64_t at = start + r * m.width + j;
         const V x = load(m.x + at);
         const V du = g * derivative<activation>(x * scale + shift);

@@ -16,9 +16,8 @@ constexpr int kRowsAtOnce = 4;  // a load and a store of each accumulator serve 
 // Calls f(column, slot) for every vector of a row of width >= lanes; slot is where its accumulators lie.
 template <int lanes, class F>
 inline void for_each_vector(int64_t width, const F& f) {
-  int64_t column = 0;
-  for (; column + lanes <= width; column += lanes) f(column, column);
-  if (column < width) f(width - lanes, column);
+  // One call in the code for whole and overlapping vectors: every body is compiled once.
+  for (int64_t slot = 0; slot < width; slot += lanes) f(slot + lanes <= width ? slot : width - lanes, slot);
 }
 
 template <int lanes, class Scalar>
@@ -28,17 +27,10 @@ inline void settle(Scalar* accumulators, int64_t width) {
   for (int64_t i = 0; rest > 0 && i < rest; ++i) last[i] = last[lanes - rest + i];
 }
 
-// Calls f(row, count) with count a compile-time constant, kRowsAtOnce or 1: f(row, Rows<count>()).
-template <int count>
-struct Rows {
-  static constexpr int value = count;
-};
-
+// Calls f(row, count) with up to kRowsAtOnce rows.
 template <class F>
 inline void for_each_rows(int64_t rows, const F& f) {
-  int64_t row = 0;
-  for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) f(row, Rows<kRowsAtOnce>());
-  for (; row < rows; ++row) f(row, Rows<1>());
+  for (int64_t row = 0; row < rows; row += kRowsAtOnce) f(row, rows - row < kRowsAtOnce ? rows - row : kRowsAtOnce);
 }
 
 // sum and squares, of (h - pivot) and its square, for every column; h = act(scale * x + shift) or x itself.
@@ -49,13 +41,13 @@ inline void accumulate(const T* x, int64_t rows, int64_t width, const Scalar* sc
   constexpr int lanes = Compute<T>::lanes;
   for (int64_t j = 0; j < width + lanes; ++j) sum[j] = 0;
   for (int64_t j = 0; squared && j < width + lanes; ++j) squares[j] = 0;
-  for_each_rows(rows, [&](int64_t row, auto at_once) {
+  for_each_rows(rows, [&](int64_t row, int64_t at_once) {
     const T* from = x + row * width;
     for_each_vector<lanes>(width, [&](int64_t j, int64_t slot) {
       V a = {}, b = {}, u = {}, v = {};
       const V m = load(pivot + j);
       if constexpr (affine) a = load(scale + j), b = load(shift + j);
-      for (int r = 0; r < at_once.value; ++r) {
+      for (int r = 0; r < at_once; ++r) {
         V h = load(from + r * width + j);
         if constexpr (affine) h = activate<activation>(h * a + b);
         h -= m;
