@@ -37,12 +37,11 @@ def measure(benchmark: BenchmarkFixture, workload: Workload, contender: Contende
     """Check a contender against float64, then time it with inputs that change from call to call."""
     op = OPS[workload.op]
     benchmark.group = workload.name
-    first = op.make_inputs(workload, DEVICE)
     try:
-        step, _ = engine.prepare(op, contender, workload, DEVICE, first)
+        step, _ = engine.prepare(op, contender, workload, DEVICE)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    held = sum(tensor.numel() * tensor.element_size() for tensor in first)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in op.make_inputs(workload, DEVICE))
     count = 1 if workload.one_set else machine.input_sets(held, DEVICE)
     sets = [engine.inputs_of(contender, workload, op.make_inputs(workload, DEVICE)) for _ in range(count)]
     turns = itertools.cycle(sets)

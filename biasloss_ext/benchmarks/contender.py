@@ -151,6 +151,9 @@ class Op(NamedTuple):
         make_inputs: fresh random inputs of a workload.
         cost: the least that a workload takes.
         tolerance: relative error against float64 up to which a contender counts as right, by dtype.
+        draws: of inputs, one of which has to be within the tolerance. More than one where a rounding may put a value on the
+            other side of an activation's kink than in float64, and so change gradients by far more than a rounding; what
+            is computed wrongly is wrong in every draw.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Op(NamedTuple):
     make_inputs: Callable[[Workload, torch.device], Inputs]
     cost: Callable[[Workload], Cost]
     tolerance: dict[torch.dtype, float]
+    draws: int = 1
 
 
 def dtype_name(dtype: torch.dtype) -> str:

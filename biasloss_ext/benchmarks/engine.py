@@ -139,21 +139,20 @@ def steps(workloads: Sequence[Workload], plan: Plan) -> int:
     return 1 + len(workloads) * (1 + plan.visits)
 
 
-def prepare(
-    op: Op, contender: Contender, workload: Workload, device: torch.device, inputs: Inputs
-) -> tuple[Step, float]:
-    """A contender's step and its relative error against float64 on ``inputs``.
+def prepare(op: Op, contender: Contender, workload: Workload, device: torch.device) -> tuple[Step, float]:
+    """A contender's step and its relative error against float64 on random inputs.
 
     Raises:
         Unavailable: it cannot run here, or computes something else; the message has the reason.
     """
     step, exact = contender.build(workload, device)
-    inputs = inputs_of(contender, workload, inputs)
-    expected = [tensor.detach().double() for tensor in exact(inputs)]  # first: the step may overwrite its inputs
-    error = _relative_error(step(inputs), expected)
-    if not error <= op.tolerance[workload.dtype]:  # NaN is not
-        raise Unavailable(f"wrong result: relative error {error:.2g} against float64")
-    return step, error
+    for _ in range(op.draws):
+        inputs = inputs_of(contender, workload, op.make_inputs(workload, device))
+        expected = [tensor.detach().double() for tensor in exact(inputs)]  # first: the step may overwrite its inputs
+        error = _relative_error(step(inputs), expected)
+        if error <= op.tolerance[workload.dtype]:  # NaN is not
+            return step, error
+    raise Unavailable(f"wrong result: relative error {error:.2g} against float64")
 
 
 def _prepare(op: Op, workload: Workload, device: torch.device, quick: bool, time_is_left: Callable[[], bool]) -> _Race:
@@ -185,7 +184,7 @@ def _prepare(op: Op, workload: Workload, device: torch.device, quick: bool, time
                 raise Unavailable("slow to build: not part of a quick run")
             if competitors and not time_is_left():
                 raise Unavailable("no time was left to build it")
-            step, entry.error = prepare(op, contender, workload, device, op.make_inputs(workload, device))
+            step, entry.error = prepare(op, contender, workload, device)
             competitors.append(_Competitor(contender, step, entry))
         except Unavailable as reason:
             entry.status = "wrong" if str(reason).startswith("wrong result") else "unavailable"

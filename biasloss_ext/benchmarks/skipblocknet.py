@@ -26,8 +26,10 @@ MakeLoss = Callable[[], Callable[[Any, Tensor], Tensor]]
 
 SEED = 0
 # Rounding grows through fifty layers; a wrong layer is off by far more than this. Under autocast training amplifies it
-# further still.
+# further still. In float32 gradients of few small images are right to 1e-5, or to 1e-3 and sometimes 2e-2 where a value
+# lies at a kink of its activation.
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.3}
+DRAWS = 4
 
 
 def make_inputs(workload: Workload, device: torch.device) -> Inputs:
@@ -218,4 +220,4 @@ CONTENDERS = (
     ),
 )
 
-OP = Op("skipblocknet", CONTENDERS, make_inputs, cost, TOLERANCE)
+OP = Op("skipblocknet", CONTENDERS, make_inputs, cost, TOLERANCE, DRAWS)
