@@ -47,8 +47,27 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not traced either, which tests/models/test_deployment.py has; and exported once for both runtimes."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    real = torch.onnx.export
+    programs: dict[torch.Size, Any] = {}
+
+    def export(model: nn.Module, inputs: tuple[torch.Tensor], **options: Any) -> Any:
+        if inputs[0].shape not in programs:
+            programs[inputs[0].shape] = real(model, inputs, **options)
+        return programs[inputs[0].shape]
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+
+
 @pytest.mark.parametrize("op", OPS)
-def test_every_contender_runs_or_says_why_not(op: str, tmp_path: Path, quick_compiler: None, one_thread: None) -> None:
+def test_every_contender_runs_or_says_why_not(
+    op: str, tmp_path: Path, quick_compiler: None, one_thread: None, request: pytest.FixtureRequest
+) -> None:
+    if op == "skipblocknet":
+        request.getfixturevalue("quick_network")
     done = CliRunner().invoke(_app(), ["bench", "--tiny", "--device", "cpu", "--ops", op, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output + repr(done.exception)
     found = results.load(tmp_path / results.FILE_NAME)
