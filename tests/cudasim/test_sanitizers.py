@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 # The tests that reach every branch of index arithmetic; the rest only vary values.
 SELECTED = (
     "test_right_kernels or test_every_alignment_and_length or test_any_number or (test_every_schedule and seed0) or "
-    "test_strides_of_scores or test_very_many_classes or test_many_positions or test_target_out_of_range or "
+    "(test_strides_of_scores and dtype0) or test_very_many_classes or test_many_positions or test_target_out_of_range or "
     "test_classes_side_by_side or test_variance_in_place or test_deep_stack or test_mistakes_are_named or "
     "test_depthwise_edges"
 )

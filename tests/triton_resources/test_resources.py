@@ -1,7 +1,7 @@
 """Every Triton kernel of the loss, compiled ahead of time: no spills, few registers, 16-byte loads of the features.
 
 `limits.csv` holds the limits, one line a launch, for all architectures: the most registers a thread may take, and how many
-16-byte loads the machine code must have. A slice of aligned features has one load for its shift and four in its loop.
+16-byte loads the PTX must have. A slice of aligned features has one load for its shift and four in its loop.
 """
 
 from __future__ import annotations
