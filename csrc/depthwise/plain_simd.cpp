@@ -15,8 +15,10 @@ struct Tile {
   static constexpr Outside outside = kind;
 };
 
-template <class Body>
+// In float64 any may, always: a check costs little beside its arithmetic, and halves of the kernels need not be compiled.
+template <class Scalar, class Body>
 inline void with_outside(bool all_inside, bool fits, const Body& body) {
+  if constexpr (sizeof(Scalar) == 8) return body(Tile<Outside::any>());
   if (all_inside) return body(Tile<Outside::none>());
   fits ? body(Tile<Outside::halo>()) : body(Tile<Outside::any>());
 }
@@ -130,7 +132,7 @@ void convolve(const Scalar* x, const Scalar* weight, const Band& band, Scalar* y
     for (int64_t column = columns.begin; column < columns.end; column += tile) {
       const int64_t first = column * stride - kernel / 2;
       fetching.step();
-      with_outside(first >= 0 && first + reach <= band.width, column + tile <= width, [&](auto at_columns) {
+      with_outside<Scalar>(first >= 0 && first + reach <= band.width, column + tile <= width, [&](auto at_columns) {
         VectorOf<Scalar> sum[tile];
         convolve_columns<kernel, stride, at_columns.outside>(taps, band.distance, w, column, sum);
 #pragma GCC unroll 8
@@ -249,7 +251,7 @@ void gradients_of_band(const PlainGradients<Scalar>& maps, const Scalar* weight,
     for (int64_t group = columns.begin; group < columns.end; group += M::tile) {
       const bool fits = (group + M::tile) * stride <= width;
       fetching.step();
-      with_outside(fits && group + M::first >= 0 && group + M::last < band.out_width, fits, [&](auto at_columns) {
+      with_outside<Scalar>(fits && group + M::first >= 0 && group + M::last < band.out_width, fits, [&](auto at_columns) {
         gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
             of_row, band.distance, weight + v * taps, group, width,
             want_weight ? maps.grad_weight + v * taps : nullptr);

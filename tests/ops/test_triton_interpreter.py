@@ -1,7 +1,7 @@
 """The Triton kernels on a machine without a GPU, under Triton's interpreter.
 
 Triton decides at its import whether kernels are compiled or interpreted, and other tests of this process compile them; so
-each file runs in a process of its own. To run one by hand, from the folder `tests`:
+each group of files runs in a process of its own. To run one by hand, from the folder `tests`:
 
     TRITON_INTERPRET=1 PYTHONPATH=triton_interpreter python -m pytest -p on_triton ops/test_bias_loss.py
 """
@@ -18,27 +18,39 @@ import pytest
 
 TESTS = Path(__file__).parent.parent
 # The tests of every backend, of which the plugin `on_triton` picks those with a backend to choose, and Triton's own.
-FILES = (
-    "ops/test_bias_loss.py",
-    "ops/test_bias_loss_edge_cases.py",
-    "ops/test_feature_variance.py",
-    "triton_interpreter/test_triton_kernels.py",
-    "triton_interpreter/test_map_kernels.py",
-    "triton_interpreter/test_pointwise_kernels.py",
-    "triton_interpreter/test_squeeze_excite_kernels.py",
-)
+GROUPS = {
+    "loss": ("ops/test_bias_loss.py", "ops/test_bias_loss_edge_cases.py"),
+    "loss kernels": ("ops/test_feature_variance.py", "triton_interpreter/test_triton_kernels.py"),
+    "block kernels": (
+        "triton_interpreter/test_map_kernels.py",
+        "triton_interpreter/test_pointwise_kernels.py",
+        "triton_interpreter/test_squeeze_excite_kernels.py",
+    ),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("file", FILES)
-def test_interpreted(file: str) -> None:
+@pytest.mark.parametrize("group", GROUPS)
+def test_interpreted(group: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     search_path = [str(TESTS.parent), str(TESTS / "triton_interpreter"), os.environ.get("PYTHONPATH", "")]
     environment = {**inherited, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
     done = subprocess.run(
         # NumPy warns where a lane that is not selected divides zero by zero.
-        [sys.executable, "-m", "pytest", "-p", "on_triton", "-p", "no:cacheprovider", "-q", "-W", "ignore", file],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "on_triton",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "-W",
+            "ignore",
+            *GROUPS[group],
+        ],
         cwd=TESTS,
         env=environment,
         capture_output=True,
