@@ -15,7 +15,8 @@ struct Tile {
   static constexpr Outside outside = kind;
 };
 
-// In float64 any may, always: a check costs little beside its arithmetic, and halves of the kernels need not be compiled.
+// In float64 every column is checked: that costs little beside its arithmetic, and leaves two of three versions to
+// compile for float32 alone.
 template <class Scalar, class Body>
 inline void with_outside(bool all_inside, bool fits, const Body& body) {
   if constexpr (sizeof(Scalar) == 8) return body(Tile<Outside::any>());
@@ -251,11 +252,12 @@ void gradients_of_band(const PlainGradients<Scalar>& maps, const Scalar* weight,
     for (int64_t group = columns.begin; group < columns.end; group += M::tile) {
       const bool fits = (group + M::tile) * stride <= width;
       fetching.step();
-      with_outside<Scalar>(fits && group + M::first >= 0 && group + M::last < band.out_width, fits, [&](auto at_columns) {
-        gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
-            of_row, band.distance, weight + v * taps, group, width,
-            want_weight ? maps.grad_weight + v * taps : nullptr);
-      });
+      with_outside<Scalar>(fits && group + M::first >= 0 && group + M::last < band.out_width, fits,
+                           [&](auto at_columns) {
+                             gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
+                                 of_row, band.distance, weight + v * taps, group, width,
+                                 want_weight ? maps.grad_weight + v * taps : nullptr);
+                           });
     }
   });
 }
