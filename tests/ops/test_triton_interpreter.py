@@ -27,6 +27,8 @@ GROUPS = {
         "triton_interpreter/test_squeeze_excite_kernels.py",
     ),
 }
+# NumPy warns where a lane that is not selected divides zero by zero.
+OPTIONS = ("-p", "on_triton", "-p", "no:cacheprovider", "-q", "-W", "ignore")
 
 
 @pytest.mark.slow
@@ -37,20 +39,7 @@ def test_interpreted(group: str) -> None:
     search_path = [str(TESTS.parent), str(TESTS / "triton_interpreter"), os.environ.get("PYTHONPATH", "")]
     environment = {**inherited, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
     done = subprocess.run(
-        # NumPy warns where a lane that is not selected divides zero by zero.
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "on_triton",
-            "-p",
-            "no:cacheprovider",
-            "-q",
-            "-W",
-            "ignore",
-            *GROUPS[group],
-        ],
+        [sys.executable, "-m", "pytest", *OPTIONS, *GROUPS[group]],
         cwd=TESTS,
         env=environment,
         capture_output=True,
