@@ -1,0 +1,113 @@
+"""Launches of Triton kernels at the cost of a function call, and the tickets by which the last program of a kernel knows itself.
+
+A `Launch` holds everything about a launch but its tensors. Its first call goes through Triton, which compiles the kernel;
+later calls hand the pointers to the compiled kernel directly, without looking at the arguments again. So a `Launch` must be
+cached by everything that Triton would look at: shapes, dtypes, which optional tensors are given, the device.
+
+Nothing here waits for the device, and nothing is allocated but the tickets of a new stream: a step can be captured in a CUDA
+graph once it has run eagerly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+
+ALIGNMENT = 16  # bytes, which the compiled kernels count on
+TICKETS_OF_STREAM = 1 << 12
+TICKETS_OF_GRAPHS = 1 << 20
+
+
+def divide_up(a: int, b: int) -> int:
+    """ceil(a / b) of plain integers; `triton.cdiv` costs microseconds on the host."""
+    return -(-a // b)
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``, 1 for 0."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+class Launch:
+    """One kernel over one grid.
+
+    Args:
+        kernel: whose arguments are pointers first, then numbers, then constants.
+        programs: size of the one-dimensional grid.
+        numbers: every argument between the pointers and the constants, in order. Integers must be declared
+            ``do_not_specialize``.
+        constants: the ``tl.constexpr`` arguments, by name, in the order of the kernel's signature, and after them Triton's own
+            options (``num_warps``, ``num_stages``).
+    """
+
+    __slots__ = ("compiled", "constants", "kernel", "numbers", "programs", "tail")
+
+    def __init__(self, kernel: Any, programs: int, numbers: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        self.kernel = kernel
+        self.programs = programs
+        self.numbers = numbers
+        self.constants = constants
+        self.compiled: Any = None
+        names = kernel.arg_names
+        self.tail = (*numbers, *(value for name, value in constants.items() if name in names))
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch on the current stream of the current device."""
+        compiled = self.compiled
+        if compiled is not None:
+            pointers = [None if t is None else t.data_ptr() for t in tensors]
+            runtime = triton.knobs.runtime
+            if runtime.launch_enter_hook is None and not any(p is not None and p % ALIGNMENT for p in pointers):
+                active = driver.active
+                stream = active.get_current_stream(active.get_current_device())
+                compiled.run(
+                    self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None,
+                    None, runtime.launch_exit_hook, *pointers, *self.tail,
+                )  # fmt: skip
+                return
+        compiled = self.kernel[(self.programs,)](*tensors, *self.numbers, **self.constants)
+        # What was compiled for an unaligned tensor serves no other; the interpreter returns nothing.
+        if compiled is not None and all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in tensors):
+            self.compiled = compiled
+
+
+_of_stream: dict[tuple[torch.device, int], Tensor] = {}
+_of_graphs: dict[torch.device, Tensor] = {}
+_taken_by_graphs: dict[torch.device, int] = {}
+
+
+def tickets(x: Tensor, count: int) -> Tensor:
+    """``count`` zero counters beside ``x`` for a launch on the current stream, which must leave them zero.
+
+    Launches of one stream share theirs, since they run one after another. A launch under capture gets counters of its own,
+    since its graph may later run beside any other: 2**20 of them, after which the oldest are shared again.
+
+    Raises:
+        RuntimeError: the first call for a device is made under capture.
+    """
+    device = x.device
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        ring = _of_graphs.get(device)
+        if ring is None:
+            raise RuntimeError(
+                "the first step on a device cannot be captured in a CUDA graph, since it compiles kernels and allocates "
+                "counters: run one step eagerly, then capture"
+            )
+        first = _taken_by_graphs[device]
+        if first + count > ring.numel():
+            first = 0
+        _taken_by_graphs[device] = first + count
+        return ring[first:]
+    stream = torch._C._cuda_getCurrentRawStream(device.index) if x.is_cuda else 0
+    counters = _of_stream.get((device, stream))
+    if counters is None or counters.numel() < count:
+        size = max(TICKETS_OF_STREAM, next_power_of_two(count))
+        counters = _of_stream[device, stream] = torch.zeros(size, dtype=torch.int32, device=device)
+        if device not in _of_graphs:
+            _of_graphs[device] = torch.zeros(TICKETS_OF_GRAPHS, dtype=torch.int32, device=device)
+            _taken_by_graphs[device] = 0
+    return counters
