@@ -59,7 +59,9 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _fastest(op: str, device: torch.device) -> str:
     # Triton's interpreter, which can run on CPU tensors, is never the fastest.
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
-    return next((name for name in candidates if name in BACKENDS_OF[op] and why_not(name, device, op) is None), "reference")
+    return next(
+        (name for name in candidates if name in BACKENDS_OF[op] and why_not(name, device, op) is None), "reference"
+    )
 
 
 def _why_not_gpu() -> str | None:

@@ -74,7 +74,14 @@ def _fake_activate(
 
 
 def _fake_backward(
-    x: Tensor, x_mean: Tensor, expand_weight: Tensor, affine: Tensor, moments: Tensor, weight: Tensor, *_: Any, **__: Any
+    x: Tensor,
+    x_mean: Tensor,
+    expand_weight: Tensor,
+    affine: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    *_: Any,
+    **__: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none = maps.none_like(x)
     return (

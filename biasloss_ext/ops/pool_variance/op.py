@@ -26,9 +26,7 @@ def _fake(x: Tensor, *, want_variance: bool = False, **_: Any) -> tuple[Tensor, 
     return none.new_empty(x.shape[:2]), none.new_empty(x.shape[0]) if want_variance else none
 
 
-def _fake_backward(
-    pool_grad: Tensor, x: Tensor, *, moments: Tensor | None = None, **_: Any
-) -> tuple[Tensor, Tensor]:
+def _fake_backward(pool_grad: Tensor, x: Tensor, *, moments: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
     none = maps.none_like(x)
     return maps.empty_map(x, *x.shape[1:]), none if moments is None else none.new_empty(6, x.shape[1])
 
