@@ -281,9 +281,5 @@ def _explained(
 
 
 def _variance_and_extrema(features: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    features = features.detach()
-    if backend == "reference":
-        return feature_variance_reference.feature_variance(features)
-    op = feature_variance_op.triton if backend == "triton" else feature_variance_op.native
-    variance, extrema = op(features)
+    variance, extrema = feature_variance_op.feature_variance(features.detach(), backend=backend)
     return variance, extrema

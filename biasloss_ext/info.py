@@ -7,8 +7,9 @@ import platform
 
 import torch
 
-from biasloss_ext.ops.backends import BACKENDS, OPS, choose, why_not
+from biasloss_ext.ops.backends import BACKENDS, choose, why_not
 from biasloss_ext.ops.native import native
+from biasloss_ext.ops.registry import families
 from biasloss_ext.version import __version__
 
 
@@ -32,8 +33,9 @@ def report() -> str:
         devices.append(torch.device("cuda"))
     for device in devices:
         lines += ["", _device_name(device)]
-        for op in OPS:
-            lines.append(f"  {op}: auto takes {choose('auto', device, op)}" if _present(device) else f"  {op}")
+        for name, ops in families().items():
+            op = ops[0].name
+            lines.append(f"  {name}: auto takes {choose('auto', device, op)}" if _present(device) else f"  {name}")
             for backend in BACKENDS:
                 reason = why_not(backend, device, op) if _present(device) else _absent(backend, device, op)
                 lines.append(f"    {backend:<10} {'can run' if reason is None else f'no: {reason}'}")

@@ -1,10 +1,12 @@
-"""The bookkeeping of `nn.BatchNorm2d` modules for blocks that apply them in their own kernels.
+"""The bookkeeping of `nn.BatchNorm2d` modules for layers that apply them in their own kernels.
 
-Moments, affine, sums and coefficients are those of :mod:`biasloss_ext.ops.maps`. They have the accumulation dtype, float32 or
-float64, whatever the dtype of the module's parameters and statistics. Nothing here waits for the device.
+Moments, statistics and affine are those of :mod:`biasloss_ext.ops.maps`. They have the accumulation dtype, float32 or float64,
+whatever the dtype of the module's parameters and statistics. Nothing here waits for the device.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,42 +14,106 @@ from torch import Tensor, nn
 from biasloss_ext.ops.batch_norm import op
 
 
+class Running(NamedTuple):
+    """The running statistics that an op moves while it computes the statistics of a batch."""
+
+    mean: Tensor
+    var: Tensor
+    num_batches_tracked: Tensor | None
+    momentum: float
+
+
+class Norm(NamedTuple):
+    """One batch normalization, as the layers' autograd functions take it.
+
+    Attributes:
+        eps: of the module.
+        frozen: whether it normalizes by constants rather than by the statistics of the batch.
+        running: what the op moves; None where nothing moves, or `update_running` does it.
+    """
+
+    eps: float
+    frozen: bool = False
+    running: Running | None = None
+
+    def finish(self, weight: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
+        """The arguments by which an op finishes the statistics of the map that it writes."""
+        arguments: dict[str, Any] = {"norm_weight": weight, "norm_bias": bias, "eps": self.eps}
+        if self.running is not None:
+            mean, var, tracked, momentum = self.running
+            arguments.update(running_mean=mean, running_var=var, num_batches_tracked=tracked, momentum=momentum)
+        return arguments
+
+    @property
+    def back(self) -> dict[str, Any]:
+        """The arguments by which a backward op finishes the coefficients."""
+        return {"eps": self.eps, "frozen": self.frozen}
+
+
+NONE = Norm(0.0)  # in the place of a normalization that a block does not have
+
+
 def uses_batch_statistics(module: nn.BatchNorm2d) -> bool:
-    """Whether the module normalises by the batch's own moments: in training, and where it keeps no running statistics."""
+    """Whether the module normalizes by the batch's own moments: in training, and where it keeps no running statistics."""
     return module.training or (module.running_mean is None and module.running_var is None)
 
 
-def affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, backend: str = "auto") -> Tensor:
-    """Scale ``weight / sqrt(var + eps)`` and shift ``bias - scale * mean``, (2, C), dtype of moments.
+def norm_of(module: nn.BatchNorm2d | None, dtype: torch.dtype, count: int) -> Norm:
+    """How a module normalizes a map of ``count`` values per channel, in the accumulation dtype ``dtype``.
 
-    Args:
-        moments: mean and biased variance, (2, C).
-        weight: (C,) of any float dtype; None for ones.
-        bias: (C,) of any float dtype; None for zeros.
-        eps: added to the variance.
-        backend: see :func:`biasloss_ext.functional.bias_loss`.
+    Raises:
+        ValueError: the batch has one value per channel, and its statistics are needed.
     """
-    dtype = moments.dtype
-    if weight is not None and weight.dtype != dtype:
-        weight = weight.to(dtype)
-    if bias is not None and bias.dtype != dtype:
-        bias = bias.to(dtype)
-    scale_and_shift: Tensor = op.affine(moments, weight, bias, eps, device=moments.device, backend=backend)
-    return scale_and_shift
+    if module is None:
+        return NONE
+    if not uses_batch_statistics(module):
+        return Norm(module.eps, True)
+    if count == 1:
+        shape = (1, module.num_features, 1, 1)
+        raise ValueError(f"expected more than 1 value per channel when training, got input of shape {shape}")
+    mean, var, momentum = module.running_mean, module.running_var, module.momentum
+    if (
+        mean is None
+        or var is None
+        or momentum is None
+        or not module.training
+        or not module.track_running_stats
+        or mean.dtype is not dtype
+        or var.dtype is not dtype
+        or torch.compiler.is_compiling()  # a compiler fuses the update itself
+    ):
+        return Norm(module.eps)
+    return Norm(module.eps, False, Running(mean, var, module.num_batches_tracked, momentum))
 
 
-def running_moments(module: nn.BatchNorm2d, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The running statistics as moments, (2, C), of the given accumulation dtype."""
+def constant_statistics(module: nn.BatchNorm2d, dtype: torch.dtype, *, backend: str = "auto") -> Tensor:
+    """Statistics (4, C) of a module that normalizes by its running statistics.
+
+    Raises:
+        ValueError: it keeps none.
+    """
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
-        raise ValueError("expected a batch normalisation with running statistics, this one keeps none")
-    moments = torch.stack((mean, var))
-    return moments if moments.dtype == dtype else moments.to(dtype)
+        raise ValueError("expected a batch normalization with running statistics, this one keeps none")
+    moments = torch.stack((mean, var)).to(dtype)
+    statistics: Tensor = op.affine(
+        moments,
+        0,
+        norm_weight=in_dtype(module.weight, dtype),
+        norm_bias=in_dtype(module.bias, dtype),
+        eps=module.eps,
+        backend=backend,
+    )
+    return statistics
 
 
-def running_affine(module: nn.BatchNorm2d, dtype: torch.dtype = torch.float32, *, backend: str = "auto") -> Tensor:
-    """What the module does in evaluation, as an affine (2, C)."""
-    return affine(running_moments(module, dtype), module.weight, module.bias, module.eps, backend=backend)
+def in_dtype(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Detached, contiguous values of ``dtype``; themselves where they are so already."""
+    if values is None:
+        return None
+    if values.dtype is not dtype:
+        values = values.to(dtype)
+    return (values.detach() if values.requires_grad else values).contiguous()
 
 
 def _move_towards(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:
@@ -58,22 +124,16 @@ def _move_towards(running: Tensor, value: Tensor, momentum: float | Tensor) -> N
         running.copy_(torch.lerp(running.to(value.dtype), value, momentum))
 
 
-def update_running(module: nn.BatchNorm2d, moments: Tensor, count: int) -> None:
-    """Do to the module's running statistics what `nn.BatchNorm2d` does with a batch in training.
+def update_running(module: nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
+    """Do to the module's running statistics what `nn.BatchNorm2d` does with a batch in training, where no op does it.
 
     The statistics keep their dtype, and take the unbiased variance. No-op in evaluation and without running statistics.
 
     Args:
         module: whose statistics move.
-        moments: of the batch, (2, C).
+        statistics: of the batch; the first two rows are mean and biased variance.
         count: how many values a channel has, N * H * W. An empty batch is counted, and changes no statistics.
-
-    Raises:
-        ValueError: one value a channel, in training.
     """
-    if count == 1:
-        shape = (1, moments.shape[1], 1, 1)
-        raise ValueError(f"expected more than 1 value per channel when training, got input of shape {shape}")
     if not (module.training and module.track_running_stats):
         return
     if module.num_batches_tracked is not None:
@@ -86,30 +146,7 @@ def update_running(module: nn.BatchNorm2d, moments: Tensor, count: int) -> None:
         momentum = module.momentum
     else:  # the average over all batches so far
         assert module.num_batches_tracked is not None
-        momentum = module.num_batches_tracked.to(moments.dtype).reciprocal()
-    batch_mean, batch_var = moments.unbind()
+        momentum = module.num_batches_tracked.to(statistics.dtype).reciprocal()
+    batch_mean, batch_var = statistics.detach()[:2].unbind()
     _move_towards(mean, batch_mean, momentum)
     _move_towards(var, batch_var * (count / (count - 1)), momentum)
-
-
-def coefficients(
-    sums: Tensor, affine: Tensor, moments: Tensor, eps: float, count: int, frozen: bool, *, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
-    """The backward pass of a batch normalisation from its two sums.
-
-    Args:
-        sums: ``sum(du)`` and ``sum(du * (y - mean))``, (2, C).
-        affine: what was applied, (2, C).
-        moments: what it was made of, (2, C): of the batch, or running statistics.
-        eps: as for `affine`.
-        count: how many values a channel has, N * H * W.
-        frozen: whether the moments are running statistics, through which no gradient flows.
-        backend: see :func:`biasloss_ext.functional.bias_loss`.
-
-    Returns:
-        coefficients (4, C), so that ``dy = a * du + b * (y - center) + c``, with center the mean;
-        the gradients of weight and bias, (2, C).
-    """
-    arguments = (sums, affine, moments, eps, count, frozen)
-    result: tuple[Tensor, Tensor] = op.coefficients(*arguments, device=sums.device, backend=backend)
-    return result

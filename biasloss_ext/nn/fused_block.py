@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
-from biasloss_ext.nn.block_function import Block, Options, Statistics, Weights
+from biasloss_ext.nn.block_function import Block, Options, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
@@ -97,7 +97,7 @@ def why_not_here(x: Tensor) -> str | None:
 
 @functools.cache
 def _why_no_kernels(device: torch.device) -> str | None:
-    missing = [op for op in ("depthwise", "pointwise", "batch_norm") if choose("auto", device, op) == "reference"]
+    missing = [op for op in ("depthwise", "pointwise", "batch_norm_apply") if choose("auto", device, op) == "reference"]
     return f"no kernels of {', '.join(missing)} can run on {device}" if missing else None
 
 
@@ -126,10 +126,6 @@ def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) 
 def expand_free(x: Tensor, backend: str) -> bool:
     """Whether the expanded map is recomputed rather than stored."""
     return choose(backend, x.device, "expand_depthwise") != "reference"
-
-
-def _given(norm: nn.BatchNorm2d | None, dtype: torch.dtype) -> Tensor | None:
-    return None if norm is None or batch_norm.uses_batch_statistics(norm) else batch_norm.running_moments(norm, dtype)
 
 
 def _parameters_of(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
@@ -182,31 +178,51 @@ def fused_block(
         Deterministic.
 
     Raises:
-        ValueError: a normalisation in training mode sees one value per channel.
+        ValueError: a normalization in training mode sees one value per channel.
     """
     adds_input = residual is x
     x = autocast_input(x)
     # torch.compile does not trace a function that is given one tensor twice.
     residual = None if residual is None or adds_input else maps.channels_last(residual.to(x.dtype))
     gate = parts.gate
-    norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
+    modules = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
+    dtype, counts = accumulation_dtype(x.dtype), _counts(x, parts.depthwise.stride[0])
+    norms = tuple(batch_norm.norm_of(module, dtype, count) for module, count in zip(modules, counts, strict=True))
+    moved_here = [
+        (module, count)
+        for module, norm, count in zip(modules, norms, counts, strict=True)
+        if module is not None and not norm.frozen and norm.running is None
+    ]
     options = Options(
         parts.expand_activation,
         parts.depthwise_activation,
         maps.IDENTITY if gate is None else gate.activation,
         maps.IDENTITY if gate is None else gate.gate_activation,
         parts.depthwise.stride[0],
-        tuple(0.0 if norm is None else norm.eps for norm in norms),  # type: ignore[arg-type]
+        norms,  # type: ignore[arg-type]
         adds_input,
         expand_free(x, backend) if scheme is None else scheme,
+        bool(moved_here),
         backend,
     )
-    dtype = accumulation_dtype(x.dtype)
-    given = Statistics._make(_given(norm, dtype) for norm in norms)
-    out, *moments = Block.apply(options, x, residual, *given, *weights_of(parts))
-    counts = (x.numel() // max(x.shape[1], 1), *(out.numel() // max(out.shape[1], 1),) * 2)
-    for norm, known, seen, count in zip(norms, given, moments, counts, strict=True):
-        if norm is not None and known is None:
-            batch_norm.update_running(norm, seen, count)
+    constants = (
+        batch_norm.constant_statistics(module, dtype, backend=backend) if module is not None and norm.frozen else None
+        for module, norm in zip(modules, norms, strict=True)
+    )
+    out, *statistics = Block.apply(options, x, residual, *constants, *weights_of(parts))
+    if moved_here:
+        of_batch = iter(statistics)
+        for module, norm, count in zip(modules, norms, counts, strict=True):
+            if module is not None and not norm.frozen:
+                seen = next(of_batch)
+                if norm.running is None:
+                    batch_norm.update_running(module, seen, count)
     result: Tensor = out
     return result
+
+
+def _counts(x: Tensor, stride: int) -> tuple[int, int, int]:
+    """How many values per channel the three normalizations see."""
+    samples, _, height, width = x.shape
+    after = samples * ((height + stride - 1) // stride) * ((width + stride - 1) // stride)
+    return samples * height * width, after, after

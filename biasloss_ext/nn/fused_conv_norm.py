@@ -1,11 +1,14 @@
-"""Convolution, batch normalisation and activation on the fused ops: stems, heads and single 1x1 layers."""
+"""Convolution, batch normalization and activation on the fused ops: stems, heads and single 1x1 layers."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.batch_norm import Norm
 from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
     Fused,
@@ -35,42 +38,58 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return plain and conv.bias is None and conv.padding in ((0, 0), 0)
 
 
-def convolve(x: Tensor, conv: nn.Conv2d, want_moments: bool) -> tuple[Tensor, Tensor | None]:
-    """y, channels_last, and its moments where wanted: for free where the convolution is 1x1, by a pass over y elsewhere."""
-    if is_pointwise(conv):
-        y, moments = Pointwise.apply(BACKEND, want_moments, autocast_input(x), conv.weight)
-        return y, moments if want_moments else None
-    y = maps.channels_last(conv(x))
-    return y, batch_norm_op.moments(y.detach(), device=y.device) if want_moments else None
-
-
 BACKEND = "auto"
 
 
-def _statistics(y: Tensor, norm: nn.BatchNorm2d, seen: Tensor | None) -> Tensor:
-    """The moments to normalise with; running statistics are moved where the batch's own are taken."""
-    if seen is None:
-        return batch_norm.running_moments(norm, accumulation_dtype(y.dtype))
-    batch_norm.update_running(norm, seen, y.numel() // max(y.shape[1], 1))
-    return seen
+class Normalized(NamedTuple):
+    """A convolution's result, channels_last, and how it is normalized."""
+
+    y: Tensor
+    norm: Norm
+    statistics: Tensor
 
 
-def norm_options(norm: nn.BatchNorm2d, activation: int) -> NormOptions:
-    return NormOptions(activation, norm.eps, not batch_norm.uses_batch_statistics(norm), BACKEND)
+def convolve(x: Tensor, conv: nn.Conv2d, module: nn.BatchNorm2d) -> Normalized:
+    """The convolution and the statistics of the normalization after it: for free where the convolution is 1x1, by a pass over
+    y elsewhere. Running statistics move where the batch's own are taken."""
+    if not is_pointwise(conv):
+        return normalize(maps.channels_last(conv(x)), module)
+    x = autocast_input(x)
+    dtype, count = accumulation_dtype(x.dtype), x.numel() // max(x.shape[1], 1)
+    norm = batch_norm.norm_of(module, dtype, count)
+    y, statistics = Pointwise.apply(BACKEND, norm, x, conv.weight, module.weight, module.bias)
+    return _settled(y, norm, statistics, module)
 
 
-def norm_activation(y: Tensor, norm: nn.BatchNorm2d, activation: int, seen: Tensor | None = None) -> Tensor:
-    """``act(norm(y))``; ``seen`` are y's moments where they are known already. y is channels_last."""
-    if seen is None and batch_norm.uses_batch_statistics(norm):
-        seen = batch_norm_op.moments(y.detach(), device=y.device)
-    moments = _statistics(y, norm, seen)
-    with torch.autocast(y.device.type, enabled=False):
-        h: Tensor = NormActivation.apply(norm_options(norm, activation), y, moments, norm.weight, norm.bias)
+def normalize(y: Tensor, module: nn.BatchNorm2d) -> Normalized:
+    """How the module normalizes y, channels_last, by a pass over y where the batch's own statistics are taken."""
+    dtype, count = accumulation_dtype(y.dtype), y.numel() // max(y.shape[1], 1)
+    norm = batch_norm.norm_of(module, dtype, count)
+    if norm.frozen:
+        return _settled(y, norm, None, module)
+    parameters = (batch_norm.in_dtype(values, dtype) for values in (module.weight, module.bias))
+    statistics = batch_norm_op.statistics(y.detach(), backend=BACKEND, **norm.finish(*parameters))
+    return _settled(y, norm, statistics, module)
+
+
+def _settled(y: Tensor, norm: Norm, statistics: Tensor | None, module: nn.BatchNorm2d) -> Normalized:
+    if norm.frozen or statistics is None:
+        statistics = batch_norm.constant_statistics(module, accumulation_dtype(y.dtype), backend=BACKEND)
+    elif norm.running is None:
+        batch_norm.update_running(module, statistics, y.numel() // max(y.shape[1], 1))
+    return Normalized(y, norm, statistics)
+
+
+def norm_activation(found: Normalized, module: nn.BatchNorm2d, activation: int) -> Tensor:
+    """``act(module(y))``"""
+    options = NormOptions(activation, found.norm, BACKEND)
+    with torch.autocast(found.y.device.type, enabled=False):
+        h: Tensor = NormActivation.apply(options, found.y, found.statistics, module.weight, module.bias)
     return h
 
 
 class FusedConvNormActivation(nn.Sequential):
-    """A sequence of convolution, batch normalisation and (perhaps) activation, with the latter two in one pass each way.
+    """A sequence of convolution, batch normalization and (perhaps) activation, with the latter two in one pass each way.
 
     Input and output as of the plain sequence; the output is channels_last. Parameters and names are the sequence's.
 
@@ -107,8 +126,7 @@ class FusedConvNormActivation(nn.Sequential):
             plain: Tensor = super().forward(x)
             return plain
         conv, norm = self._layers()
-        y, seen = convolve(x, conv, batch_norm.uses_batch_statistics(norm))
-        return norm_activation(y, norm, self._number(), seen)
+        return norm_activation(convolve(x, conv, norm), norm, self._number())
 
 
 class FusedHead(FusedConvNormActivation):
@@ -120,10 +138,10 @@ class FusedHead(FusedConvNormActivation):
         Both are float32 (float64 for float64 maps), the variance (:func:`biasloss_ext.feature_variance`) detached.
         """
         conv, norm = self._layers()
-        y, seen = convolve(x, conv, batch_norm.uses_batch_statistics(norm))
-        moments = _statistics(y, norm, seen)
-        with torch.autocast(y.device.type, enabled=False):
-            pooled, variance = NormPool.apply(norm_options(norm, self._number()), y, moments, norm.weight, norm.bias)
+        found = convolve(x, conv, norm)
+        options = NormOptions(self._number(), found.norm, BACKEND)
+        with torch.autocast(x.device.type, enabled=False):
+            pooled, variance = NormPool.apply(options, found.y, found.statistics, norm.weight, norm.bias)
         return pooled, variance
 
     def can_pool(self, x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from biasloss_ext.nn.fused_block import Fused, takes_fused_path
-from biasloss_ext.nn.fused_conv_norm import norm_activation
+from biasloss_ext.nn.fused_conv_norm import norm_activation, normalize
 from biasloss_ext.nn.recognise import activation_of_norm
 from biasloss_ext.ops import maps
 
@@ -26,7 +26,7 @@ class FusedNormActivation:
         if isinstance(activation, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             plain: Tensor = super().forward(x)  # type: ignore[misc]
             return plain
-        return norm_activation(maps.channels_last(x), self, activation)
+        return norm_activation(normalize(maps.channels_last(x), self), self, activation)
 
     def __reduce__(self: Any) -> tuple[Any, ...]:
         return _blank, (type(self).__bases__[1],), self.__dict__

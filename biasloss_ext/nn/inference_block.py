@@ -45,14 +45,14 @@ def taps_first(weight: Tensor) -> Tensor:
 
 
 def constant_affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
-    """Scale and shift (2, C) of a normalisation by its running statistics.
+    """Scale and shift (2, C) of a normalization by its running statistics.
 
     Raises:
         ValueError: it has none.
     """
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a normalisation without running statistics cannot be folded: track_running_stats is False")
-    return batch_norm.running_affine(norm, dtype)
+        raise ValueError("a normalization without running statistics cannot be folded: track_running_stats is False")
+    return batch_norm.constant_statistics(norm, dtype)[2:].contiguous()
 
 
 class Prepared(nn.Module):
@@ -111,24 +111,32 @@ class InferenceBlock(Prepared):
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, None)
 
-    def _hidden(self, x: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The depthwise convolution's result; what is to be applied to it on load, None where it has been; and the pooled
         activations, where there is a gate for them."""
         parts = self.parts
         stride, activation = parts.depthwise.stride[0], parts.depthwise_activation
         if self.taps is not None and expand_free(x, "auto"):
             h, pooled = expand_depthwise.activate(
-                x, self.expand, self.affine1, parts.expand_activation, self.taps, stride, self.affine2, activation,
-                self.gate is not None, device=device,
-            )  # fmt: skip
+                x,
+                self.expand,
+                self.affine1,
+                self.taps,
+                self.affine2,
+                activation=parts.expand_activation,
+                stride=stride,
+                y_activation=activation,
+                want_pool=self.gate is not None,
+            )
             return h, None, pooled
         if self.expand is not None:
-            none = maps.IDENTITY
-            x, _ = pointwise.forward(x, self.expand, None, none, None, None, none, None, False, device=device)
-        y, _ = depthwise.forward(x, self.depthwise, self.affine1, parts.expand_activation, stride, False, device=device)
+            x, _ = pointwise.forward(x, self.expand)
+        y, _ = depthwise.forward(
+            x, self.depthwise, affine=self.affine1, activation=parts.expand_activation, stride=stride
+        )
         if self.gate is None:
             return y, self.affine2, None
-        pooled, _ = pool_variance.forward(y, self.affine2, activation, False, device=device)
+        pooled, _ = pool_variance.forward(y, affine=self.affine2, activation=activation)
         return y, self.affine2, pooled
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -137,22 +145,27 @@ class InferenceBlock(Prepared):
             result: Tensor = self.plain(x)
             return result
         x = autocast_input(x)
-        parts, device = self.parts, x.device
-        y, affine, pooled = self._hidden(x, device)
+        parts = self.parts
+        y, affine, pooled = self._hidden(x)
         gate = None
         if self.gate is not None and parts.gate is not None:
-            activations = (parts.gate.activation, parts.gate.gate_activation)
-            gate, _, _ = squeeze_excite.forward(pooled, *self.gate, *activations, device=device)
+            gate, _, _ = squeeze_excite.forward(
+                pooled, *self.gate, activation=parts.gate.activation, gate_activation=parts.gate.gate_activation
+            )
         if residual is None:
             residual = x if self.has_residual else None
         else:
             residual = maps.channels_last(residual.to(y.dtype))
-        out, _ = pointwise.forward(
-            y, self.project, affine, maps.IDENTITY if affine is None else parts.depthwise_activation, gate, self.bias,
-            maps.IDENTITY, residual, False, device=device,
-        )  # fmt: skip
-        result = out
-        return result
+        out: Tensor = pointwise.forward(
+            y,
+            self.project,
+            affine=affine,
+            activation=maps.IDENTITY if affine is None else parts.depthwise_activation,
+            gate=gate,
+            bias=self.bias,
+            residual=residual,
+        )[0]
+        return out
 
 
 class InferenceSkipBlock(InferenceBlock):
@@ -166,7 +179,7 @@ class InferenceSkipBlock(InferenceBlock):
 
 
 class InferenceConvNorm(Prepared):
-    """Convolution, batch normalisation and activation, prepared; `plain` is a `FusedConvNormActivation`."""
+    """Convolution, batch normalization and activation, prepared; `plain` is a `FusedConvNormActivation`."""
 
     def __init__(self, plain: nn.Module, activation: int, is_pointwise: bool) -> None:
         super().__init__(plain)
@@ -190,10 +203,8 @@ class InferenceConvNorm(Prepared):
             return result
         x = autocast_input(x)
         if self.is_pointwise:
-            y, _ = pointwise.forward(
-                x, self.weight, None, maps.IDENTITY, None, self.bias, self.activation, None, False, device=x.device
-            )
-            return y  # type: ignore[no-any-return]
+            y: Tensor = pointwise.forward(x, self.weight, bias=self.bias, output_activation=self.activation)[0]
+            return y
         return maps.channels_last(maps.activate(self._convolve(x), self.activation))
 
     def _convolve(self, x: Tensor) -> Tensor:
@@ -207,9 +218,8 @@ class InferenceConvNorm(Prepared):
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `FusedHead.pool`."""
         x = autocast_input(x)
-        none = maps.IDENTITY
-        y, _ = pointwise.forward(x, self.weight, None, none, None, self.bias, none, None, False, device=x.device)
-        pooled, variance = pool_variance.forward(y, None, self.activation, True, device=x.device)
+        y, _ = pointwise.forward(x, self.weight, bias=self.bias)
+        pooled, variance = pool_variance.forward(y, activation=self.activation, want_variance=True)
         return pooled, variance
 
 

@@ -1,4 +1,4 @@
-"""Autograd functions around one batch normalisation: after any convolution, after a 1x1 convolution, before a pool."""
+"""Autograd functions around one batch normalization: after any convolution, after a 1x1 convolution, before a pool."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from biasloss_ext.nn import batch_norm
-from biasloss_ext.nn.norm_backward import NormBackward
+from biasloss_ext.nn.batch_norm import Norm, in_dtype
 from biasloss_ext.ops import maps
-from biasloss_ext.ops.batch_norm import op as batch_norm_op
+from biasloss_ext.ops.batch_norm import op as batch_norm
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import op as pointwise
 from biasloss_ext.ops.pool_variance import op as pool_variance
 
 
 class NormOptions(NamedTuple):
-    """`constant`: the moments are given rather than of this batch. `activation` as in `ops.maps`."""
+    """`activation` is a number of `maps.Activation`."""
 
     activation: int
-    eps: float
-    constant: bool
+    norm: Norm
     backend: str
 
 
@@ -30,74 +28,89 @@ def refuse_second_derivative() -> None:
         raise RuntimeError("fused layers have no second derivative; build the model with fused=False for that")
 
 
-def _wide(values: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if values is None else values.detach().to(accumulation_dtype(like.dtype)).contiguous()
+def in_layout_of(parameter: Tensor, grad: Tensor) -> Tensor:
+    """The gradient in the dtype, shape and strides of its parameter, which DistributedDataParallel expects."""
+    if grad.dtype is not parameter.dtype:
+        grad = grad.to(parameter.dtype)
+    if grad.shape == parameter.shape and grad.stride() == parameter.stride():
+        return grad
+    grad = grad.reshape(parameter.shape)
+    if grad.stride() == parameter.stride():
+        return grad
+    if parameter.is_contiguous():  # other strides of dimensions of size 1
+        return grad.contiguous().as_strided(parameter.shape, parameter.stride())
+    return torch.empty_like(parameter).copy_(grad)
 
 
 class Pointwise(torch.autograd.Function):
-    """(y, moments of y) of a 1x1 convolution without bias; x is channels_last."""
+    """(y, statistics of y) of a 1x1 convolution without bias; x is channels_last.
 
-    @staticmethod
-    def forward(ctx: Any, backend: str, want_moments: bool, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, weight)
-        ctx.backend = backend
-        wide = _wide(weight, x)
-        y, moments = pointwise.forward(
-            x,
-            wide,
-            None,
-            maps.IDENTITY,
-            None,
-            None,
-            maps.IDENTITY,
-            None,
-            want_moments,
-            device=x.device,
-            backend=backend,
-        )
-        ctx.mark_non_differentiable(moments)
-        return y, moments
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-        refuse_second_derivative()
-        x, weight = ctx.saved_tensors
-        _, _, want_x, want_weight = ctx.needs_input_grad
-        none = (None,) * 4
-        grad_x, grad_weight, _, _ = pointwise.backward(
-            maps.channels_last(grad), None, None, x, _wide(weight, x), None, None, maps.IDENTITY, *none[:2],
-            want_x, want_weight, device=x.device, backend=ctx.backend,
-        )  # fmt: skip
-        return None, None, grad_x if want_x else None, grad_weight.to(weight.dtype) if want_weight else None
-
-
-class NormActivation(torch.autograd.Function):
-    """``act(BN(y))`` from the moments of y, or constant ones."""
+    The parameters of the normalization after it serve the statistics alone, which are not differentiable. Where ``norm``
+    is frozen they have no elements.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, options: NormOptions, y: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None
+        ctx: Any,
+        backend: str,
+        norm: Norm,
+        x: Tensor,
+        weight: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.backend = backend
+        dtype = accumulation_dtype(x.dtype)
+        finish = {} if norm.frozen else norm.finish(in_dtype(norm_weight, dtype), in_dtype(norm_bias, dtype))
+        y, statistics = pointwise.forward(
+            x, in_dtype(weight, dtype), want_statistics=not norm.frozen, backend=backend, **finish
+        )
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
+        refuse_second_derivative()
+        x, weight = ctx.saved_tensors
+        _, _, want_x, want_weight, _, _ = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * 6
+        grad_x, grad_weight, *_ = pointwise.backward(
+            maps.channels_last(grad),
+            x,
+            in_dtype(weight, accumulation_dtype(x.dtype)),
+            want_x=want_x,
+            want_weight=want_weight,
+            backend=ctx.backend,
+        )
+        of_weight = in_layout_of(weight, grad_weight) if want_weight else None
+        return None, None, grad_x if want_x else None, of_weight, None, None
+
+
+class NormActivation(torch.autograd.Function):
+    """``act(BN(y))`` from statistics (4, C) of y, or constant ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, options: NormOptions, y: Tensor, statistics: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
-        affine = batch_norm.affine(moments, _wide(weight, y), _wide(bias, y), options.eps, backend=options.backend)
-        ctx.save_for_backward(y, moments, affine, weight, bias)
+        ctx.save_for_backward(y, statistics, weight, bias)
         ctx.options = options
-        h: Tensor = batch_norm_op.apply(y, affine, options.activation, None, device=y.device, backend=options.backend)
+        h: Tensor = batch_norm.apply(y, statistics[2:], activation=options.activation, backend=options.backend)
         return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         refuse_second_derivative()
-        y, moments, affine, weight, bias = ctx.saved_tensors
+        y, statistics, weight, bias = ctx.saved_tensors
         options: NormOptions = ctx.options
-        where: dict[str, Any] = {"device": y.device, "backend": options.backend}
-        norm = NormBackward(
-            moments, affine, options.eps, y.numel() // max(y.shape[1], 1), options.constant, options.backend
-        )
-        grad = maps.channels_last(grad)
-        sums = batch_norm_op.sums(grad, y, affine, moments[0], options.activation, **where)
-        coefficients, gradients = norm(sums)
-        dy = batch_norm_op.backward(grad, y, affine, coefficients, options.activation, **where)
-        return None, dy, None, *_in_dtype_of((weight, bias), gradients)
+        grad, affine = maps.channels_last(grad), statistics[2:]
+        run: dict[str, Any] = {"activation": options.activation, "backend": options.backend}
+        coefficients = batch_norm.coefficients(grad, y, affine, statistics[:2], **run, **options.norm.back)
+        dy = batch_norm.backward(grad, y, affine, coefficients, **run)
+        return None, dy, None, *_of_parameters(coefficients, weight, bias)
 
 
 class NormPool(torch.autograd.Function):
@@ -105,31 +118,43 @@ class NormPool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, options: NormOptions, y: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None
+        ctx: Any, options: NormOptions, y: Tensor, statistics: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        affine = batch_norm.affine(moments, _wide(weight, y), _wide(bias, y), options.eps, backend=options.backend)
-        ctx.save_for_backward(y, moments, affine, weight, bias)
+        ctx.save_for_backward(y, statistics, weight, bias)
         ctx.options = options
         pooled, variance = pool_variance.forward(
-            y, affine, options.activation, True, device=y.device, backend=options.backend
+            y, affine=statistics[2:], activation=options.activation, want_variance=True, backend=options.backend
         )
         ctx.mark_non_differentiable(variance)
+        ctx.set_materialize_grads(False)
         return pooled, variance
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         refuse_second_derivative()
-        y, moments, affine, weight, bias = ctx.saved_tensors
+        y, statistics, weight, bias = ctx.saved_tensors
+        if grad is None:
+            return (None,) * 5
         options: NormOptions = ctx.options
-        where: dict[str, Any] = {"device": y.device, "backend": options.backend}
-        norm = NormBackward(
-            moments, affine, options.eps, y.numel() // max(y.shape[1], 1), options.constant, options.backend
+        affine, backend = statistics[2:], options.backend
+        du, coefficients = pool_variance.backward(
+            grad.contiguous(),
+            y,
+            affine=affine,
+            moments=statistics[:2],
+            activation=options.activation,
+            backend=backend,
+            **options.norm.back,
         )
-        du, sums = pool_variance.backward(grad.contiguous(), y, affine, moments[0], options.activation, **where)
-        coefficients, gradients = norm(sums)
-        dy = batch_norm_op.backward(du, y, affine, coefficients, maps.IDENTITY, **where)
-        return None, dy, None, *_in_dtype_of((weight, bias), gradients)
+        dy = batch_norm.backward(du, y, affine, coefficients, backend=backend)
+        return None, dy, None, *_of_parameters(coefficients, weight, bias)
 
 
-def _in_dtype_of(parameters: tuple[Tensor | None, ...], gradients: Tensor) -> tuple[Tensor | None, ...]:
-    return tuple(None if p is None else g.to(p.dtype) for p, g in zip(parameters, gradients.unbind(), strict=True))
+def _of_parameters(
+    coefficients: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a normalization's parameters."""
+    of_weight, of_bias = coefficients[4:].unbind()
+    pairs = ((weight, of_weight), (bias, of_bias))
+    laid_out = tuple(None if parameter is None else in_layout_of(parameter, grad) for parameter, grad in pairs)
+    return laid_out[0], laid_out[1]

@@ -12,18 +12,8 @@ from biasloss_ext.ops.native import covers, native
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 COMPILED = ("cpu", "cuda")
-# Which backends each op has; "auto" takes them in this order.
-OPS = {
-    "feature_variance": ("cpu", "cuda", "triton"),
-    "bias_loss": ("cpu", "cuda", "triton"),
-    "depthwise": ("cpu", "cuda"),
-    "pointwise": ("cpu", "triton"),
-    "expand_depthwise": ("cpu",),
-    "squeeze_excite": ("cpu", "triton"),
-    "pool_variance": ("cpu", "triton"),
-    "batch_norm": ("cpu", "triton"),
-    "batch_norm_channels": ("cpu",),
-}
+# The backends of each op, entered by its declaration; "auto" takes the fastest that can run.
+BACKENDS_OF: dict[str, tuple[str, ...]] = {}
 OLDEST_CAPABILITY_FOR_TRITON = (7, 5)
 
 
@@ -35,8 +25,8 @@ def why_not(backend: str, device: torch.device, op: str = "bias_loss") -> str | 
     """
     if backend == "reference":
         return None
-    if backend in BACKENDS and backend not in OPS[op]:
-        return f"{op} has no {backend} kernels; there are: {', '.join(('reference', *OPS[op]))}"
+    if backend in BACKENDS and backend not in BACKENDS_OF[op]:
+        return f"{op} has no {backend} kernels; there are: {', '.join(BACKENDS_OF[op])}"
     if backend == "cpu":
         return f"it runs on CPU tensors, not on {device.type}" if device.type != "cpu" else native().problem
     if backend == "cuda":
@@ -69,7 +59,9 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _fastest(op: str, device: torch.device) -> str:
     # Triton's interpreter, which can run on CPU tensors, is never the fastest.
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
-    return next((name for name in candidates if name in OPS[op] and why_not(name, device, op) is None), "reference")
+    return next(
+        (name for name in candidates if name in BACKENDS_OF[op] and why_not(name, device, op) is None), "reference"
+    )
 
 
 def _why_not_gpu() -> str | None:

@@ -2,12 +2,17 @@
 
 The terms that the ops of a depthwise-separable block share, here and in csrc:
 
-affine (2, C): rows scale and shift of a batch normalisation; it maps x to ``u = scale * x + shift``, and an activation
-    maps u to h. Both are applied while x is loaded; h is never stored.
+affine (2, C): rows scale and shift of a batch normalization. It maps x to ``u = scale * x + shift``, and an activation maps
+    u to h. Both are applied while x is loaded; h is never stored.
 moments (2, C): rows mean and biased variance of a map over N, H and W, taken from the values as they are stored.
-coefficients (4, C): rows a, b, c and center of the backward pass of a batch normalisation; from du, the gradient at u, and
-    the map y it comes from, ``dy = a * du + b * (y - center) + c``. See :func:`biasloss_ext.nn.batch_norm.coefficients`.
-sums (2, C): rows ``sum(du)`` and ``sum(du * (y - center))`` over N, H and W: all that such coefficients need.
+statistics (4, C): the moments of a map, then the affine of the batch normalization that follows it:
+    ``scale = weight / sqrt(variance + eps)``, ``shift = bias - scale * mean``. The op that writes the map computes them, and
+    moves the running statistics of the normalization (`NORM`).
+coefficients (6, C): rows a, b, c and center of the backward pass of a batch normalization, then the gradients of its weight and
+    bias. From du, the gradient at u, and the map y, ``dy = a * du + b * (y - center) + c``. The op that computes du finishes
+    them (`BACK`): with rstd = 1 / sqrt(variance + eps), the gradients are ``rstd * sum(du * (y - mean))`` and ``sum(du)``,
+    ``a = scale``, ``b = -scale * rstd^2 * sum(du * (y - mean)) / count``, ``c = -scale * sum(du) / count``, center the mean;
+    b and c are 0 where the moments are constants (frozen). Ioffe and Szegedy, "Batch Normalization", 2015.
 
 Every one of them is float32, float64 for float64 maps; so are weights and weight gradients ("the accumulation dtype").
 Maps are channels_last in memory.
@@ -15,21 +20,56 @@ Maps are channels_last in memory.
 
 from __future__ import annotations
 
+import enum
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from biasloss_ext.ops.library import accumulation_dtype
 
-IDENTITY, RELU, RELU6, HARDSWISH, SILU = range(5)
-HARDSIGMOID, SIGMOID = 5, 6  # gates of squeeze-and-excitation
-ACTIVATION_NAMES = ("identity", "relu", "relu6", "hardswish", "silu", "hardsigmoid", "sigmoid")
+# The arguments of an op that finishes the batch normalization after the map it writes. running_mean and running_var move by
+# ``momentum`` towards the mean and the unbiased variance, num_batches_tracked by one; each may be None.
+NORM = (
+    "Tensor? norm_weight=None, Tensor? norm_bias=None, Tensor(a!)? running_mean=None, Tensor(b!)? running_var=None, "
+    "Tensor(c!)? num_batches_tracked=None, float momentum=0.1, float eps=1e-05"
+)
+# The arguments of an op that finishes the coefficients of the batch normalization before its input.
+BACK = "float eps=1e-05, bool frozen=False"
+
+
+class Activation(enum.IntEnum):
+    """The activations that the kernels apply, by the number that the ops take."""
+
+    IDENTITY = 0
+    RELU = 1
+    RELU6 = 2
+    HARDSWISH = 3
+    SILU = 4
+    HARDSIGMOID = 5  # the last two are gates of squeeze-and-excitation
+    SIGMOID = 6
+
+
+IDENTITY, RELU, RELU6, HARDSWISH, SILU, HARDSIGMOID, SIGMOID = (int(activation) for activation in Activation)
+
+
+def checked_activation(activation: int, name: str = "activation") -> int:
+    """The number of an activation.
+
+    Raises:
+        ValueError: there is none of this number.
+    """
+    if not 0 <= activation <= SIGMOID:
+        known = ", ".join(f"{int(known)} ({known.name.lower()})" for known in Activation)
+        raise ValueError(f"unknown {name} {activation}; supported: {known}")
+    return int(activation)
 
 
 def activate(u: Tensor, activation: int) -> Tensor:
     """h = act(u)."""
     functions = (lambda x: x, F.relu, F.relu6, F.hardswish, F.silu, F.hardsigmoid, torch.sigmoid)
-    h: Tensor = functions[activation](u)
+    h: Tensor = functions[checked_activation(activation)](u)
     return h
 
 
@@ -46,7 +86,7 @@ def per_channel(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1], 1, 1)
 
 
-def normalised(x: Tensor, affine: Tensor | None) -> Tensor:
+def normalized(x: Tensor, affine: Tensor | None) -> Tensor:
     """u in the accumulation dtype."""
     x = x.to(accumulation_dtype(x.dtype))
     return x if affine is None else x * per_channel(affine[0]) + per_channel(affine[1])
@@ -54,7 +94,7 @@ def normalised(x: Tensor, affine: Tensor | None) -> Tensor:
 
 def gradient_behind_norm(du: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:
     """dy from du, in the accumulation dtype."""
-    a, b, c, center = (per_channel(row) for row in coefficients)
+    a, b, c, center = (per_channel(row) for row in coefficients[:4])
     return a * du + b * (y.to(du.dtype) - center) + c
 
 
@@ -70,6 +110,57 @@ def moments_of(y: Tensor) -> Tensor:
 def sums_of(du: Tensor, y: Tensor, center: Tensor) -> Tensor:
     """Rows sum(du) and sum(du * (y - center))."""
     return torch.stack((du.sum((0, 2, 3)), (du * (y.to(du.dtype) - per_channel(center))).sum((0, 2, 3))))
+
+
+def finish_statistics(
+    moments: Tensor,
+    count: int,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Statistics (4, C) of the moments of ``count`` values per channel; moves the running statistics."""
+    mean, variance = moments.unbind()
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if norm_weight is None else scale * norm_weight
+    shift = -scale * mean
+    shift = shift if norm_bias is None else shift + norm_bias
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    if running_mean is not None and count > 0:
+        running_mean.lerp_(mean, momentum)
+    if running_var is not None and count > 0:
+        running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+    return torch.stack((mean, variance, scale, shift))
+
+
+def statistics_of(y: Tensor, **norm: Any) -> Tensor:
+    """Statistics (4, C) of a map."""
+    return finish_statistics(moments_of(y), y.numel() // max(y.shape[1], 1), **norm)
+
+
+def finish_coefficients(
+    sums: Tensor, affine: Tensor, moments: Tensor, count: int, *, eps: float, frozen: bool
+) -> Tensor:
+    """Coefficients (6, C) from rows sum(du) and sum(du * (y - mean)) over ``count`` values per channel."""
+    du, du_centered = sums.unbind()
+    scale, (mean, variance) = affine[0], moments.unbind()
+    rstd = torch.rsqrt(variance + eps)
+    b, c = torch.zeros_like(scale), torch.zeros_like(scale)
+    if not frozen and count > 0:
+        b, c = -scale * rstd.square() * du_centered / count, -scale * du / count
+    return torch.stack((scale, b, c, mean, rstd * du_centered, du))
+
+
+def coefficients_of(du: Tensor, y: Tensor, affine: Tensor, moments: Tensor, *, eps: float, frozen: bool) -> Tensor:
+    """Coefficients (6, C) from du, the gradient at ``affine(y)``."""
+    count = y.numel() // max(y.shape[1], 1)
+    return finish_coefficients(sums_of(du, y, moments[0]), affine, moments, count, eps=eps, frozen=frozen)
 
 
 def none_like(x: Tensor) -> Tensor:

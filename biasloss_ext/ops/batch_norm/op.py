@@ -1,92 +1,86 @@
-"""``biasloss_ext::batch_norm_moments``, ``_apply``, ``_sums``, ``_backward``, ``_affine`` and ``_coefficients``: schemas
-and shape functions.
+"""``biasloss_ext::batch_norm_statistics``, ``_affine``, ``_apply``, ``_coefficients`` and ``_backward``: declarations.
 
-The words affine, moments, coefficients, sums and center are explained in :mod:`biasloss_ext.ops.maps`. Maps (N, C, H, W) are
-channels_last.
+The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`. Maps (N, C, H, W) are
+channels_last. Every op is deterministic.
 
-batch_norm_moments: moments (2, C) of y.
+batch_norm_statistics: statistics (4, C) of y; moves the running statistics.
+batch_norm_affine: statistics (4, C) of given moments (2, C), taken over ``count`` values per channel; moves the running
+    statistics.
 batch_norm_apply: ``act(affine(y)) + residual``, dtype of y.
-batch_norm_sums: sums (2, C) of ``du = grad * act'(affine(y))`` about (y, center).
-batch_norm_backward: ``coefficients(du, y)``, the gradient at y, dtype of y. All deterministic.
-
-On values per channel alone; one op each, because a chain of torch's would cost more than the work:
-batch_norm_affine: affine (2, C) of moments (2, C), and of weight (C,) and bias (C,), ones and zeros where None.
-batch_norm_coefficients: coefficients (4, C), and parameter_grads (2, C), the gradients of weight and bias, of sums and
-affine over a map of ``count`` values a channel. moments are what affine was made of, center of the sums is their mean;
-frozen: they are running statistics, through which no gradient flows.
+batch_norm_coefficients: coefficients (6, C) of ``du = grad * act'(affine(y))``.
+batch_norm_backward: dy from du and coefficients, dtype of y.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import reference
-from biasloss_ext.ops.dispatch import Op
+from biasloss_ext.ops.registry import Op
+
+_TRITON = "biasloss_ext.ops.batch_norm.triton"
 
 
-def _fake_per_channel(y: Tensor) -> Tensor:
-    return maps.none_like(y).new_empty(2, y.shape[1])
+def _fake_statistics(y: Tensor, **_: Any) -> Tensor:
+    return maps.none_like(y).new_empty(4, y.shape[1])
 
 
-def _fake_apply(y: Tensor, affine: Tensor, activation: int, residual: Tensor | None) -> Tensor:
+def _fake_affine(moments: Tensor, count: int, **_: Any) -> Tensor:
+    return moments.new_empty(4, moments.shape[1])
+
+
+def _fake_apply(y: Tensor, affine: Tensor, **_: Any) -> Tensor:
     return maps.empty_map(y, *y.shape[1:])
 
 
-def _fake_sums(grad: Tensor, y: Tensor, affine: Tensor, center: Tensor, activation: int) -> Tensor:
-    return _fake_per_channel(y)
+def _fake_coefficients(grad: Tensor, y: Tensor, affine: Tensor, moments: Tensor, **_: Any) -> Tensor:
+    return moments.new_empty(6, moments.shape[1])
 
 
-def _fake_backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, activation: int) -> Tensor:
+def _fake_backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, **_: Any) -> Tensor:
     return maps.empty_map(y, *y.shape[1:])
 
 
-def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    return torch.empty_like(moments)
-
-
-def _fake_coefficients(
-    sums: Tensor, affine: Tensor, moments: Tensor, eps: float, count: int, frozen: bool
-) -> tuple[Tensor, Tensor]:
-    return sums.new_empty(4, sums.shape[1]), torch.empty_like(sums)
-
-
-_FAMILY = "batch_norm"
-moments = Op(_FAMILY, "batch_norm_moments", "(Tensor y) -> Tensor", _fake_per_channel, reference.batch_norm_moments)
-apply = Op(
-    _FAMILY,
-    "batch_norm_apply",
-    "(Tensor y, Tensor affine, int activation, Tensor? residual) -> Tensor",
-    _fake_apply,
-    reference.batch_norm_apply,
-)
-sums = Op(
-    _FAMILY,
-    "batch_norm_sums",
-    "(Tensor grad, Tensor y, Tensor affine, Tensor center, int activation) -> Tensor",
-    _fake_sums,
-    reference.batch_norm_sums,
-)
-backward = Op(
-    _FAMILY,
-    "batch_norm_backward",
-    "(Tensor grad, Tensor y, Tensor affine, Tensor coefficients, int activation) -> Tensor",
-    _fake_backward,
-    reference.batch_norm_backward,
+statistics = Op(
+    "batch_norm_statistics",
+    f"(Tensor y, *, {maps.NORM}) -> Tensor",
+    fake=_fake_statistics,
+    reference=reference.batch_norm_statistics,
+    native=("cpu",),
+    triton=f"{_TRITON}:batch_norm_statistics",
 )
 affine = Op(
-    "batch_norm_channels",
     "batch_norm_affine",
-    "(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor",
-    _fake_affine,
-    reference.batch_norm_affine,
+    f"(Tensor moments, SymInt count, *, {maps.NORM}) -> Tensor",
+    fake=_fake_affine,
+    reference=reference.batch_norm_affine,
+    native=("cpu",),
+    triton=f"{_TRITON}:batch_norm_affine",
+)
+apply = Op(
+    "batch_norm_apply",
+    "(Tensor y, Tensor affine, *, int activation=0, Tensor? residual=None) -> Tensor",
+    fake=_fake_apply,
+    reference=reference.batch_norm_apply,
+    native=("cpu",),
+    triton=f"{_TRITON}:batch_norm_apply",
 )
 coefficients = Op(
-    "batch_norm_channels",
     "batch_norm_coefficients",
-    "(Tensor sums, Tensor affine, Tensor moments, float eps, SymInt count, bool frozen)"
-    " -> (Tensor coefficients, Tensor parameter_grads)",
-    _fake_coefficients,
-    reference.batch_norm_coefficients,
+    f"(Tensor grad, Tensor y, Tensor affine, Tensor moments, *, int activation=0, {maps.BACK}) -> Tensor",
+    fake=_fake_coefficients,
+    reference=reference.batch_norm_coefficients,
+    native=("cpu",),
+    triton=f"{_TRITON}:batch_norm_coefficients",
+)
+backward = Op(
+    "batch_norm_backward",
+    "(Tensor grad, Tensor y, Tensor affine, Tensor coefficients, *, int activation=0) -> Tensor",
+    fake=_fake_backward,
+    reference=reference.batch_norm_backward,
+    native=("cpu",),
+    triton=f"{_TRITON}:batch_norm_backward",
 )

@@ -1,5 +1,4 @@
-"""``biasloss_ext::bias_loss`` and its backward: schemas, shape functions and autograd, for the compiled kernels and for
-their Triton twin.
+"""``biasloss_ext::bias_loss`` and its backward: declarations and autograd.
 
 The op writes ``running_min``, and ``torch.library.register_autograd`` refuses ops that write: the autograd function is
 registered under the Autograd key by hand. ``torch.compile`` and ``torch.export`` then see one op and never look inside.
@@ -7,14 +6,17 @@ registered under the Autograd key by hand. ``torch.compile`` and ``torch.export`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from biasloss_ext import checks
+from biasloss_ext.ops.bias_loss import reference
 from biasloss_ext.ops.bias_loss.reference import NONE
-from biasloss_ext.ops.library import LIBRARY, accumulation_dtype, define
+from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.registry import Op
 
 SIGNATURE = (
     "(Tensor? features, Tensor? variance, Tensor? extrema, Tensor output, Tensor target, Tensor? class_weight, "
@@ -29,8 +31,8 @@ BACKWARD_SIGNATURE = (
 # Statistics are what the backward pass needs of the forward pass: the denominator of the mean, then the maximum of every
 # row of scores, then every row's log of the sum of exp(score - maximum).
 Outputs = tuple[Tensor, Tensor, Tensor]
-# The op; features, variance and extrema; everything behind ``output``; how many outputs are wanted.
-Call = tuple["BiasLossOp", tuple[Any, ...], tuple[Any, ...], int]
+# The kernels; features, variance and extrema; the arguments after ``output``; how many outputs are returned.
+Call = tuple["BiasLossKernels", tuple[Any, ...], tuple[Any, ...], int]
 
 # By name here, since a training step looks them up with cold caches.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -120,17 +122,15 @@ class _BiasLoss(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _BiasLoss).apply
 
 
-class BiasLossOp:
-    """The op of one kind of kernels and its backward."""
+class BiasLossKernels:
+    """The overloads of the op and of its backward for one kind of kernels, put together by autograd."""
 
-    def __init__(self, suffix: str) -> None:
-        self.op = define(f"bias_loss{suffix}", SIGNATURE, _fake)
-        self.backward_op = define(f"bias_loss_backward{suffix}", BACKWARD_SIGNATURE, _fake_backward)
-        # What calling an op calls.
-        self.run = self.op._op
-        self.run_backward = self.backward_op._op
-        LIBRARY.impl(self.op, self._autograd, "Autograd")
-        LIBRARY.impl(self.backward_op, self._autograd_of_backward, "Autograd")
+    def __init__(self, op: torch._ops.OpOverload, backward_op: torch._ops.OpOverload) -> None:
+        self.op = op
+        self.backward_op = backward_op
+        # The part of an overload that calling it calls.
+        self.run = op._op
+        self.run_backward = backward_op._op
 
     def __call__(
         self, output: Tensor, before: tuple[Any, ...], after: tuple[Any, ...], wanted: int
@@ -147,14 +147,44 @@ class BiasLossOp:
         results: Any = apply(output, (self, before, after, wanted))
         return (results,) if wanted == 1 else results
 
-    def _autograd(self, *arguments: Any) -> Outputs:
-        outputs: Outputs = _BiasLoss.apply(arguments[3], (self, arguments[:3], arguments[4:], 3))
+
+def _autograd(overload: torch._ops.OpOverload) -> Callable[..., Outputs]:
+    """Looks its kernels up by call: they are put together after both ops are declared."""
+
+    def run(*arguments: Any) -> Outputs:
+        kernels = triton if overload is forward.triton else native
+        outputs: Outputs = _BiasLoss.apply(arguments[3], (kernels, arguments[:3], arguments[4:], 3))
         return outputs
 
-    def _autograd_of_backward(self, *arguments: Any) -> Tensor:
-        gradient: Tensor = _NoSecondDerivative.apply(self.backward_op, *arguments)
+    return run
+
+
+def _autograd_of_backward(overload: torch._ops.OpOverload) -> Callable[..., Tensor]:
+    def run(*arguments: Any) -> Tensor:
+        gradient: Tensor = _NoSecondDerivative.apply(overload, *arguments)
         return gradient
 
+    return run
 
-native = BiasLossOp("")
-triton = BiasLossOp("_triton")
+
+forward = Op(
+    "bias_loss",
+    SIGNATURE,
+    fake=_fake,
+    reference=reference.bias_loss_with_statistics,
+    native=("cpu", "cuda"),
+    triton="biasloss_ext.ops.bias_loss.triton:bias_loss",
+    autograd=_autograd,
+)
+backward = Op(
+    "bias_loss_backward",
+    BACKWARD_SIGNATURE,
+    fake=_fake_backward,
+    reference=reference.bias_loss_backward,
+    native=("cpu", "cuda"),
+    triton="biasloss_ext.ops.bias_loss.triton:bias_loss_backward",
+    autograd=_autograd_of_backward,
+)
+assert forward.triton is not None and backward.triton is not None
+native = BiasLossKernels(forward.native, backward.native)
+triton = BiasLossKernels(forward.triton, backward.triton)

@@ -95,3 +95,53 @@ def bias_loss(
     if reduction == SUM:
         return weighted.sum(), weight
     return weighted.sum() / counts.sum(), weight
+
+
+def bias_loss_with_statistics(
+    features: Tensor | None,
+    variance: Tensor | None,
+    extrema: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    running_min: Tensor | None,
+    alpha: float,
+    beta: float,
+    update_running_min: bool,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``biasloss_ext::bias_loss``: with what the backward op needs of the forward pass."""
+    loss, weight = bias_loss(
+        features, variance, extrema, output, target, class_weight, running_min, alpha, beta, update_running_min,
+        reduction, ignore_index, label_smoothing,
+    )  # fmt: skip
+    scores = output.detach().to(loss.dtype).movedim(1, -1)
+    largest = scores.amax(-1).flatten() if scores.numel() else scores.new_empty(0)
+    log_sum = (scores.flatten(0, -2) - largest[:, None]).exp().sum(-1).log()
+    denominator = scores.new_ones(())
+    if reduction == MEAN:
+        denominator = cross_entropy(output.detach(), target, class_weight, ignore_index, label_smoothing)[1].sum()
+    return loss, weight, torch.cat((denominator[None], largest, log_sum))
+
+
+def bias_loss_backward(
+    grad_loss: Tensor,
+    output: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    weight: Tensor,
+    statistics: Tensor,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    """``biasloss_ext::bias_loss_backward``"""
+    with torch.enable_grad():
+        leaf = output.detach().requires_grad_()
+        losses, _ = cross_entropy(leaf, target, class_weight, ignore_index, label_smoothing)
+        weighted = weight.view(-1, *[1] * (losses.dim() - 1)) * losses
+        if reduction == MEAN:
+            weighted = weighted / statistics[0]
+        return torch.autograd.grad((weighted * grad_loss).sum(), leaf)[0]

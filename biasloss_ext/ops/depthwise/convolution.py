@@ -1,4 +1,4 @@
-"""The plain depthwise convolution with its gradients: the op without normalisation, activation and sums."""
+"""The plain depthwise convolution with its gradients: the op without normalization, activation and sums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, backend: str) -> Tensor:
-        y: Tensor = op.forward(x, weight, None, maps.IDENTITY, stride, False, device=x.device, backend=backend)[0]
+        y: Tensor = op.forward(x, weight, stride=stride, backend=backend)[0]
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.backend = stride, backend
         return y
@@ -25,13 +25,14 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        dy = (maps.channels_last(grad), None, None, None, None, maps.IDENTITY)
         want_x, want_weight = ctx.needs_input_grad[:2]
-        arguments = (*dy, x, weight, None, None, maps.IDENTITY, ctx.stride, want_x, want_weight)
+        options = {
+            "grad": maps.channels_last(grad), "stride": ctx.stride, "want_x": want_x, "want_weight": want_weight,
+        }  # fmt: skip
         if torch.is_grad_enabled():  # create_graph=True: the reference can be differentiated again
-            grad_x, grad_weight, _ = reference.depthwise_backward(*arguments)
+            grad_x, grad_weight, _ = reference.depthwise_backward(x, weight, **options)
         else:
-            grad_x, grad_weight, _ = op.backward(*arguments, device=x.device, backend=ctx.backend)
+            grad_x, grad_weight, _ = op.backward(x, weight, **options, backend=ctx.backend)
         return grad_x if want_x else None, grad_weight if want_weight else None, None, None
 
 

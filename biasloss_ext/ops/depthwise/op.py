@@ -1,18 +1,19 @@
-"""``biasloss_ext::depthwise`` and its backward: schemas and shape functions.
+"""``biasloss_ext::depthwise`` and its backward: declarations.
 
-The words affine, moments, coefficients, sums and center are explained in :mod:`biasloss_ext.ops.maps`.
+The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`.
 
-depthwise: ``y = conv(act(affine(x)), weight)``, zero padding of half the kernel *behind* the activation.
-    x (N, C, H, W) channels_last; weight (C, 1, k, k), k in 3, 5, 7, accumulation dtype; affine None: x is taken as it is and
-    the activation must be the identity. y (N, C, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last; moments of y,
-    or no elements where they are not wanted.
+depthwise: ``y = conv(act(affine(x)), weight)``, zero padding of half the kernel *after* the activation.
+    x (N, C, H, W) channels_last; weight (C, 1, k, k), k in 3, 5, 7, accumulation dtype. Without an affine x is taken as it is,
+    and the activation must be the identity. y (N, C, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last;
+    statistics (4, C) of y, or no elements where they are not wanted.
 
 depthwise_backward: from the gradient at ``h2 = act(affine(y))`` to the gradient at ``u = affine(x)`` and at the weight.
     With y given: ``u2 = y_affine(y)``, ``dh2 = grad + pool_grad / (H' * W')`` (either may be None), ``du2 = dh2 * act'(u2)``,
-    ``dy = coefficients(du2, y)``. Without y: ``dy = grad``, and pool_grad, y_affine and y_coefficients are None.
+    and dy follows from du2, y and y_coefficients. Without y: ``dy = grad``, and pool_grad, y_affine and y_coefficients are None.
     Then ``dh`` is the data gradient of the convolution at dy and ``du = dh * act'(u)``, u = x where affine is None.
-    grad_x is du, dtype of x; grad_weight (C, 1, k, k) in the accumulation dtype; sums of du about (x, center), or no elements
-    where center is None; either gradient has no elements where it is not wanted. Deterministic.
+    grad_x is ``du + residual_grad`` (which is given only without moments), dtype of x; grad_weight (C, 1, k, k) in the
+    accumulation dtype; coefficients (6, C) of the normalization whose moments are given, no elements without moments. Either
+    gradient has no elements where it is not wanted. Deterministic.
 """
 
 from __future__ import annotations
@@ -23,17 +24,7 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import reference
-from biasloss_ext.ops.dispatch import Op
-
-SIGNATURE = (
-    "(Tensor x, Tensor weight, Tensor? affine, int activation, int stride, bool want_moments) -> "
-    "(Tensor y, Tensor moments)"
-)
-SIGNATURE_OF_BACKWARD = (
-    "(Tensor? grad, Tensor? pool_grad, Tensor? y, Tensor? y_affine, Tensor? y_coefficients, int y_activation, Tensor x, "
-    "Tensor weight, Tensor? affine, Tensor? center, int activation, int stride, bool want_x, bool want_weight) -> "
-    "(Tensor grad_x, Tensor grad_weight, Tensor sums)"
-)
+from biasloss_ext.ops.registry import Op
 
 
 def output_size(size: int, stride: int) -> int:
@@ -42,19 +33,42 @@ def output_size(size: int, stride: int) -> int:
 
 
 def _fake(
-    x: Tensor, weight: Tensor, affine: Tensor | None, activation: int, stride: int, want_moments: bool
+    x: Tensor, weight: Tensor, *, stride: int = 1, want_statistics: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor]:
     y = maps.empty_map(x, x.shape[1], output_size(x.shape[2], stride), output_size(x.shape[3], stride))
-    return y, maps.none_like(x).new_empty(2, x.shape[1]) if want_moments else maps.none_like(x)
+    return y, maps.none_like(x).new_empty(4, x.shape[1]) if want_statistics else maps.none_like(x)
 
 
-def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, _, center, *_, want_x, want_weight = arguments[6:]
+def _fake_backward(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    moments: Tensor | None = None,
+    want_x: bool = True,
+    want_weight: bool = True,
+    **_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
     none = maps.none_like(x)
     grad_x = maps.empty_map(x, *x.shape[1:]) if want_x else x.new_empty(0)
     grad_weight = none.new_empty(weight.shape if want_weight else 0)
-    return grad_x, grad_weight, none if center is None else none.new_empty(2, x.shape[1])
+    return grad_x, grad_weight, none if moments is None else none.new_empty(6, x.shape[1])
 
 
-forward = Op("depthwise", "depthwise", SIGNATURE, _fake, reference.depthwise)
-backward = Op("depthwise", "depthwise_backward", SIGNATURE_OF_BACKWARD, _fake_backward, reference.depthwise_backward)
+forward = Op(
+    "depthwise",
+    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, int stride=1, bool want_statistics=False, "
+    f"{maps.NORM}) -> (Tensor y, Tensor statistics)",
+    fake=_fake,
+    reference=reference.depthwise,
+    native=("cpu", "cuda"),
+)
+backward = Op(
+    "depthwise_backward",
+    "(Tensor x, Tensor weight, *, Tensor? grad=None, Tensor? pool_grad=None, Tensor? y=None, Tensor? y_affine=None, "
+    "Tensor? y_coefficients=None, int y_activation=0, Tensor? affine=None, Tensor? moments=None, int activation=0, "
+    f"int stride=1, Tensor? residual_grad=None, bool want_x=True, bool want_weight=True, {maps.BACK}) -> "
+    "(Tensor grad_x, Tensor grad_weight, Tensor coefficients)",
+    fake=_fake_backward,
+    reference=reference.depthwise_backward,
+    native=("cpu", "cuda"),
+)

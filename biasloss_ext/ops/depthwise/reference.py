@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -16,11 +18,18 @@ def convolve(h: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def depthwise(
-    x: Tensor, weight: Tensor, affine: Tensor | None, activation: int, stride: int, want_moments: bool
+    x: Tensor,
+    weight: Tensor,
+    *,
+    affine: Tensor | None = None,
+    activation: int = 0,
+    stride: int = 1,
+    want_statistics: bool = False,
+    **norm: Any,
 ) -> tuple[Tensor, Tensor]:
-    h = maps.activate(maps.normalised(x, affine), activation)
+    h = maps.activate(maps.normalized(x, affine), activation)
     y = maps.channels_last(convolve(h, weight, stride).to(x.dtype))
-    return y, maps.moments_of(y) if want_moments else maps.none_like(x)
+    return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
 def gradient_at_output(
@@ -31,12 +40,12 @@ def gradient_at_output(
     y_coefficients: Tensor | None,
     y_activation: int,
 ) -> Tensor:
-    """dy, in the accumulation dtype, from the gradient at act(BN(y)); see :data:`op.SIGNATURE_OF_BACKWARD`."""
+    """dy, in the accumulation dtype, from the gradient at act(BN(y)); see `op`."""
     if y is None:
         assert grad is not None
         return grad.to(accumulation_dtype(grad.dtype))
     assert y_coefficients is not None
-    u = maps.normalised(y, y_affine)
+    u = maps.normalized(y, y_affine)
     dh = u.new_zeros(u.shape) if grad is None else grad.to(u.dtype)
     if pool_grad is not None:
         dh = dh + maps.per_channel(pool_grad) / (y.shape[2] * y.shape[3])
@@ -47,7 +56,7 @@ def gradients(
     dy: Tensor, x: Tensor, weight: Tensor, affine: Tensor | None, activation: int, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """du, the gradient of the weight, and u."""
-    u = maps.normalised(x, affine)
+    u = maps.normalized(x, affine)
     h = maps.activate(u, activation)
     padding, groups = weight.shape[-1] // 2, weight.shape[0]
     wide = weight.to(u.dtype)
@@ -57,23 +66,32 @@ def gradients(
 
 
 def depthwise_backward(
-    grad: Tensor | None,
-    pool_grad: Tensor | None,
-    y: Tensor | None,
-    y_affine: Tensor | None,
-    y_coefficients: Tensor | None,
-    y_activation: int,
     x: Tensor,
     weight: Tensor,
-    affine: Tensor | None,
-    center: Tensor | None,
-    activation: int,
-    stride: int,
-    want_x: bool,
-    want_weight: bool,
+    *,
+    grad: Tensor | None = None,
+    pool_grad: Tensor | None = None,
+    y: Tensor | None = None,
+    y_affine: Tensor | None = None,
+    y_coefficients: Tensor | None = None,
+    y_activation: int = 0,
+    affine: Tensor | None = None,
+    moments: Tensor | None = None,
+    activation: int = 0,
+    stride: int = 1,
+    residual_grad: Tensor | None = None,
+    want_x: bool = True,
+    want_weight: bool = True,
+    eps: float = 1e-5,
+    frozen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy = gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
     du, grad_weight, _ = gradients(dy, x, weight, affine, activation, stride)
-    sums = maps.none_like(x) if center is None else maps.sums_of(du, x, center)
+    coefficients = maps.none_like(x)
+    if moments is not None:
+        assert affine is not None
+        coefficients = maps.coefficients_of(du, x, affine, moments, eps=eps, frozen=frozen)
+    if residual_grad is not None:
+        du = du + residual_grad.to(du.dtype)
     grad_x = maps.channels_last(du.to(x.dtype)) if want_x else x.new_empty(0)
-    return grad_x, grad_weight if want_weight else maps.none_like(x), sums
+    return grad_x, grad_weight if want_weight else maps.none_like(x), coefficients

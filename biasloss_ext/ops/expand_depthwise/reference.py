@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,7 @@ def _expanded(x: Tensor, expand_weight: Tensor) -> Tensor:
 def _convolved(
     x: Tensor, expand_weight: Tensor, affine: Tensor, activation: int, weight: Tensor, stride: int
 ) -> Tensor:
-    h = maps.activate(maps.normalised(_expanded(x, expand_weight), affine), activation)
+    h = maps.activate(maps.normalized(_expanded(x, expand_weight), affine), activation)
     return depthwise.convolve(h, weight, stride)
 
 
@@ -35,53 +37,60 @@ def expand_depthwise(
     x: Tensor,
     expand_weight: Tensor,
     affine: Tensor,
-    activation: int,
     weight: Tensor,
-    stride: int,
-    want_moments: bool,
+    *,
+    activation: int = 0,
+    stride: int = 1,
+    want_statistics: bool = False,
+    **norm: Any,
 ) -> tuple[Tensor, Tensor]:
     y = maps.channels_last(_convolved(x, expand_weight, affine, activation, weight, stride).to(x.dtype))
-    return y, maps.moments_of(y) if want_moments else maps.none_like(x)
+    return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
 def activate(
     x: Tensor,
     expand_weight: Tensor,
     affine: Tensor,
-    activation: int,
     weight: Tensor,
-    stride: int,
     y_affine: Tensor,
-    y_activation: int,
-    want_pool: bool,
+    *,
+    activation: int = 0,
+    stride: int = 1,
+    y_activation: int = 0,
+    want_pool: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``biasloss_ext::expand_depthwise_activate``"""
     y = _convolved(x, expand_weight, affine, activation, weight, stride)
-    h = maps.channels_last(maps.activate(maps.normalised(y, y_affine), y_activation).to(x.dtype))
+    h = maps.channels_last(maps.activate(maps.normalized(y, y_affine), y_activation).to(x.dtype))
     return h, h.to(y.dtype).mean((2, 3)) if want_pool else maps.none_like(x)
 
 
 def expand_depthwise_backward(
-    grad: Tensor | None,
-    pool_grad: Tensor | None,
-    y: Tensor,
-    y_affine: Tensor,
-    y_coefficients: Tensor,
-    y_activation: int,
     x: Tensor,
     x_mean: Tensor,
     expand_weight: Tensor,
     affine: Tensor,
-    center: Tensor,
-    activation: int,
+    moments: Tensor,
     weight: Tensor,
-    stride: int,
+    y: Tensor,
+    y_affine: Tensor,
+    y_coefficients: Tensor,
+    *,
+    grad: Tensor | None = None,
+    pool_grad: Tensor | None = None,
+    y_activation: int = 0,
+    activation: int = 0,
+    stride: int = 1,
+    eps: float = 1e-5,
+    frozen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dy = depthwise.gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
     y1 = _expanded(x, expand_weight)
     du, grad_weight, _ = depthwise.gradients(dy, y1, weight, affine, activation, stride)
     scaled = du * maps.per_channel(affine[0])
     grad_x = torch.einsum("nohw,oi->nihw", scaled, expand_weight[:, :, 0, 0].to(du.dtype))
-    away = x.to(du.dtype) - maps.per_channel(x_mean)
-    grad_expand = torch.einsum("nohw,nihw->oi", du, away)[:, :, None, None]
-    return maps.channels_last(grad_x), grad_expand, grad_weight, maps.sums_of(du, y1, center)
+    centered = x.to(du.dtype) - maps.per_channel(x_mean)
+    grad_expand = torch.einsum("nohw,nihw->oi", du, centered)[:, :, None, None]
+    coefficients = maps.coefficients_of(du, y1, affine, moments, eps=eps, frozen=frozen)
+    return maps.channels_last(grad_x), grad_expand, grad_weight, coefficients

@@ -1,12 +1,12 @@
-"""``biasloss_ext::feature_variance``: schema and shape function, for the compiled kernels and for their Triton twin."""
+"""``biasloss_ext::feature_variance``: declaration."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from biasloss_ext.ops.library import accumulation_dtype, define
-
-SIGNATURE = "(Tensor features) -> (Tensor variance, Tensor extrema)"
+from biasloss_ext.ops.feature_variance import reference
+from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.registry import Op
 
 
 def _fake(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,5 +14,11 @@ def _fake(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.new_empty(features.shape[0], dtype=dtype), features.new_empty(2, dtype=dtype)
 
 
-native = define("feature_variance", SIGNATURE, _fake)
-triton = define("feature_variance_triton", SIGNATURE, _fake)
+feature_variance = Op(
+    "feature_variance",
+    "(Tensor features) -> (Tensor variance, Tensor extrema)",
+    fake=_fake,
+    reference=reference.feature_variance,
+    native=("cpu", "cuda"),
+    triton="biasloss_ext.ops.feature_variance.triton:feature_variance",
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,51 +18,62 @@ def _gated(h: Tensor, gate: Tensor | None) -> Tensor:
 def pointwise(
     x: Tensor,
     weight: Tensor,
-    affine: Tensor | None,
-    activation: int,
-    gate: Tensor | None,
-    bias: Tensor | None,
-    output_activation: int,
-    residual: Tensor | None,
-    want_moments: bool,
+    *,
+    affine: Tensor | None = None,
+    activation: int = 0,
+    gate: Tensor | None = None,
+    bias: Tensor | None = None,
+    output_activation: int = 0,
+    residual: Tensor | None = None,
+    want_statistics: bool = False,
+    **norm: Any,
 ) -> tuple[Tensor, Tensor]:
-    z = _gated(maps.activate(maps.normalised(x, affine), activation), gate)
+    z = _gated(maps.activate(maps.normalized(x, affine), activation), gate)
     y = maps.activate(F.conv2d(z, weight.to(z.dtype), bias), output_activation)
     y = y if residual is None else y + residual.to(y.dtype)
     y = maps.channels_last(y.to(x.dtype))
-    return y, maps.moments_of(y) if want_moments else maps.none_like(x)
+    return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
 def pointwise_backward(
     grad: Tensor,
-    y: Tensor | None,
-    coefficients: Tensor | None,
     x: Tensor,
     weight: Tensor,
-    affine: Tensor | None,
-    center: Tensor | None,
-    activation: int,
-    gate: Tensor | None,
-    residual_grad: Tensor | None,
-    want_x: bool,
-    want_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    u = maps.normalised(x, affine)
+    *,
+    y: Tensor | None = None,
+    y_coefficients: Tensor | None = None,
+    affine: Tensor | None = None,
+    moments: Tensor | None = None,
+    activation: int = 0,
+    gate: Tensor | None = None,
+    residual_grad: Tensor | None = None,
+    any_origin: bool = False,
+    want_x: bool = True,
+    want_weight: bool = True,
+    eps: float = 1e-5,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u = maps.normalized(x, affine)
     h = maps.activate(u, activation)
     dy = grad.to(u.dtype)
-    if y is not None and coefficients is not None:
-        dy = maps.gradient_behind_norm(dy, y, coefficients)
-    grad_weight = (
-        torch.einsum("nohw,nihw->oi", dy, _gated(h, gate))[:, :, None, None] if want_weight else maps.none_like(x)
-    )
+    if y is not None and y_coefficients is not None:
+        dy = maps.gradient_behind_norm(dy, y, y_coefficients)
+    none = maps.none_like(x)
+    grad_weight = torch.einsum("nohw,nihw->oi", dy, _gated(h, gate))[:, :, None, None] if want_weight else none
     dz = torch.einsum("nohw,oi->nihw", dy, weight[:, :, 0, 0].to(dy.dtype))
     gate_grad = maps.none_like(x) if gate is None else (dz * h).sum((2, 3))
     dh = _gated(dz, gate)
     if residual_grad is not None:
         dh = dh + residual_grad.to(dh.dtype)
-    sums = maps.none_like(x)
-    if center is not None:
-        slope, away = maps.derivative(u, activation), x.to(u.dtype) - maps.per_channel(center)
-        terms = (dh * slope, slope, dh * slope * away, slope * away)
-        sums = torch.stack([term.sum((2, 3)) for term in terms])
-    return maps.channels_last(dh.to(x.dtype)) if want_x else x.new_empty(0), grad_weight, gate_grad, sums
+    sums, coefficients = maps.none_like(x), maps.none_like(x)
+    if moments is not None:
+        assert affine is not None
+        slope = maps.derivative(u, activation)
+        if gate is None:
+            coefficients = maps.coefficients_of(dh * slope, x, affine, moments, eps=eps, frozen=frozen)
+        else:
+            centered = x.to(u.dtype) - maps.per_channel(moments[0])
+            terms = (dh * slope, slope, dh * slope * centered, slope * centered)
+            sums = torch.stack([term.sum((2, 3)) for term in terms])
+    grad_x = maps.channels_last(dh.to(x.dtype)) if want_x else x.new_empty(0)
+    return grad_x, grad_weight, gate_grad, sums, coefficients

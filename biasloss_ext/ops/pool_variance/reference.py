@@ -8,15 +8,27 @@ from biasloss_ext.ops import maps
 from biasloss_ext.ops.feature_variance.reference import feature_variance
 
 
-def pool_variance(x: Tensor, affine: Tensor | None, activation: int, want_variance: bool) -> tuple[Tensor, Tensor]:
-    h = maps.activate(maps.normalised(x, affine), activation)
+def pool_variance(
+    x: Tensor, *, affine: Tensor | None = None, activation: int = 0, want_variance: bool = False
+) -> tuple[Tensor, Tensor]:
+    h = maps.activate(maps.normalized(x, affine), activation)
     return h.mean((2, 3)), feature_variance(h)[0] if want_variance else maps.none_like(x)
 
 
 def pool_variance_backward(
-    pool_grad: Tensor, x: Tensor, affine: Tensor | None, center: Tensor | None, activation: int
+    pool_grad: Tensor,
+    x: Tensor,
+    *,
+    affine: Tensor | None = None,
+    moments: Tensor | None = None,
+    activation: int = 0,
+    eps: float = 1e-5,
+    frozen: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    u = maps.normalised(x, affine)
+    u = maps.normalized(x, affine)
     du = maps.per_channel(pool_grad) / (x.shape[2] * x.shape[3]) * maps.derivative(u, activation)
-    sums = maps.none_like(x) if center is None else maps.sums_of(du, x, center)
-    return maps.channels_last(du.to(x.dtype)), sums
+    coefficients = maps.none_like(x)
+    if moments is not None:
+        assert affine is not None
+        coefficients = maps.coefficients_of(du, x, affine, moments, eps=eps, frozen=frozen)
+    return maps.channels_last(du.to(x.dtype)), coefficients

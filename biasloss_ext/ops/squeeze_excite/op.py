@@ -1,10 +1,12 @@
-"""``biasloss_ext::squeeze_excite`` and its backward: schemas and shape functions.
+"""``biasloss_ext::squeeze_excite`` and its backward: declarations.
 
 squeeze_excite (Hu et al., "Squeeze-and-Excitation Networks", 2018): ``gate = gate_act(expand(act(reduce(pooled))))``.
     pooled (N, C); reduce_weight (R, C), reduce_bias (R,), expand_weight (C, R), expand_bias (C,): all in the accumulation
-    dtype, contiguous. Returns gate (N, C), and what the activations were given: reduced (N, R), expanded (N, C).
+    dtype, contiguous. Returns gate (N, C) and the inputs of the activations: reduced (N, R), expanded (N, C).
 
-squeeze_excite_backward: gradients of pooled and of the four parameters, in this order. Deterministic.
+squeeze_excite_backward: gradients of pooled and of the four parameters, in this order. Given the sums (4, N, C) of
+    `pointwise_backward` over the ``positions`` of each sample, it also finishes the coefficients (6, C) of the normalization
+    before the pool, whose affine and moments it takes; no elements without sums. Deterministic.
 """
 
 from __future__ import annotations
@@ -14,21 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biasloss_ext.ops.dispatch import Op
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.registry import Op
 from biasloss_ext.ops.squeeze_excite import reference
 
-SIGNATURE = (
-    "(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, int activation, "
-    "int gate_activation) -> (Tensor gate, Tensor reduced, Tensor expanded)"
-)
-SIGNATURE_OF_BACKWARD = (
-    "(Tensor gate_grad, Tensor pooled, Tensor reduced, Tensor expanded, Tensor reduce_weight, Tensor expand_weight, "
-    "int activation, int gate_activation) -> (Tensor pool_grad, Tensor reduce_weight_grad, Tensor reduce_bias_grad, "
-    "Tensor expand_weight_grad, Tensor expand_bias_grad)"
-)
 
-
-def _fake(pooled: Tensor, reduce_weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(pooled: Tensor, reduce_weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
     reduced = pooled.new_empty(pooled.shape[0], reduce_weight.shape[0])
     return torch.empty_like(pooled), reduced, torch.empty_like(pooled)
 
@@ -40,22 +33,37 @@ def _fake_backward(
     expanded: Tensor,
     reduce_weight: Tensor,
     expand_weight: Tensor,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *,
+    sums: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(pooled),
         torch.empty_like(reduce_weight),
         pooled.new_empty(reduce_weight.shape[0]),
         torch.empty_like(expand_weight),
         pooled.new_empty(pooled.shape[1]),
+        pooled.new_empty(0) if sums is None else pooled.new_empty(6, pooled.shape[1]),
     )
 
 
-forward = Op("squeeze_excite", "squeeze_excite", SIGNATURE, _fake, reference.squeeze_excite)
-backward = Op(
+forward = Op(
     "squeeze_excite",
+    "(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, *, "
+    "int activation=0, int gate_activation=0) -> (Tensor gate, Tensor reduced, Tensor expanded)",
+    fake=_fake,
+    reference=reference.squeeze_excite,
+    native=("cpu",),
+    triton="biasloss_ext.ops.squeeze_excite.triton:squeeze_excite",
+)
+backward = Op(
     "squeeze_excite_backward",
-    SIGNATURE_OF_BACKWARD,
-    _fake_backward,
-    reference.squeeze_excite_backward,
+    "(Tensor gate_grad, Tensor pooled, Tensor reduced, Tensor expanded, Tensor reduce_weight, Tensor expand_weight, *, "
+    "int activation=0, int gate_activation=0, Tensor? sums=None, Tensor? affine=None, Tensor? moments=None, "
+    f"SymInt positions=1, {maps.BACK}) -> (Tensor pool_grad, Tensor reduce_weight_grad, Tensor reduce_bias_grad, "
+    "Tensor expand_weight_grad, Tensor expand_bias_grad, Tensor coefficients)",
+    fake=_fake_backward,
+    reference=reference.squeeze_excite_backward,
+    native=("cpu",),
+    triton="biasloss_ext.ops.squeeze_excite.triton:squeeze_excite_backward",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,12 +15,14 @@ def squeeze_excite(
     reduce_bias: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor,
-    activation: int,
-    gate_activation: int,
+    *,
+    activation: int = 0,
+    gate_activation: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     reduced = F.linear(pooled, reduce_weight, reduce_bias)
     expanded = F.linear(maps.activate(reduced, activation), expand_weight, expand_bias)
-    return maps.activate(expanded, gate_activation), reduced, expanded
+    gate = maps.activate(expanded, gate_activation)
+    return gate.clone() if gate is expanded else gate, reduced, expanded
 
 
 def squeeze_excite_backward(
@@ -29,16 +32,32 @@ def squeeze_excite_backward(
     expanded: Tensor,
     reduce_weight: Tensor,
     expand_weight: Tensor,
-    activation: int,
-    gate_activation: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *,
+    activation: int = 0,
+    gate_activation: int = 0,
+    sums: Tensor | None = None,
+    affine: Tensor | None = None,
+    moments: Tensor | None = None,
+    positions: int = 1,
+    eps: float = 1e-5,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     d_expanded = gate_grad * maps.derivative(expanded, gate_activation)
     d_reduced = d_expanded @ expand_weight * maps.derivative(reduced, activation)
     hidden = maps.activate(reduced, activation)
+    pool_grad = d_reduced @ reduce_weight
+    coefficients = pooled.new_empty(0)
+    if sums is not None:
+        assert affine is not None and moments is not None
+        shared = pool_grad / positions
+        over_samples = torch.stack(((sums[0] + shared * sums[1]).sum(0), (sums[2] + shared * sums[3]).sum(0)))
+        count = pooled.shape[0] * positions
+        coefficients = maps.finish_coefficients(over_samples, affine, moments, count, eps=eps, frozen=frozen)
     return (
-        d_reduced @ reduce_weight,
+        pool_grad,
         d_reduced.T @ pooled,
         d_reduced.sum(0),
         d_expanded.T @ hidden,
         d_expanded.sum(0),
+        coefficients,
     )

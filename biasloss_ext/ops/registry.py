@@ -1,0 +1,118 @@
+"""An op is one declaration that owns its backends.
+
+`Op` defines the schema, the shape function and the implementations of an op, and enters it in `OPS`. What can run where,
+``biasloss info``, the benchmarks and the tests are generated from there, so that nothing can be forgotten.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biasloss_ext.ops import backends
+from biasloss_ext.ops.library import LIBRARY, define
+from biasloss_ext.ops.maps import checked_activation
+
+OPS: dict[str, Op] = {}
+
+
+class Op:
+    """``biasloss_ext::name`` for the compiled kernels, ``biasloss_ext::name_triton`` for Triton's, and the reference.
+
+    Args:
+        name: of the op.
+        signature: its schema without the name.
+        fake: the shape function.
+        reference: the implementation in plain PyTorch, with the parameters of the schema.
+        native: the backends that are compiled, of "cpu" and "cuda".
+        triton: the Triton implementation as "module:function", imported by its first call; with the parameters of the schema.
+        autograd: makes the implementation for the Autograd key of an overload of the op; None for an op that is
+            differentiated by the layers that call it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        signature: str,
+        *,
+        fake: Callable[..., Any],
+        reference: Callable[..., Any],
+        native: tuple[str, ...],
+        triton: str | None = None,
+        autograd: Callable[[torch._ops.OpOverload], Callable[..., Any]] | None = None,
+    ) -> None:
+        self.name = name
+        self.family: str = fake.__module__.split(".")[-2]
+        self.backends = ("reference", *native, *(() if triton is None else ("triton",)))
+        self.reference = reference
+        self.native = define(name, signature, fake)
+        self.triton = None if triton is None else define(f"{name}_triton", signature, fake)
+        self._triton_path = triton
+        self._triton_function: Callable[..., Any] | None = None
+        self._activations = tuple(re.findall(r"int (\w*activation)", signature))
+        if self.triton is not None:
+            # On CPU tensors the kernels run under Triton's interpreter alone.
+            for key in ("CUDA", "CPU"):
+                LIBRARY.impl(self.triton, self._run_triton, key)
+        if autograd is not None:
+            for overload in (self.native, self.triton):
+                if overload is not None:
+                    LIBRARY.impl(overload, autograd(overload), "Autograd")
+        backends.BACKENDS_OF[name] = self.backends
+        OPS[name] = self
+
+    def __call__(self, *arguments: Any, backend: str = "auto", **options: Any) -> Any:
+        """Run the op on the device of the first tensor.
+
+        Raises:
+            ValueError: an unknown activation or backend.
+            RuntimeError: the named backend cannot run on this device; the message has the cause.
+        """
+        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        chosen = backends.choose(backend, first.device, self.name)
+        for name in self._activations:
+            if name in options:
+                options[name] = checked_activation(options[name], name)
+        if chosen == "reference":
+            return self.reference(*arguments, **options)
+        if chosen != "triton":
+            return self.native(*arguments, **options)
+        if is_traced(first):
+            assert self.triton is not None
+            return self.triton(*arguments, **options)
+        return self._run_triton(*arguments, **options)
+
+    def _run_triton(self, *arguments: Any, **options: Any) -> Any:
+        function = self._triton_function
+        if function is None:
+            assert self._triton_path is not None
+            module, _, name = self._triton_path.partition(":")
+            function = self._triton_function = getattr(importlib.import_module(module), name)
+        return function(*arguments, **options)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a call must go through the dispatcher: it is compiled, or something watches or replaces tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def families() -> dict[str, list[Op]]:
+    """The ops by the folder that they are declared in; those of a family that have the same backends share a key."""
+    found: dict[str, list[Op]] = {}
+    for op in OPS.values():
+        peers = found.setdefault(op.family, [])
+        if peers and peers[0].backends != op.backends:
+            found[op.name] = [op]
+        else:
+            peers.append(op)
+    return found
