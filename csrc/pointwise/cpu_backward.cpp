@@ -104,7 +104,7 @@ float value_of(BFloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16)
 // multiplied by values near zero instead of the mean.
 template <class Scalar, class Element>
 std::vector<Scalar> affine_to_origin(const Element* x, int64_t rows, int64_t channels) {
-  constexpr int64_t kMostPositions = 16;
+  constexpr int64_t kMostPositions = 64;
   const int64_t count = std::min(rows, kMostPositions);
   std::vector<Scalar> affine(2 * channels);
   std::fill_n(affine.data(), channels, Scalar(1));
