@@ -58,7 +58,9 @@ def check_statistics(statistics: Tensor, y: Tensor, before: dict[str, Any], afte
         close(mean, exact.mean((0, 2, 3)), 8 * rounding * largest, "mean")
         exact_var = exact.var((0, 2, 3), correction=0)
         # The variance of a constant channel is the square of the rounding of its mean.
-        close(var, exact_var, 64 * rounding * exact_var + (2 * rounding * largest).square(), "variance")
+        # In float64 the yardstick is rounded as much as what it measures.
+        relative = 1e-11 if statistics.dtype == torch.float64 else 64 * rounding
+        close(var, exact_var, relative * exact_var + (2 * rounding * largest).square(), "variance")
     else:
         assert not statistics[:2].any()
     # Of the moments as they were returned: their own errors are checked above.
@@ -80,7 +82,7 @@ def check_running(
     towards = {"running_mean": mean, "running_var": var * (count / max(count - 1, 1))}
     for name, value in towards.items():
         old, new = before.get(name), after.get(name)
-        if old is None:
+        if old is None or (count == 1 and name == "running_var"):  # no variance: the layers refuse such a batch
             continue
         assert new is not None
         if count == 0:
