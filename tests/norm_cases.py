@@ -136,5 +136,3 @@ def close(ours: Tensor, truth: Tensor, allowed: Tensor | float, what: str) -> No
     excess = (ours - truth).detach().abs() - allowed
     assert not ours.isnan().any(), what
     assert bool((excess <= 0).all()), f"{what}: over its bound by {excess.max().item():.3g}"
-
-

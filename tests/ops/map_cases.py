@@ -106,7 +106,14 @@ def coefficients(du: Tensor, x: Tensor, affine: Tensor, moments: Tensor, eps: fl
 
 
 def assert_coefficients(
-    ours: Tensor, own: Tensor, du: Tensor, x: Tensor, given: tuple[Tensor, Tensor], eps: float, frozen: bool, error: float
+    ours: Tensor,
+    own: Tensor,
+    du: Tensor,
+    x: Tensor,
+    given: tuple[Tensor, Tensor],
+    eps: float,
+    frozen: bool,
+    error: float,
 ) -> None:
     """Each row against float64, rounded like a few of its terms, each with ``error`` roundings of du in it.
 

@@ -151,7 +151,12 @@ def _depthwise_backward(s: _Source) -> list[Call]:
     x, weight = s.map(), s.values(CHANNELS, 1, 5, 5)
     y, grad = s.map(CHANNELS, 2, 2), s.map(CHANNELS, 2, 2)
     moments, affine = s.statistics(x)
-    after: dict[str, Any] = {"grad": grad, "pool_grad": s.values(SAMPLES, CHANNELS), "y": y, "y_affine": s.statistics(y)[1]}
+    after: dict[str, Any] = {
+        "grad": grad,
+        "pool_grad": s.values(SAMPLES, CHANNELS),
+        "y": y,
+        "y_affine": s.statistics(y)[1],
+    }
     after |= {"y_coefficients": s.coefficients(CHANNELS), "y_activation": maps.HARDSWISH, "stride": 2}
     before: dict[str, Any] = {"affine": affine, "moments": moments, "activation": maps.SILU, "eps": EPS}
     return [
@@ -208,7 +213,10 @@ def _pool_backward(s: _Source) -> list[Call]:
     moments, affine = s.statistics(x)
     given, options = (s.values(SAMPLES, CHANNELS), x), {"affine": affine, "activation": maps.SILU}
     finish = {"moments": moments, "eps": EPS}
-    return [Call(given, {**options, **finish, "frozen": f}) for f in (False, True)] + [Call(given, options), Call(given)]
+    return [Call(given, {**options, **finish, "frozen": f}) for f in (False, True)] + [
+        Call(given, options),
+        Call(given),
+    ]
 
 
 def _gate(s: _Source) -> list[Call]:

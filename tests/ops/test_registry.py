@@ -136,7 +136,9 @@ WITH_ACTIVATIONS = [run for run in samples.runs() if activations_of(run[0])]
 def test_an_unknown_activation_is_an_error(name: str, backend: str, number: int) -> None:
     for option in activations_of(name):
         call = samples.of(name)[0].but(**{option: number})
-        with pytest.raises(ValueError, match=rf"unknown {option} {number}; supported: 0 \(identity\), .* 6 \(sigmoid\)"):
+        with pytest.raises(
+            ValueError, match=rf"unknown {option} {number}; supported: 0 \(identity\), .* 6 \(sigmoid\)"
+        ):
             call(OPS[name], backend=backend)
 
 
