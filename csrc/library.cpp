@@ -16,8 +16,7 @@ STABLE_TORCH_LIBRARY_IMPL(biasloss_ext, CPU, m) {
   m.impl("batch_norm_apply", TORCH_BOX(&biasloss::batch_norm_apply_cpu));
   m.impl("batch_norm_backward", TORCH_BOX(&biasloss::batch_norm_backward_cpu));
   m.impl("batch_norm_coefficients", TORCH_BOX(&biasloss::batch_norm_coefficients_cpu));
-  m.impl("batch_norm_moments", TORCH_BOX(&biasloss::batch_norm_moments_cpu));
-  m.impl("batch_norm_sums", TORCH_BOX(&biasloss::batch_norm_sums_cpu));
+  m.impl("batch_norm_statistics", TORCH_BOX(&biasloss::batch_norm_statistics_cpu));
   m.impl("bias_loss", TORCH_BOX(&biasloss::bias_loss_cpu));
   m.impl("bias_loss_backward", TORCH_BOX(&biasloss::bias_loss_backward_cpu));
   m.impl("channel_gram", TORCH_BOX(&biasloss::channel_gram_cpu));

@@ -95,25 +95,18 @@ def constant_statistics(module: nn.BatchNorm2d, dtype: torch.dtype, *, backend: 
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
         raise ValueError("expected a batch normalization with running statistics, this one keeps none")
-    moments = torch.stack((mean, var)).to(dtype)
-    statistics: Tensor = op.affine(
-        moments,
-        0,
-        norm_weight=in_dtype(module.weight, dtype),
-        norm_bias=in_dtype(module.bias, dtype),
-        eps=module.eps,
-        backend=backend,
-    )
+    with torch.no_grad():
+        moments = torch.stack((mean, var)).to(dtype)
+        weight, bias = in_dtype(module.weight, dtype), in_dtype(module.bias, dtype)
+        statistics: Tensor = op.affine(moments, 0, norm_weight=weight, norm_bias=bias, eps=module.eps, backend=backend)
     return statistics
 
 
 def in_dtype(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Detached, contiguous values of ``dtype``; themselves where they are so already."""
-    if values is None:
-        return None
-    if values.dtype is not dtype:
-        values = values.to(dtype)
-    return (values.detach() if values.requires_grad else values).contiguous()
+    """Contiguous values of ``dtype``; themselves where they are so already."""
+    if values is None or (values.dtype is dtype and values.is_contiguous()):
+        return values
+    return values.to(dtype).contiguous()
 
 
 def _move_towards(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:

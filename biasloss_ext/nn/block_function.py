@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.nn.batch_norm import Norm, in_dtype
-from biasloss_ext.nn.norm_functions import in_layout_of, refuse_second_derivative
+from biasloss_ext.nn.norm_functions import in_layout_of, refuse_second_derivative, without_autocast
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm
 from biasloss_ext.ops.depthwise import op as depthwise
@@ -112,8 +112,8 @@ class Block(torch.autograd.Function):
         ctx: Any, options: Options, x: Tensor, residual: Tensor | None, *others: Tensor | None
     ) -> tuple[Tensor, ...]:
         constants, parameters = Constants(*others[:3]), others[3:]
-        with torch.autocast(x.device.type, enabled=False):
-            w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
+        w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
+        with without_autocast(x):
             out, saved = _forward(options, constants, x, x if options.adds_input else residual, w)
         ctx.save_for_backward(x, *parameters, *saved)
         ctx.options = options
@@ -139,9 +139,9 @@ class Block(torch.autograd.Function):
         if grad is None:
             return (None,) * (6 + count)
         grad = maps.channels_last(grad)
-        with torch.autocast(x.device.type, enabled=False):
-            w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
-            same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
+        w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
+        same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
+        with without_autocast(x):
             grad_x, grads = _Backward(ctx.options, same, x, w, saved).run()
         laid_out = (
             None if p is None or g is None else in_layout_of(p, g) for p, g in zip(parameters, grads, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
@@ -15,7 +14,7 @@ from biasloss_ext.nn.fused_block import (
     autocast_input,
     takes_fused_path,
 )
-from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise
+from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise, without_autocast
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.library import accumulation_dtype
@@ -83,7 +82,7 @@ def _settled(y: Tensor, norm: Norm, statistics: Tensor | None, module: nn.BatchN
 def norm_activation(found: Normalized, module: nn.BatchNorm2d, activation: int) -> Tensor:
     """``act(module(y))``"""
     options = NormOptions(activation, found.norm, BACKEND)
-    with torch.autocast(found.y.device.type, enabled=False):
+    with without_autocast(found.y):
         h: Tensor = NormActivation.apply(options, found.y, found.statistics, module.weight, module.bias)
     return h
 
@@ -140,7 +139,7 @@ class FusedHead(FusedConvNormActivation):
         conv, norm = self._layers()
         found = convolve(x, conv, norm)
         options = NormOptions(self._number(), found.norm, BACKEND)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             pooled, variance = NormPool.apply(options, found.y, found.statistics, norm.weight, norm.bias)
         return pooled, variance
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,12 @@ class NormOptions(NamedTuple):
 def refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError("fused layers have no second derivative; build the model with fused=False for that")
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off for the device of x, at no cost where it is off already."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def in_layout_of(parameter: Tensor, grad: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Op:
         self.name = name
         self.family: str = fake.__module__.split(".")[-2]
         self.backends = ("reference", *native, *(() if triton is None else ("triton",)))
+        self.fake = fake
         self.reference = reference
         self.native = define(name, signature, fake)
         self.triton = None if triton is None else define(f"{name}_triton", signature, fake)

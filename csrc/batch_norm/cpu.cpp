@@ -1,10 +1,12 @@
 #include <memory>
 #include <vector>
 
+#include "../cpu/activation.h"
 #include "../cpu/maps.h"
 #include "../cpu/parallel.h"
 #include "../cpu/tiles.h"
 #include "batch_norm_simd.h"
+#include "finish.h"
 #include "ops.h"
 
 namespace biasloss {
@@ -67,14 +69,12 @@ class ColumnSums {
 template <class T>
 using Scalar = AccumulatorOf<T>;
 
+// Mean and biased variance, (2, C).
 template <class T>
-Tensor moments(const Tensor& y, const BatchNormTable<T>& table) {
-  const MapShape s = map_shape(y, "batch_norm_moments: y");
+void moments(const Tensor& y, const MapShape& s, const BatchNormTable<T>& table, Scalar<T>* out) {
   const T* data = static_cast<const T*>(y.const_data_ptr());
-  Tensor moments = empty_tensor({2, s.channels}, accumulation_dtype(y.scalar_type()));
-  auto* out = static_cast<Scalar<T>*>(moments.mutable_data_ptr());
   std::fill_n(out, 2 * s.channels, Scalar<T>(0));
-  if (y.numel() == 0) return moments;
+  if (y.numel() == 0) return;
 
   const Tiles tiles(s.channels, s.rows(), table.lanes);
   ColumnSums<Scalar<T>> sums(tiles, table.lanes, 3);
@@ -99,17 +99,16 @@ Tensor moments(const Tensor& y, const BatchNormTable<T>& table) {
     // A NaN must survive.
     out[s.channels + c] = static_cast<Scalar<T>>(deviations[c] < 0 ? 0 : deviations[c] / double(s.rows()));
   }
-  return moments;
 }
 
 // A map and its affine as the SIMD kernels see them, split into shares of rows.
 template <class T>
 struct Normalised {
-  Normalised(const Tensor& y, const Tensor& affine, int64_t activation, const BatchNormTable<T>& table)
+  Normalised(const Tensor& y, const Tensor& affine, Activation activation, const BatchNormTable<T>& table)
       : shape(map_shape(y, "batch_norm: y")),
         tiles(shape.channels, shape.rows(), table.lanes),
         data(static_cast<const T*>(y.const_data_ptr())),
-        activation(static_cast<Activation>(activation)) {
+        activation(activation) {
     const auto* rows = values_of<Scalar<T>>(affine, 2 * shape.channels, "batch_norm: affine");
     scale = repeated(rows, tiles);
     shift = repeated(rows + shape.channels, tiles);
@@ -143,9 +142,10 @@ struct Normalised {
   std::vector<Scalar<T>> scale, shift;
 };
 
+// sum(du) and sum(du * (y - center)), (2, C).
 template <class T>
-Tensor sums(const Normalised<T>& y, const T* grad, const Scalar<T>* center, const BatchNormTable<T>& table,
-            ScalarType dtype) {
+void sums(const Normalised<T>& y, const T* grad, const Scalar<T>* center, const BatchNormTable<T>& table,
+          Scalar<T>* out) {
   const Tiles& tiles = y.tiles;
   const std::vector<Scalar<T>> centers = repeated(center, tiles);
   ColumnSums<Scalar<T>> partial(tiles, table.lanes, 2);
@@ -155,30 +155,56 @@ Tensor sums(const Normalised<T>& y, const T* grad, const Scalar<T>* center, cons
   if (tiles.tail > 0)
     table.sums(y.matrix(filled_up(y.data, tiles).data(), 1), filled_up(grad, tiles).data(), centers.data(),
                partial.of_tail(0), partial.of_tail(1));
-
-  Tensor result = empty_tensor({2, y.shape.channels}, dtype);
-  auto* out = static_cast<Scalar<T>*>(result.mutable_data_ptr());
   for (int kind = 0; kind < 2; ++kind) {
     std::vector<double> total(tiles.width);
     partial.combine([&](int64_t, int64_t width, const auto& of) { table.add_sums(of(kind), width, total.data()); });
     fold(total, y.shape.channels);
     std::copy_n(total.data(), y.shape.channels, out + kind * y.shape.channels);
   }
-  return result;
 }
 
 }  // namespace
 
-Tensor batch_norm_moments_cpu(Tensor y) {
-  return with_element(y.scalar_type(), [&](auto element, auto) { return moments(y, batch_norm_tables().of(element)); });
+Tensor batch_norm_statistics_cpu(Tensor y, OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                 OptionalTensor running_mean, OptionalTensor running_var,
+                                 OptionalTensor num_batches_tracked, double momentum, double eps) {
+  const MapShape s = map_shape(y, "batch_norm_statistics: y");
+  Tensor statistics = empty_tensor({4, s.channels}, accumulation_dtype(y.scalar_type()));
+  with_element(y.scalar_type(), [&](auto element, auto accumulator) {
+    moments(y, s, batch_norm_tables().of(element), static_cast<decltype(accumulator)*>(statistics.mutable_data_ptr()));
+  });
+  finish_statistics(statistics, s.rows(),
+                    {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps});
+  return statistics;
 }
 
-Tensor batch_norm_apply_cpu(Tensor y, Tensor affine, int64_t activation, std::optional<Tensor> residual) {
+Tensor batch_norm_affine_cpu(Tensor moments, int64_t count, OptionalTensor norm_weight, OptionalTensor norm_bias,
+                             OptionalTensor running_mean, OptionalTensor running_var,
+                             OptionalTensor num_batches_tracked, double momentum, double eps) {
+  STD_TORCH_CHECK(moments.dim() == 2 && moments.size(0) == 2, "batch_norm_affine: moments: expected shape (2, C)");
+  STD_TORCH_CHECK(moments.scalar_type() == ScalarType::Float || moments.scalar_type() == ScalarType::Double,
+                  "batch_norm_affine: moments: expected float32 or float64");
+  STD_TORCH_CHECK(count >= 0, "batch_norm_affine: count: expected at least 0, got ", count);
+  Tensor statistics = empty_tensor({4, moments.size(1)}, moments.scalar_type());
+  const auto copy = [&](auto scalar) {
+    using T = decltype(scalar);
+    const int64_t values = moments.numel();
+    std::copy_n(values_of<T>(moments, values, "batch_norm_affine: moments"), values,
+                static_cast<T*>(statistics.mutable_data_ptr()));
+  };
+  moments.scalar_type() == ScalarType::Double ? copy(double()) : copy(float());
+  finish_statistics(statistics, count,
+                    {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps});
+  return statistics;
+}
+
+Tensor batch_norm_apply_cpu(Tensor y, Tensor affine, int64_t activation, OptionalTensor residual) {
+  const Activation function = checked_activation(activation, "batch_norm_apply: activation");
   if (residual.has_value()) check_same(*residual, y, "batch_norm_apply: residual");
   return with_element(y.scalar_type(), [&](auto element, auto) {
     using T = decltype(element);
     const auto& table = batch_norm_tables().of(element);
-    const Normalised<T> map(y, affine, activation, table);
+    const Normalised<T> map(y, affine, function, table);
     Tensor out = empty_map(map.shape, y.scalar_type());
     const T* other = residual.has_value() ? static_cast<const T*>(residual->const_data_ptr()) : nullptr;
     map.map(other, static_cast<T*>(out.mutable_data_ptr()), table.apply);
@@ -186,25 +212,33 @@ Tensor batch_norm_apply_cpu(Tensor y, Tensor affine, int64_t activation, std::op
   });
 }
 
-Tensor batch_norm_sums_cpu(Tensor grad, Tensor y, Tensor affine, Tensor center, int64_t activation) {
-  check_same(grad, y, "batch_norm_sums: grad");
-  return with_element(y.scalar_type(), [&](auto element, auto accumulator) {
+Tensor batch_norm_coefficients_cpu(Tensor grad, Tensor y, Tensor affine, Tensor moments, int64_t activation, double eps,
+                                   bool frozen) {
+  const Activation function = checked_activation(activation, "batch_norm_coefficients: activation");
+  check_same(grad, y, "batch_norm_coefficients: grad");
+  const MapShape shape = map_shape(y, "batch_norm_coefficients: y");
+  Tensor coefficients = empty_tensor({6, shape.channels}, accumulation_dtype(y.scalar_type()));
+  with_element(y.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
+    using Sum = decltype(accumulator);
     const auto& table = batch_norm_tables().of(element);
-    const Normalised<T> map(y, affine, activation, table);
-    const auto* middle = values_of<decltype(accumulator)>(center, map.shape.channels, "batch_norm_sums: center");
-    return sums(map, static_cast<const T*>(grad.const_data_ptr()), middle, table, accumulation_dtype(y.scalar_type()));
+    const Normalised<T> map(y, affine, function, table);
+    const auto* mean = values_of<Sum>(moments, 2 * shape.channels, "batch_norm_coefficients: moments");
+    sums(map, static_cast<const T*>(grad.const_data_ptr()), mean, table, row_of<Sum>(coefficients, 4));
   });
+  finish_coefficients(coefficients, shape.rows(), {affine, moments, eps, frozen});
+  return coefficients;
 }
 
 Tensor batch_norm_backward_cpu(Tensor grad, Tensor y, Tensor affine, Tensor coefficients, int64_t activation) {
+  const Activation function = checked_activation(activation, "batch_norm_backward: activation");
   check_same(grad, y, "batch_norm_backward: grad");
   return with_element(y.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     const auto& table = batch_norm_tables().of(element);
-    const Normalised<T> map(y, affine, activation, table);
+    const Normalised<T> map(y, affine, function, table);
     const int64_t channels = map.shape.channels;
-    const auto* k = values_of<decltype(accumulator)>(coefficients, 4 * channels, "batch_norm_backward: coefficients");
+    const auto* k = values_of<decltype(accumulator)>(coefficients, 6 * channels, "batch_norm_backward: coefficients");
     const auto a = repeated(k, map.tiles), b = repeated(k + channels, map.tiles),
                c = repeated(k + 2 * channels, map.tiles), center = repeated(k + 3 * channels, map.tiles);
     Tensor dy = empty_map(map.shape, y.scalar_type());

@@ -1,29 +1,19 @@
 // The operators biasloss_ext::batch_norm_*: see biasloss_ext/ops/batch_norm/op.py.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <optional>
-#include <tuple>
+#include "../op_types.h"
 
 namespace biasloss {
 
-torch::stable::Tensor batch_norm_moments_cpu(torch::stable::Tensor y);
-torch::stable::Tensor batch_norm_apply_cpu(torch::stable::Tensor y, torch::stable::Tensor affine, int64_t activation,
-                                           std::optional<torch::stable::Tensor> residual);
-torch::stable::Tensor batch_norm_sums_cpu(torch::stable::Tensor grad, torch::stable::Tensor y,
-                                          torch::stable::Tensor affine, torch::stable::Tensor center,
-                                          int64_t activation);
-torch::stable::Tensor batch_norm_backward_cpu(torch::stable::Tensor grad, torch::stable::Tensor y,
-                                              torch::stable::Tensor affine, torch::stable::Tensor coefficients,
-                                              int64_t activation);
-torch::stable::Tensor batch_norm_affine_cpu(torch::stable::Tensor moments, std::optional<torch::stable::Tensor> weight,
-                                            std::optional<torch::stable::Tensor> bias, double eps);
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> batch_norm_coefficients_cpu(torch::stable::Tensor sums,
-                                                                                     torch::stable::Tensor affine,
-                                                                                     torch::stable::Tensor moments,
-                                                                                     double eps, int64_t count,
-                                                                                     bool frozen);
+Tensor batch_norm_statistics_cpu(Tensor y, OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                 OptionalTensor running_mean, OptionalTensor running_var,
+                                 OptionalTensor num_batches_tracked, double momentum, double eps);
+Tensor batch_norm_affine_cpu(Tensor moments, int64_t count, OptionalTensor norm_weight, OptionalTensor norm_bias,
+                             OptionalTensor running_mean, OptionalTensor running_var,
+                             OptionalTensor num_batches_tracked, double momentum, double eps);
+Tensor batch_norm_apply_cpu(Tensor y, Tensor affine, int64_t activation, OptionalTensor residual);
+Tensor batch_norm_coefficients_cpu(Tensor grad, Tensor y, Tensor affine, Tensor moments, int64_t activation, double eps,
+                                   bool frozen);
+Tensor batch_norm_backward_cpu(Tensor grad, Tensor y, Tensor affine, Tensor coefficients, int64_t activation);
 
 }  // namespace biasloss

@@ -1,13 +1,11 @@
 // The operator biasloss_ext::channel_gram; see biasloss_ext/ops/expand_depthwise/op.py.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <tuple>
+#include "../op_types.h"
 
 namespace biasloss {
 
 // (mean, gram): (C,) and (C, C).
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> channel_gram_cpu(torch::stable::Tensor x);
+std::tuple<Tensor, Tensor> channel_gram_cpu(Tensor x);
 
 }  // namespace biasloss

@@ -29,6 +29,16 @@ inline ScalarType accumulation_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Of elements as the SIMD kernels name them.
+template <class T>
+inline constexpr ScalarType dtype_of = ScalarType::Float;
+template <>
+inline constexpr ScalarType dtype_of<double> = ScalarType::Double;
+template <>
+inline constexpr ScalarType dtype_of<Float16> = ScalarType::Half;
+template <>
+inline constexpr ScalarType dtype_of<BFloat16> = ScalarType::BFloat16;
+
 // Raises unless t is (N, C, H, W), dense in channels_last order: the callers in Python see to that.
 inline MapShape map_shape(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, ": expected a map of shape (N, C, H, W), got ", t.dim(), " dimensions");
@@ -52,14 +62,20 @@ template <class T>
 const T* values_of(const Tensor& t, int64_t count, const char* name) {
   STD_TORCH_CHECK(t.numel() == count && t.is_contiguous(), name, ": expected ", count, " contiguous values, got ",
                   t.numel());
-  STD_TORCH_CHECK(t.scalar_type() == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float), name, ": expected ",
-                  sizeof(T) == 8 ? "float64" : "float32", " values");
+  STD_TORCH_CHECK(t.scalar_type() == dtype_of<T>, name, ": expected ", sizeof(T) == 8 ? "float64" : "float32",
+                  " values");
   return static_cast<const T*>(t.const_data_ptr());
 }
 
 template <class T>
 const T* values_of(const std::optional<Tensor>& t, int64_t count, const char* name) {
   return t.has_value() ? values_of<T>(*t, count, name) : nullptr;
+}
+
+// Of a matrix that an op made.
+template <class T>
+T* row_of(const Tensor& matrix, int64_t row) {
+  return static_cast<T*>(matrix.mutable_data_ptr()) + row * matrix.size(1);
 }
 
 // Calls f(element, accumulator) with values of the types that belong to a dtype: the element as the SIMD kernels name

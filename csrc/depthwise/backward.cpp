@@ -2,7 +2,6 @@
 
 #include <tuple>
 
-#include "../math/activation_names.h"
 #include "march.h"
 #include "ops.h"
 #include "plain.h"
@@ -18,8 +17,9 @@ struct Backward {
   DepthwiseGradientAtOutput<T, Scalar> dy;
   const T* x;
   Affine<Scalar> affine;
-  const Scalar* center;  // null: no sums
-  T* grad_x;             // null: not wanted
+  const Scalar* center;    // null: no sums
+  const T* residual_grad;  // or null
+  T* grad_x;               // null: not wanted
   bool want_weight;
 
   bool want_du() const { return grad_x != nullptr || center != nullptr; }
@@ -58,10 +58,11 @@ struct Backward {
           of(kernels.weight_gradient, conv)(of_dy[row], input_taps(of_h, conv, row, reads), out_row, grad_weight);
         }
         for (int64_t r = inputs.begin; want_du() && r < inputs.end; ++r)
-          of(kernels.input_gradient, conv)(output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
-                                           {input_row(x, r), input_row(grad_x, r), normalise,
-                                            center == nullptr ? nullptr : center + channels.begin, sums},
-                                           workspace);
+          of(kernels.input_gradient, conv)(
+              output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
+              {input_row(x, r), input_row(grad_x, r), normalise, center == nullptr ? nullptr : center + channels.begin,
+               sums, input_row(residual_grad, r)},
+              workspace);
       }
     }
   }
@@ -69,9 +70,15 @@ struct Backward {
 
 struct BackwardTensors {
   const Tensor &x, &weight;
-  const std::optional<Tensor>&affine, &center;
-  int64_t activation, stride;
+  const OptionalTensor &affine, &moments;
+  Activation activation;
+  int64_t stride;
+  const OptionalTensor& residual_grad;
   bool want_x, want_weight;
+
+  bool plain() const {
+    return !affine.has_value() && activation == Activation::identity && !moments.has_value() && plain_depthwise_runs(x);
+  }
 };
 
 template <class T, class Scalar>
@@ -85,7 +92,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const BackwardTensors& of,
   Tensor grad_x = of.want_x ? empty_map(in, x.scalar_type()) : empty_tensor({0}, x.scalar_type());
   Tensor grad_weight =
       of.want_weight ? empty_tensor({in.channels, 1, conv.kernel, conv.kernel}, wide) : empty_tensor({0}, wide);
-  Tensor sums = of.center.has_value() ? empty_tensor({2, in.channels}, wide) : empty_tensor({0}, wide);
+  const bool finishes = of.moments.has_value();
+  Tensor coefficients = finishes ? empty_tensor({6, in.channels}, wide) : empty_tensor({0}, wide);
 
   const auto& kernels = depthwise_tables().of(element);
   const int64_t columns = strip_columns(in.width, conv.kernel) + strip_columns(out.width, conv.kernel);
@@ -101,50 +109,60 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const BackwardTensors& of,
       DepthwiseGradientAtOutput<T, Scalar>(at_output, out),
       static_cast<const T*>(x.const_data_ptr()),
       affine_of(values_of<Scalar>(of.affine, 2 * in.channels, "affine"), in.channels, of.activation),
-      values_of<Scalar>(of.center, in.channels, "center"),
+      values_of<Scalar>(of.moments, 2 * in.channels, "moments"),  // its first row
+      of.residual_grad.has_value() ? map_values<T>(*of.residual_grad, in, "residual_grad") : nullptr,
       of.want_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
       of.want_weight};
 
   const int64_t lanes = partition.vectors() * kernels.lanes;
   std::vector<Scalar> of_weight(of.want_weight ? partition.partials() * lanes * conv.taps() : 0);
-  std::vector<Scalar> of_sums(of.center.has_value() ? partition.partials() * lanes * 2 : 0);
+  std::vector<Scalar> of_sums(finishes ? partition.partials() * lanes * 2 : 0);
   for_each_piece(partition, 2 * in.rows() * in.channels * conv.taps(), [&](int64_t at, int64_t block) {
     const int64_t first = partition.first_vector(block) * kernels.lanes;
     backward.piece(partition.samples_of(at), partition.rows_of(at), partition.channels_of(block),
                    weights.data() + first * conv.taps(),
                    of.want_weight ? of_weight.data() + (at * lanes + first) * conv.taps() : nullptr,
-                   of.center.has_value() ? of_sums.data() + (at * lanes + first) * 2 : nullptr);
+                   finishes ? of_sums.data() + (at * lanes + first) * 2 : nullptr);
   });
   if (of.want_weight) {
     merge_sums(of_weight.data(), partition.partials(), lanes * conv.taps());
     unpack(kernels, partition, of_weight.data(), conv.taps(), static_cast<Scalar*>(grad_weight.mutable_data_ptr()),
            conv.taps(), 1);
   }
-  if (of.center.has_value()) {
+  if (finishes) {
     merge_sums(of_sums.data(), partition.partials(), lanes * 2);
-    unpack(kernels, partition, of_sums.data(), 2, static_cast<Scalar*>(sums.mutable_data_ptr()), 1, in.channels);
+    unpack(kernels, partition, of_sums.data(), 2, row_of<Scalar>(coefficients, 4), 1, in.channels);
   }
-  return {grad_x, grad_weight, sums};
+  return {grad_x, grad_weight, coefficients};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cpu(std::optional<Tensor> grad, std::optional<Tensor> pool_grad,
-                                                          std::optional<Tensor> y, std::optional<Tensor> y_affine,
-                                                          std::optional<Tensor> y_coefficients, int64_t y_activation,
-                                                          Tensor x, Tensor weight, std::optional<Tensor> affine,
-                                                          std::optional<Tensor> center, int64_t activation,
-                                                          int64_t stride, bool want_x, bool want_weight) {
-  if (grad.has_value() && !y.has_value() && !affine.has_value() && activation == int64_t(Activation::identity) &&
-      !center.has_value() && plain_depthwise_runs(x)) {
-    auto [grad_x, grad_weight] = plain_depthwise_backward(*grad, x, weight, stride, want_x, want_weight);
+std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cpu(Tensor x, Tensor weight, OptionalTensor grad,
+                                                          OptionalTensor pool_grad, OptionalTensor y,
+                                                          OptionalTensor y_affine, OptionalTensor y_coefficients,
+                                                          int64_t y_activation, OptionalTensor affine,
+                                                          OptionalTensor moments, int64_t activation, int64_t stride,
+                                                          OptionalTensor residual_grad, bool want_x, bool want_weight,
+                                                          double eps, bool frozen) {
+  const OutputGradientTensors at_output = {grad,     pool_grad,      y,
+                                           y_affine, y_coefficients, checked_activation(y_activation, "y_activation")};
+  const BackwardTensors of = {x,      weight,        affine, moments,    checked_activation(activation, "activation"),
+                              stride, residual_grad, want_x, want_weight};
+  STD_TORCH_CHECK(affine.has_value() || !moments.has_value(), "moments need affine, got none");
+  STD_TORCH_CHECK(!residual_grad.has_value() || !moments.has_value(),
+                  "expected residual_grad or moments, got both: the gradient behind a normalization has no residual");
+  if (grad.has_value() && !y.has_value() && of.plain()) {
+    auto [grad_x, grad_weight] =
+        plain_depthwise_backward({*grad, x, weight, residual_grad, stride, want_x, want_weight});
     return {grad_x, grad_weight, empty_tensor({0}, x.scalar_type())};
   }
-  return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
-    return depthwise_backward<decltype(element), decltype(accumulator)>(
-        {x, weight, affine, center, activation, stride, want_x, want_weight},
-        {grad, pool_grad, y, y_affine, y_coefficients, y_activation}, element);
+  auto gradients = with_element(x.scalar_type(), [&](auto element, auto accumulator) {
+    return depthwise_backward<decltype(element), decltype(accumulator)>(of, at_output, element);
   });
+  if (moments.has_value())
+    finish_coefficients(std::get<2>(gradients), map_shape(x, "x").rows(), {*affine, *moments, eps, frozen});
+  return gradients;
 }
 
 }  // namespace biasloss

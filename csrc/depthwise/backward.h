@@ -10,10 +10,10 @@ namespace biasloss {
 
 struct OutputGradientTensors {
   const std::optional<Tensor>&grad, &pool_grad, &y, &y_affine, &y_coefficients;
-  int64_t y_activation;
+  Activation y_activation;
 };
 
-// A map that has to have this shape.
+// A map that has to have this shape, and elements like x.
 template <class T>
 const T* map_values(const Tensor& map, const MapShape& expected, const char* name) {
   const MapShape s = map_shape(map, name);
@@ -21,6 +21,7 @@ const T* map_values(const Tensor& map, const MapShape& expected, const char* nam
                       s.width == expected.width,
                   name, ": expected (", expected.samples, ", ", expected.channels, ", ", expected.height, ", ",
                   expected.width, ")");
+  STD_TORCH_CHECK(map.scalar_type() == dtype_of<T>, name, ": expected the dtype of x");
   return static_cast<const T*>(map.const_data_ptr());
 }
 
@@ -35,7 +36,7 @@ class DepthwiseGradientAtOutput {
         pool_scale_(Scalar(1) / Scalar(std::max<int64_t>(1, out.positions()))),
         affine_(
             affine_of(values_of<Scalar>(from.y_affine, 2 * out.channels, "y_affine"), out.channels, from.y_activation)),
-        coefficients_(values_of<Scalar>(from.y_coefficients, 4 * out.channels, "y_coefficients")) {
+        coefficients_(values_of<Scalar>(from.y_coefficients, 6 * out.channels, "y_coefficients")) {
     STD_TORCH_CHECK(grad_ != nullptr || y_ != nullptr || out.rows() == 0, "expected grad where there is no y");
     STD_TORCH_CHECK((y_ == nullptr) == (coefficients_ == nullptr) || out.rows() == 0,
                     "expected y and y_coefficients, or neither");

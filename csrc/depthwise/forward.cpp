@@ -1,6 +1,5 @@
 #include <tuple>
 
-#include "../math/activation_names.h"
 #include "march.h"
 #include "ops.h"
 #include "plain.h"
@@ -42,13 +41,20 @@ struct Forward {
   }
 };
 
+struct ForwardTensors {
+  const Tensor &x, &weight;
+  const OptionalTensor& affine;
+  Activation activation;
+  int64_t stride;
+  bool want_statistics;
+};
+
 template <class T, class Scalar>
-std::tuple<Tensor, Tensor> depthwise(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& affine,
-                                     int64_t activation, int64_t stride, bool want_moments, T element) {
+std::tuple<Tensor, Tensor> depthwise(const ForwardTensors& of, const NormArguments& norm, T element) {
+  const Tensor &x = of.x, &weight = of.weight;
   const MapShape in = map_shape(x, "x");
-  const Convolution conv = convolution(weight, in.channels, stride);
+  const Convolution conv = convolution(weight, in.channels, of.stride);
   const MapShape out = conv.output(in);
-  const ScalarType wide = accumulation_dtype(x.scalar_type());
   Tensor y = empty_map(out, x.scalar_type());
 
   const auto& kernels = depthwise_tables().of(element);
@@ -62,29 +68,35 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x, const Tensor& weight, cons
       in,
       out,
       static_cast<const T*>(x.const_data_ptr()),
-      affine_of(values_of<Scalar>(affine, 2 * in.channels, "affine"), in.channels, activation),
+      affine_of(values_of<Scalar>(of.affine, 2 * in.channels, "affine"), in.channels, of.activation),
       static_cast<T*>(y.mutable_data_ptr())};
 
   const int64_t moments_size = partition.vectors() * 3 * kernels.lanes;
-  std::vector<Scalar> partial(static_cast<size_t>(want_moments ? partition.partials() * moments_size : 0));
+  std::vector<Scalar> partial(static_cast<size_t>(of.want_statistics ? partition.partials() * moments_size : 0));
   for_each_piece(partition, out.rows() * in.channels * conv.taps(), [&](int64_t at, int64_t block) {
     const int64_t first = partition.first_vector(block) * kernels.lanes;
     forward.piece(partition.samples_of(at), partition.rows_of(at), partition.channels_of(block),
                   weights.data() + first * conv.taps(),
-                  want_moments ? partial.data() + at * moments_size + first * 3 : nullptr);
+                  of.want_statistics ? partial.data() + at * moments_size + first * 3 : nullptr);
   });
-  return {y, want_moments ? finished_moments(kernels, partition, partial, out, wide) : empty_tensor({0}, wide)};
+  if (!of.want_statistics) return {y, empty_tensor({0}, dtype_of<Scalar>)};
+  return {y, finished_statistics(kernels, partition, partial, out, norm)};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> depthwise_cpu(Tensor x, Tensor weight, std::optional<Tensor> affine, int64_t activation,
-                                         int64_t stride, bool want_moments) {
-  if (!affine.has_value() && activation == int64_t(Activation::identity) && !want_moments && plain_depthwise_runs(x))
+std::tuple<Tensor, Tensor> depthwise_cpu(Tensor x, Tensor weight, OptionalTensor affine, int64_t activation,
+                                         int64_t stride, bool want_statistics, OptionalTensor norm_weight,
+                                         OptionalTensor norm_bias, OptionalTensor running_mean,
+                                         OptionalTensor running_var, OptionalTensor num_batches_tracked,
+                                         double momentum, double eps) {
+  const Activation function = checked_activation(activation, "activation");
+  if (!affine.has_value() && function == Activation::identity && !want_statistics && plain_depthwise_runs(x))
     return {plain_depthwise(x, weight, stride), empty_tensor({0}, x.scalar_type())};
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
-    return depthwise<decltype(element), decltype(accumulator)>(x, weight, affine, activation, stride, want_moments,
-                                                               element);
+    return depthwise<decltype(element), decltype(accumulator)>(
+        {x, weight, affine, function, stride, want_statistics},
+        {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps}, element);
   });
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../batch_norm/finish.h"
+#include "../cpu/activation.h"
 #include "../cpu/maps.h"
 #include "../cpu/parallel.h"
 #include "../cpu/scratch.h"
@@ -48,7 +50,7 @@ const Function& of(const Function (&table)[3][2], const Convolution& c) {
 
 // From the op's (2, C); may be null.
 template <class Scalar>
-Affine<Scalar> affine_of(const Scalar* values, int64_t channels, int64_t activation) {
+Affine<Scalar> affine_of(const Scalar* values, int64_t channels, Activation activation) {
   return {values, values == nullptr ? nullptr : values + channels, static_cast<int>(activation)};
 }
 
@@ -159,17 +161,18 @@ std::vector<Scalar> merge_moments(const std::vector<Scalar>& partial, const std:
   return merged;
 }
 
-// The moments of a map from its running moments in every partial result.
+// The statistics (4, C) of a map from its running moments in every partial result.
 template <class Kernels, class Scalar>
-Tensor finished_moments(const Kernels& kernels, const Partition& partition, const std::vector<Scalar>& partial,
-                        const MapShape& shape, ScalarType dtype) {
+Tensor finished_statistics(const Kernels& kernels, const Partition& partition, const std::vector<Scalar>& partial,
+                           const MapShape& shape, const NormArguments& norm) {
   std::vector<int64_t> counts;
   for (int64_t i = 0; i < partition.partials(); ++i)
     counts.push_back(partition.samples_of(i).size() * partition.rows_of(i).size() * shape.width);
   const auto merged = merge_moments(partial, counts, partition.vectors(), kernels.lanes);
-  Tensor moments = empty_tensor({2, shape.channels}, dtype);
-  unpack(kernels, partition, merged.data(), 2, static_cast<Scalar*>(moments.mutable_data_ptr()), 1, shape.channels);
-  return moments;
+  Tensor statistics = empty_tensor({4, shape.channels}, dtype_of<Scalar>);
+  unpack(kernels, partition, merged.data(), 2, static_cast<Scalar*>(statistics.mutable_data_ptr()), 1, shape.channels);
+  finish_statistics(statistics, shape.rows(), norm);
+  return statistics;
 }
 
 // `count` rows of `size` values, added in order; the sum replaces the first.

@@ -48,9 +48,11 @@ struct Plain {
     });
   }
 
-  // `rows` of dy; those of x that lie under them.
-  void gradients(const Scalar* dy, const Scalar* x, Range samples, Range rows, Range channels, const Scalar* weight,
-                 Scalar* grad_x, Scalar* grad_weight) const {
+  // `rows` of dy; those of x that lie under them. The maps are given by their first values.
+  void gradients(const PlainGradients<Scalar>& maps, const Scalar* residual_grad, Range samples, Range rows,
+                 Range channels, const Scalar* weight) const {
+    const auto *dy = maps.dy, *x = maps.x;
+    auto *grad_x = maps.grad_x, *grad_weight = maps.grad_weight;
     const Range of_x = {rows.begin * conv.stride, std::min(in.height, rows.end * conv.stride)};
     for_each_band(samples, of_x, 1, channels, [&](int64_t sample, const Band& band) {
       const int64_t row = sample * in.height + band.end, count = band.end - band.begin;
@@ -63,10 +65,17 @@ struct Plain {
       of(kernels.gradients, conv)({dy + first_of(out, sample, channels), x + offset,
                                    grad_x == nullptr ? nullptr : grad_x + offset, grad_weight},
                                   weight, band, next);
+      if (grad_x != nullptr && residual_grad != nullptr) add(residual_grad + offset, band, grad_x + offset);
     });
   }
 
  private:
+  // The rows of a band, which is still in cache.
+  static void add(const Scalar* map, const Band& band, Scalar* to) {
+    for (int64_t column = band.begin * band.width; column < band.end * band.width; ++column)
+      for (int64_t c = 0; c < band.channels; ++c) to[column * band.distance + c] += map[column * band.distance + c];
+  }
+
   static int64_t first_of(const MapShape& map, int64_t sample, Range channels) {
     return sample * map.positions() * map.channels + channels.begin;
   }
@@ -118,29 +127,31 @@ Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride) {
 }
 
 template <class Scalar>
-std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t stride,
-                                    bool want_x, bool want_weight) {
-  const Plain<Scalar> plain(x, weight, stride, 2);
+std::tuple<Tensor, Tensor> backward(const PlainBackward& of) {
+  const Plain<Scalar> plain(of.x, of.weight, of.stride, 2);
   const MapShape& in = plain.in;
   const Convolution& conv = plain.conv;
   const Partition& partition = plain.partition;
-  const ScalarType dtype = x.scalar_type();
-  Tensor grad_x = want_x ? empty_map(in, dtype) : empty_tensor({0}, dtype);
+  const ScalarType dtype = of.x.scalar_type();
+  Tensor grad_x = of.want_x ? empty_map(in, dtype) : empty_tensor({0}, dtype);
   Tensor grad_weight =
-      want_weight ? empty_tensor({in.channels, 1, conv.kernel, conv.kernel}, dtype) : empty_tensor({0}, dtype);
-  const auto *from = map_values<Scalar>(dy, plain.out, "grad"), *at_x = static_cast<const Scalar*>(x.const_data_ptr());
-  auto* to = want_x ? static_cast<Scalar*>(grad_x.mutable_data_ptr()) : nullptr;
+      of.want_weight ? empty_tensor({in.channels, 1, conv.kernel, conv.kernel}, dtype) : empty_tensor({0}, dtype);
+  const auto* dy = map_values<Scalar>(of.dy, plain.out, "grad");
+  const auto* x = static_cast<const Scalar*>(of.x.const_data_ptr());
+  const auto* residual =
+      of.residual_grad.has_value() ? map_values<Scalar>(*of.residual_grad, in, "residual_grad") : nullptr;
+  auto* to = of.want_x ? static_cast<Scalar*>(grad_x.mutable_data_ptr()) : nullptr;
 
   const int64_t lanes = plain.packing.lanes, size = partition.vectors() * lanes * conv.taps();
-  std::vector<Scalar> partial(want_weight ? partition.partials() * size : 0);
-  if (want_x || want_weight)
+  std::vector<Scalar> partial(of.want_weight ? partition.partials() * size : 0);
+  if (of.want_x || of.want_weight)
     for_each_piece(partition, 2 * in.rows() * in.channels * conv.taps(), [&](int64_t at, int64_t block) {
-      plain.gradients(
-          from, at_x, partition.samples_of(at), partition.rows_of(at), partition.channels_of(block),
-          plain.weights_of(block), to,
-          want_weight ? partial.data() + at * size + partition.first_vector(block) * lanes * conv.taps() : nullptr);
+      Scalar* const to_weight =
+          of.want_weight ? partial.data() + at * size + partition.first_vector(block) * lanes * conv.taps() : nullptr;
+      plain.gradients({dy, x, to, to_weight}, residual, partition.samples_of(at), partition.rows_of(at),
+                      partition.channels_of(block), plain.weights_of(block));
     });
-  if (want_weight) {
+  if (of.want_weight) {
     merge_sums(partial.data(), partition.partials(), size);
     unpack(plain.packing, partition, partial.data(), conv.taps(), static_cast<Scalar*>(grad_weight.mutable_data_ptr()),
            conv.taps(), 1);
@@ -160,10 +171,8 @@ Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride) {
   return x.scalar_type() == ScalarType::Float ? forward<float>(x, weight, stride) : forward<double>(x, weight, stride);
 }
 
-std::tuple<Tensor, Tensor> plain_depthwise_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                                    int64_t stride, bool want_x, bool want_weight) {
-  return x.scalar_type() == ScalarType::Float ? backward<float>(dy, x, weight, stride, want_x, want_weight)
-                                              : backward<double>(dy, x, weight, stride, want_x, want_weight);
+std::tuple<Tensor, Tensor> plain_depthwise_backward(const PlainBackward& of) {
+  return of.x.scalar_type() == ScalarType::Float ? backward<float>(of) : backward<double>(of);
 }
 
 }  // namespace biasloss

@@ -12,8 +12,14 @@ bool plain_depthwise_runs(const Tensor& x);
 
 Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride);
 
+struct PlainBackward {
+  const Tensor &dy, &x, &weight;
+  const OptionalTensor& residual_grad;  // added to grad_x
+  int64_t stride;
+  bool want_x, want_weight;
+};
+
 // (grad_x, grad_weight)
-std::tuple<Tensor, Tensor> plain_depthwise_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                                    int64_t stride, bool want_x, bool want_weight);
+std::tuple<Tensor, Tensor> plain_depthwise_backward(const PlainBackward& of);
 
 }  // namespace biasloss

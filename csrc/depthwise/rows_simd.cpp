@@ -173,7 +173,7 @@ inline void data_gradient(const Taps<Scalar>& taps, int64_t strip_offset, const 
   }
 }
 
-// du = dh * act'(u), stored and summed.
+// du = dh * act'(u), summed, and stored with residual_grad.
 template <class T, class Scalar>
 void finish_input_gradient(const Scalar* dh, RowSize size, int64_t vector, const InputGradient<T, Scalar>& to) {
   using Vector = VectorOf<Scalar>;
@@ -186,11 +186,16 @@ void finish_input_gradient(const Scalar* dh, RowSize size, int64_t vector, const
     const Vector center = to.center == nullptr ? Vector{} : load_first(to.center + c, channels);
     const bool reads_x = activation.value != Activation::identity || to.center != nullptr;
     const T* x = to.x.data + c;
+    const T* residual = to.residual_grad.data == nullptr ? nullptr : to.residual_grad.data + c;
     Vector sum = {}, products = {};
     for (int64_t q = 0; q < size.width; ++q) {
       const Vector value = reads_x ? load_first(x + q * to.x.stride, channels) : Vector{};
       const Vector du = load(dh + q * lanes) * derivative<decltype(activation)::value>(value * scale + shift);
-      if (to.grad_x.data != nullptr) store_first(to.grad_x.data + c + q * to.grad_x.stride, du, channels);
+      if (to.grad_x.data != nullptr) {
+        const Vector grad =
+            residual == nullptr ? du : du + load_first(residual + q * to.residual_grad.stride, channels);
+        store_first(to.grad_x.data + c + q * to.grad_x.stride, grad, channels);
+      }
       sum += du;
       products += du * (value - center);
     }
@@ -208,7 +213,7 @@ void input_gradient(Taps<Scalar> taps, const Scalar* weight, RowSize size, const
   constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t vectors = vectors_of(size.channels, lanes);
   if constexpr (stride == 1)  // dh is du, and leaves as a convolution's result does
-    if (to.affine.activation == int(Activation::identity) && to.center == nullptr)
+    if (to.affine.activation == int(Activation::identity) && to.center == nullptr && to.residual_grad.data == nullptr)
       return convolve_row<kernel, 1, false>(taps, weight, size, to.grad_x, {});
   for (int64_t v = 0; v < vectors; ++v) {
     data_gradient<kernel, stride>(taps, v * taps.columns * lanes, weight + v * kernel * kernel * lanes, size.width,

@@ -77,8 +77,9 @@ struct InputGradient {
   MapRow<const T> x;
   MapRow<T> grad_x;  // data may be null
   Affine<Scalar> affine;
-  const Scalar* center;  // null: no sums
-  Scalar* sums;          // [vectors][2][lanes], added to
+  const Scalar* center;           // null: no sums
+  Scalar* sums;                   // [vectors][2][lanes], added to
+  MapRow<const T> residual_grad;  // added to what is stored, behind the derivative; data may be null
 };
 
 // Strips, each to be multiplied with the kernel's row `index`. Rows outside of the map are not listed.

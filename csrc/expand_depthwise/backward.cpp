@@ -191,14 +191,15 @@ template <class T, class Scalar>
 std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expansion<T, Scalar>& e,
                                                                      const OutputGradientTensors& at_output,
                                                                      const Tensor& x_mean, const Tensor& expand_weight,
-                                                                     const Tensor& center, const Tensor& weight,
-                                                                     ScalarType wide) {
+                                                                     const NormGradientArguments& norm,
+                                                                     const Tensor& weight) {
+  const ScalarType wide = dtype_of<Scalar>;
   const Convolution& conv = e.conv;
   const MapShape out = {e.in.samples, e.channels, conv.output_size(e.in.height), conv.output_size(e.in.width)};
   Tensor grad_x = empty_map(e.in, wide);
   Tensor grad_expand = empty_tensor({e.channels, e.in.channels, 1, 1}, wide);
   Tensor grad_weight = empty_tensor({e.channels, 1, conv.kernel, conv.kernel}, wide);
-  Tensor sums = empty_tensor({2, e.channels}, wide);
+  Tensor coefficients = empty_tensor({6, e.channels}, wide);
 
   const int64_t columns_of_dy = conv.kernel * (out.width + conv.kernel);
   const int64_t of_reduction = e.rows_at_once() * e.in.width + 2 * e.in.channels;
@@ -216,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
       scaled_expand_weight(e, expand_values, buffer_stride<Scalar>(e.in.channels)),
       packed_for_input_gradient(e.rows, blocks, conv, values_of<Scalar>(weight, e.channels * conv.taps(), "weight")),
       values_of<Scalar>(x_mean, e.in.channels, "x_mean"),
-      values_of<Scalar>(center, e.channels, "center"),
+      values_of<Scalar>(norm.moments, 2 * e.channels, "moments"),  // its first row
       static_cast<Scalar*>(grad_x.mutable_data_ptr())};
 
   // All channels of a piece are one block of the partition. Each leaves a partial result as large as the weights, which
@@ -250,23 +251,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
     std::copy_n(of_expand.get() + o * backward.narrow_stride(), e.in.channels, to + o * e.in.channels);
   unpack(e.rows, blocks, of_weight.get(), conv.taps(), static_cast<Scalar*>(grad_weight.mutable_data_ptr()),
          conv.taps(), 1);
-  unpack(e.rows, blocks, of_sums.get(), 2, static_cast<Scalar*>(sums.mutable_data_ptr()), 1, e.channels);
-  return {grad_x, grad_expand, grad_weight, sums};
+  unpack(e.rows, blocks, of_sums.get(), 2, row_of<Scalar>(coefficients, 4), 1, e.channels);
+  finish_coefficients(coefficients, e.in.rows(), norm);
+  return {grad_x, grad_expand, grad_weight, coefficients};
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward_cpu(
-    std::optional<Tensor> grad, std::optional<Tensor> pool_grad, Tensor y, Tensor y_affine, Tensor y_coefficients,
-    int64_t y_activation, Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor center,
-    int64_t activation, Tensor weight, int64_t stride) {
-  const std::optional<Tensor> of_y = y, of_affine = y_affine, of_coefficients = y_coefficients;
+    Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor moments, Tensor weight, Tensor y,
+    Tensor y_affine, Tensor y_coefficients, OptionalTensor grad, OptionalTensor pool_grad, int64_t y_activation,
+    int64_t activation, int64_t stride, double eps, bool frozen) {
+  const Activation function = checked_activation(activation, "activation");
+  const OptionalTensor of_y = y, of_affine = y_affine, of_coefficients = y_coefficients;
+  const OutputGradientTensors at_output = {
+      grad, pool_grad, of_y, of_affine, of_coefficients, checked_activation(y_activation, "y_activation")};
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Scalar = decltype(accumulator);
-    return expand_depthwise_backward(expansion_of<T, Scalar>(x, expand_weight, affine, activation, weight, stride),
-                                     {grad, pool_grad, of_y, of_affine, of_coefficients, y_activation}, x_mean,
-                                     expand_weight, center, weight, accumulation_dtype(x.scalar_type()));
+    return expand_depthwise_backward(expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride),
+                                     at_output, x_mean, expand_weight, {affine, moments, eps, frozen}, weight);
   });
 }
 

@@ -110,7 +110,7 @@ class ExpandedRows {
 
 template <class T, class Scalar>
 Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, const Tensor& affine,
-                                  int64_t activation, const Tensor& weight, int64_t stride) {
+                                  Activation activation, const Tensor& weight, int64_t stride) {
   const MapShape in = map_shape(x, "x");
   const int64_t channels = weight.size(0);
   STD_TORCH_CHECK(expand_weight.dim() == 4 && expand_weight.size(0) == channels &&

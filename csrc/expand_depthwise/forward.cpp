@@ -20,8 +20,7 @@ std::vector<Scalar> packed_taps(const Expansion<T, Scalar>& e, const Partition& 
   if (weight.stride(0) != 1 || weight.stride(2) != kernel * tap)
     return packed(e.rows, partition, values_of<Scalar>(weight, e.channels * e.conv.taps(), "weight"), e.conv.taps(), 1,
                   e.conv.taps());
-  STD_TORCH_CHECK(weight.scalar_type() == (sizeof(Scalar) == 8 ? ScalarType::Double : ScalarType::Float),
-                  "weight: expected the accumulation dtype of x");
+  STD_TORCH_CHECK(weight.scalar_type() == dtype_of<Scalar>, "weight: expected the accumulation dtype of x");
   return packed(e.rows, partition, static_cast<const Scalar*>(weight.const_data_ptr()), 1, tap, e.conv.taps());
 }
 
@@ -60,11 +59,12 @@ void for_each_row(const Expansion<T, Scalar>& e, const Partition& partition, con
   });
 }
 
+// norm null: no statistics.
 template <class T, class Scalar>
 std::tuple<Tensor, Tensor> expand_depthwise(const Expansion<T, Scalar>& e, const Tensor& expand_weight,
-                                            const Tensor& weight, ScalarType dtype, bool want_moments) {
+                                            const Tensor& weight, ScalarType dtype, const NormArguments* norm) {
   const MapShape out = output_of(e);
-  const ScalarType wide = accumulation_dtype(dtype);
+  const bool want_moments = norm != nullptr;
   const auto& kernels = depthwise_tables().of(T());
   const Partition partition(e.in.samples, out.height, ChannelBlocks(e.channels, kernels.lanes, e.bytes_a_channel()));
   const auto weights = packed_taps(e, partition, weight);
@@ -82,7 +82,8 @@ std::tuple<Tensor, Tensor> expand_depthwise(const Expansion<T, Scalar>& e, const
         {to + (at.sample * out.positions() + at.row * out.width) * out.channels + at.channels.begin, out.channels},
         moments);
   });
-  return {y, want_moments ? finished_moments(kernels, partition, partial, out, wide) : empty_tensor({0}, wide)};
+  if (!want_moments) return {y, empty_tensor({0}, dtype_of<Scalar>)};
+  return {y, finished_statistics(kernels, partition, partial, out, *norm)};
 }
 
 // The means over each sample's rows from the sums of every row, (samples, height, channels).
@@ -135,26 +136,33 @@ std::tuple<Tensor, Tensor> expand_depthwise_activate(const Expansion<T, Scalar>&
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> expand_depthwise_cpu(Tensor x, Tensor expand_weight, Tensor affine, int64_t activation,
-                                                Tensor weight, int64_t stride, bool want_moments) {
+std::tuple<Tensor, Tensor> expand_depthwise_cpu(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight,
+                                                int64_t activation, int64_t stride, bool want_statistics,
+                                                OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                                OptionalTensor running_mean, OptionalTensor running_var,
+                                                OptionalTensor num_batches_tracked, double momentum, double eps) {
+  const Activation function = checked_activation(activation, "activation");
+  const NormArguments norm = {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps};
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Scalar = decltype(accumulator);
-    return expand_depthwise(expansion_of<T, Scalar>(x, expand_weight, affine, activation, weight, stride),
-                            expand_weight, weight, x.scalar_type(), want_moments);
+    return expand_depthwise(expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride), expand_weight,
+                            weight, x.scalar_type(), want_statistics ? &norm : nullptr);
   });
 }
 
-std::tuple<Tensor, Tensor> expand_depthwise_activate_cpu(Tensor x, Tensor expand_weight, Tensor affine,
-                                                         int64_t activation, Tensor weight, int64_t stride,
-                                                         Tensor y_affine, int64_t y_activation, bool want_pool) {
+std::tuple<Tensor, Tensor> expand_depthwise_activate_cpu(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight,
+                                                         Tensor y_affine, int64_t activation, int64_t stride,
+                                                         int64_t y_activation, bool want_pool) {
+  const Activation function = checked_activation(activation, "activation");
+  const Activation of_output = checked_activation(y_activation, "y_activation");
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Scalar = decltype(accumulator);
-    const auto e = expansion_of<T, Scalar>(x, expand_weight, affine, activation, weight, stride);
+    const auto e = expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride);
     const Scalar* of_y = values_of<Scalar>(y_affine, 2 * e.channels, "y_affine");
-    return expand_depthwise_activate(e, expand_weight, weight, affine_of(of_y, e.channels, y_activation),
-                                     x.scalar_type(), want_pool);
+    return expand_depthwise_activate(e, expand_weight, weight, affine_of(of_y, e.channels, of_output), x.scalar_type(),
+                                     want_pool);
   });
 }
 

@@ -2,31 +2,26 @@
 // biasloss_ext/ops/expand_depthwise/op.py.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <optional>
-#include <tuple>
+#include "../op_types.h"
 
 namespace biasloss {
 
-// (y, moments)
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> expand_depthwise_cpu(
-    torch::stable::Tensor x, torch::stable::Tensor expand_weight, torch::stable::Tensor affine, int64_t activation,
-    torch::stable::Tensor weight, int64_t stride, bool want_moments);
+// (y, statistics)
+std::tuple<Tensor, Tensor> expand_depthwise_cpu(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight,
+                                                int64_t activation, int64_t stride, bool want_statistics,
+                                                OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                                OptionalTensor running_mean, OptionalTensor running_var,
+                                                OptionalTensor num_batches_tracked, double momentum, double eps);
 
 // (h, pooled)
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> expand_depthwise_activate_cpu(
-    torch::stable::Tensor x, torch::stable::Tensor expand_weight, torch::stable::Tensor affine, int64_t activation,
-    torch::stable::Tensor weight, int64_t stride, torch::stable::Tensor y_affine, int64_t y_activation, bool want_pool);
+std::tuple<Tensor, Tensor> expand_depthwise_activate_cpu(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight,
+                                                         Tensor y_affine, int64_t activation, int64_t stride,
+                                                         int64_t y_activation, bool want_pool);
 
-// (grad_x, grad_expand, grad_weight, sums)
-std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
-expand_depthwise_backward_cpu(std::optional<torch::stable::Tensor> grad, std::optional<torch::stable::Tensor> pool_grad,
-                              torch::stable::Tensor y, torch::stable::Tensor y_affine,
-                              torch::stable::Tensor y_coefficients, int64_t y_activation, torch::stable::Tensor x,
-                              torch::stable::Tensor x_mean, torch::stable::Tensor expand_weight,
-                              torch::stable::Tensor affine, torch::stable::Tensor center, int64_t activation,
-                              torch::stable::Tensor weight, int64_t stride);
+// (grad_x, grad_expand, grad_weight, coefficients)
+std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward_cpu(
+    Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor moments, Tensor weight, Tensor y,
+    Tensor y_affine, Tensor y_coefficients, OptionalTensor grad, OptionalTensor pool_grad, int64_t y_activation,
+    int64_t activation, int64_t stride, double eps, bool frozen);
 
 }  // namespace biasloss

@@ -41,15 +41,16 @@ struct Part {
   int64_t slot_stride;
 };
 
-// dh = dz * gate + residual_grad, and what is summed over positions: nothing, the sums of a normalisation, or those and
-// the gradient of the gate. A gate alone is rare, and not worth a kernel of its own: its center is 0.
+// dh = dz * gate + residual_grad, and what is summed over positions: nothing, the two sums that a normalization needs,
+// or the gradient of the gate and all four. A gate alone is rare, and not worth a kernel of its own: its center is 0.
 enum class Summed { nothing, norm, norm_and_gate };
 
 template <Activation activation, Summed summed, class T, class Scalar>
 void finish_part(const Part<T, Scalar>& p) {
   using Vector = typename Compute<T>::Vector;
   constexpr bool any = summed != Summed::nothing, gated = summed == Summed::norm_and_gate;
-  constexpr int first_term = gated ? 0 : 1, terms = any ? kTerms : first_term;
+  constexpr int first_term = gated ? 0 : kSumOfGradient, terms = any ? kTerms : first_term;
+  constexpr int step = gated ? 1 : kSumOfProducts - kSumOfGradient;
   for (int64_t i = 0; any && i < kTerms * p.slot_stride; ++i) p.slot[i] = 0;
   for_rows(p.rows, [&](int64_t row, int64_t at_once) {
     for_vectors<Compute<T>::lanes>(p.channels, [&](int64_t c, int64_t slot, auto count) {
@@ -74,20 +75,19 @@ void finish_part(const Part<T, Scalar>& p) {
         if (p.residual_grad != nullptr) dh += load_first(p.residual_grad + at, count);
         if constexpr (any) {
           const Vector slope = derivative<activation>(u), away = x - center, du = dh * slope;
-          sum[1] += du;
-          sum[2] += slope;
-          sum[3] += du * away;
-          sum[4] += slope * away;
+          sum[kSumOfGradient] += du;
+          sum[kSumOfProducts] += du * away;
+          if constexpr (gated) sum[2] += slope, sum[4] += slope * away;
         }
         if (p.grad_x != nullptr) store_first(p.grad_x + at, dh, count);
       }
-      for (int term = first_term; term < terms; ++term) {
+      for (int term = first_term; term < terms; term += step) {
         Scalar* to = p.slot + term * p.slot_stride + slot;
         store(to, load(to) + sum[term]);
       }
     });
   });
-  for (int term = first_term; term < terms; ++term) settle(p.slot + term * p.slot_stride, p.channels);
+  for (int term = first_term; term < terms; term += step) settle(p.slot + term * p.slot_stride, p.channels);
 }
 
 template <class T, class Scalar>
@@ -117,9 +117,10 @@ void finish_tile(const PointwiseBackward<Scalar>& p, int64_t tile, int64_t begin
   if (p.gate == nullptr && p.center == nullptr)
     return finish_part<Activation::identity, Summed::nothing>(part(0, begin, end - begin));
   with_activation(p.activation, [&](auto constant) {
+    constexpr Activation activation = decltype(constant)::value;
+    if (p.gate == nullptr) return finish_part<activation, Summed::norm>(part(0, begin, end - begin));
     for_samples(begin, end, p.positions, [&](int64_t sample, int64_t first, int64_t count) {
-      p.gate == nullptr ? finish_part<decltype(constant)::value, Summed::norm>(part(sample, first, count))
-                        : finish_part<decltype(constant)::value, Summed::norm_and_gate>(part(sample, first, count));
+      finish_part<activation, Summed::norm_and_gate>(part(sample, first, count));
     });
   });
 }

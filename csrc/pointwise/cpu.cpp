@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../batch_norm/finish.h"
+#include "../cpu/activation.h"
 #include "../cpu/maps.h"
 #include "../cpu/parallel.h"
 #include "../cpu/scratch.h"
@@ -71,17 +73,22 @@ void forward(PointwiseForward<Scalar>& p, Element element, Scalar* moments) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> pointwise_cpu(Tensor x, Tensor weight, std::optional<Tensor> affine, int64_t activation,
-                                         std::optional<Tensor> gate, std::optional<Tensor> bias,
-                                         int64_t output_activation, std::optional<Tensor> residual, bool want_moments) {
+std::tuple<Tensor, Tensor> pointwise_cpu(Tensor x, Tensor weight, OptionalTensor affine, int64_t activation,
+                                         OptionalTensor gate, OptionalTensor bias, int64_t output_activation,
+                                         OptionalTensor residual, bool want_statistics, OptionalTensor norm_weight,
+                                         OptionalTensor norm_bias, OptionalTensor running_mean,
+                                         OptionalTensor running_var, OptionalTensor num_batches_tracked,
+                                         double momentum, double eps) {
   const MapShape s = map_shape(x, "x");
   const ScalarType dtype = x.scalar_type(), wide = accumulation_dtype(dtype);
+  const Activation of_input = checked_activation(activation, "activation");
+  const Activation of_output = checked_activation(output_activation, "output_activation");
   check_weight(weight, s.channels, wide);
-  STD_TORCH_CHECK(affine.has_value() || activation == 0, "an activation needs affine, got activation ", activation,
-                  " alone");
+  STD_TORCH_CHECK(affine.has_value() || of_input == Activation::identity, "an activation needs affine, got activation ",
+                  activation, " alone");
   const MapShape out = {s.samples, weight.size(0), s.height, s.width};
   Tensor y = empty_map(out, dtype);
-  Tensor moments = want_moments ? empty_tensor({2, out.channels}, wide) : empty_tensor({0}, wide);
+  Tensor statistics = want_statistics ? empty_tensor({4, out.channels}, wide) : empty_tensor({0}, wide);
   with_element(dtype, [&](auto element, auto scalar) {
     using Scalar = decltype(scalar);
     const PointwiseForwardTable& table = pointwise_forward_table();
@@ -100,14 +107,16 @@ std::tuple<Tensor, Tensor> pointwise_cpu(Tensor x, Tensor weight, std::optional<
         .gate = values_of<Scalar>(gate, s.samples * s.channels, "gate"),
         .bias = values_of<Scalar>(bias, out.channels, "bias"),
         .residual = map_values(residual, out, dtype, "residual"),
-        .activation = Activation(activation),
-        .output_activation = Activation(output_activation),
+        .activation = of_input,
+        .output_activation = of_output,
         .y = y.mutable_data_ptr(),
-        .want_moments = want_moments,
+        .want_moments = want_statistics,
     };
-    forward(p, element, want_moments ? static_cast<Scalar*>(moments.mutable_data_ptr()) : nullptr);
+    forward(p, element, want_statistics ? static_cast<Scalar*>(statistics.mutable_data_ptr()) : nullptr);
   });
-  return {y, moments};
+  finish_statistics_if_wanted(statistics, out.rows(),
+                              {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps});
+  return {y, statistics};
 }
 
 }  // namespace biasloss

@@ -44,13 +44,15 @@ struct PointwiseBackward {
   bool transposed;      // the parts of the weight's gradient are (channels, outputs)
   Scalar* weight_grad;  // a part a piece, in rows of weight_grad_stride
   int64_t weight_grad_stride;
-  // kTerms rows of slot_stride for every part of a sample in a tile; the slot is the sum of both numbers.
+  // kTerms rows of slot_stride: with a gate, for every part of a sample in a tile (the slot is the sum of both
+  // numbers), else for every tile.
   Scalar* slots;
   int64_t slot_stride;
 };
 
 // What is summed over positions: the gradient of the gate, and the four sums of biasloss_ext/ops/pointwise/op.py.
-constexpr int kTerms = 5;
+// Without a gate, only the first and third of these, at their places.
+constexpr int kTerms = 5, kSumOfGradient = 1, kSumOfProducts = 3;
 
 template <class Scalar>
 using ForwardPiece = void (*)(const PointwiseForward<Scalar>&, int64_t piece, int64_t first_output, int64_t outputs,

@@ -2,6 +2,8 @@
 #include <memory>
 #include <vector>
 
+#include "../batch_norm/finish.h"
+#include "../cpu/activation.h"
 #include "../cpu/maps.h"
 #include "../cpu/parallel.h"
 #include "../cpu/tiles.h"
@@ -18,12 +20,12 @@ using Scalar = AccumulatorOf<T>;
 // A map whose samples are matrices of columns, and u = scale * x + shift.
 template <class T>
 struct Samples {
-  Samples(const Tensor& x, const std::optional<Tensor>& affine, int64_t activation, const PoolTable<T>& table)
+  Samples(const Tensor& x, const OptionalTensor& affine, Activation activation, const PoolTable<T>& table)
       : shape(map_shape(x, "pool_variance: x")),
         tiles(shape.channels, shape.positions(), table.lanes),
         size(shape.channels * shape.positions()),
         data(static_cast<const T*>(x.const_data_ptr())),
-        activation(static_cast<Activation>(activation)) {
+        activation(activation) {
     const auto* rows = values_of<Scalar<T>>(affine, 2 * shape.channels, "pool_variance: affine");
     scale = repeated(rows, tiles, Scalar<T>(1));
     shift = repeated(rows == nullptr ? nullptr : rows + shape.channels, tiles);
@@ -211,12 +213,12 @@ class Backward {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> pool_variance_cpu(Tensor x, std::optional<Tensor> affine, int64_t activation,
-                                             bool want_variance) {
+std::tuple<Tensor, Tensor> pool_variance_cpu(Tensor x, OptionalTensor affine, int64_t activation, bool want_variance) {
+  const Activation function = checked_activation(activation, "pool_variance: activation");
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) -> std::tuple<Tensor, Tensor> {
     using Sum = decltype(accumulator);
     const auto& table = pool_tables().of(element);
-    const Samples<decltype(element)> samples(x, affine, activation, table);
+    const Samples<decltype(element)> samples(x, affine, function, table);
     const ScalarType dtype = accumulation_dtype(x.scalar_type());
     Tensor pooled = empty_tensor({samples.shape.samples, samples.shape.channels}, dtype);
     Tensor variance = empty_tensor({want_variance ? samples.shape.samples : 0}, dtype);
@@ -232,24 +234,27 @@ std::tuple<Tensor, Tensor> pool_variance_cpu(Tensor x, std::optional<Tensor> aff
   });
 }
 
-std::tuple<Tensor, Tensor> pool_variance_backward_cpu(Tensor pool_grad, Tensor x, std::optional<Tensor> affine,
-                                                      std::optional<Tensor> center, int64_t activation) {
+std::tuple<Tensor, Tensor> pool_variance_backward_cpu(Tensor pool_grad, Tensor x, OptionalTensor affine,
+                                                      OptionalTensor moments, int64_t activation, double eps,
+                                                      bool frozen) {
+  const Activation function = checked_activation(activation, "pool_variance_backward: activation");
+  STD_TORCH_CHECK(affine.has_value() || !moments.has_value(), "pool_variance_backward: moments need affine, got none");
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) -> std::tuple<Tensor, Tensor> {
     using T = decltype(element);
     using Sum = decltype(accumulator);
     const auto& table = pool_tables().of(element);
-    const Samples<T> samples(x, affine, activation, table);
+    const Samples<T> samples(x, affine, function, table);
     const MapShape& shape = samples.shape;
-    const ScalarType dtype = accumulation_dtype(x.scalar_type());
     const auto* grad = values_of<Sum>(pool_grad, shape.samples * shape.channels, "pool_variance_backward: pool_grad");
-    const auto* middle = values_of<Sum>(center, shape.channels, "pool_variance_backward: center");
+    const auto* mean = values_of<Sum>(moments, 2 * shape.channels, "pool_variance_backward: moments");
     Tensor du = empty_map(shape, x.scalar_type());
-    Backward<T> backward(samples, table, grad, middle, static_cast<T*>(du.mutable_data_ptr()));
+    Backward<T> backward(samples, table, grad, mean, static_cast<T*>(du.mutable_data_ptr()));
     if (x.numel() > 0) backward.compute();
-    if (middle == nullptr) return {du, empty_tensor({0}, dtype)};
-    Tensor sums = empty_tensor({2, shape.channels}, dtype);
-    backward.sums_into(static_cast<Sum*>(sums.mutable_data_ptr()));
-    return {du, sums};
+    if (mean == nullptr) return {du, empty_tensor({0}, dtype_of<Sum>)};
+    Tensor coefficients = empty_tensor({6, shape.channels}, dtype_of<Sum>);
+    backward.sums_into(row_of<Sum>(coefficients, 4));
+    finish_coefficients(coefficients, shape.rows(), {*affine, *moments, eps, frozen});
+    return {du, coefficients};
   });
 }
 

@@ -1,19 +1,16 @@
 // The operators biasloss_ext::pool_variance and its backward: see biasloss_ext/ops/pool_variance/op.py.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <optional>
-#include <tuple>
+#include "../op_types.h"
 
 namespace biasloss {
 
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> pool_variance_cpu(torch::stable::Tensor x,
-                                                                           std::optional<torch::stable::Tensor> affine,
-                                                                           int64_t activation, bool want_variance);
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> pool_variance_backward_cpu(
-    torch::stable::Tensor pool_grad, torch::stable::Tensor x, std::optional<torch::stable::Tensor> affine,
-    std::optional<torch::stable::Tensor> center, int64_t activation);
+// (pooled, variance)
+std::tuple<Tensor, Tensor> pool_variance_cpu(Tensor x, OptionalTensor affine, int64_t activation, bool want_variance);
+
+// (grad_x, coefficients)
+std::tuple<Tensor, Tensor> pool_variance_backward_cpu(Tensor pool_grad, Tensor x, OptionalTensor affine,
+                                                      OptionalTensor moments, int64_t activation, double eps,
+                                                      bool frozen);
 
 }  // namespace biasloss

@@ -1,5 +1,7 @@
 #include <vector>
 
+#include "../batch_norm/finish.h"
+#include "../cpu/activation.h"
 #include "../cpu/maps.h"
 #include "../cpu/parallel.h"
 #include "ops.h"
@@ -45,6 +47,28 @@ void sum_rows(const T* x, int64_t rows, int64_t width, T* sum) {
     for (int64_t n = 0; n < width; ++n) sum[n] += x[m * width + n];
 }
 
+// sum(du) and sum(du * (y - mean)), (2, C), of the normalization before the pool: from its sums over every sample's
+// positions, (4, N, C), completed by what the pool adds to each position.
+template <class T>
+void sum_samples(const T* sums, const T* pool_grad, const Sizes& s, int64_t positions, T* out) {
+  const int64_t size = s.samples * s.channels;
+  const double factor = 1.0 / static_cast<double>(std::max<int64_t>(positions, 1));
+  parallel_shares(4 * size, [&](int64_t share, int64_t shares) {
+    const int64_t begin = s.channels * share / shares, count = s.channels * (share + 1) / shares - begin;
+    std::vector<double> du(count), du_centred(count);
+    for (int64_t sample = 0; sample < s.samples; ++sample) {
+      const T *p = pool_grad + sample * s.channels + begin, *at = sums + sample * s.channels + begin;
+      for (int64_t i = 0; i < count; ++i) {
+        const double shared = double(p[i]) * factor;
+        du[i] += double(at[i]) + shared * double(at[size + i]);
+        du_centred[i] += double(at[2 * size + i]) + shared * double(at[3 * size + i]);
+      }
+    }
+    std::copy_n(du.data(), count, out + begin);
+    std::copy_n(du_centred.data(), count, out + s.channels + begin);
+  });
+}
+
 template <class F>
 auto with_accumulator(ScalarType dtype, const F& f) {
   return dtype == ScalarType::Double ? f(double()) : f(float());
@@ -56,6 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> squeeze_excite_cpu(Tensor pooled, Tensor redu
                                                       Tensor expand_weight, Tensor expand_bias, int64_t activation,
                                                       int64_t gate_activation) {
   const Sizes s = sizes_of(pooled, reduce_weight);
+  const Activation of_hidden = checked_activation(activation, "squeeze_excite: activation");
+  const Activation of_gate = checked_activation(gate_activation, "squeeze_excite: gate_activation");
   const ScalarType dtype = pooled.scalar_type();
   Tensor gate = empty_tensor({s.samples, s.channels}, dtype);
   Tensor reduced = empty_tensor({s.samples, s.reduced}, dtype);
@@ -74,28 +100,33 @@ std::tuple<Tensor, Tensor, Tensor> squeeze_excite_cpu(Tensor pooled, Tensor redu
       table.linear(x, s.samples, s.channels, down, down_bias, begin, end, squeezed, s.reduced);
     });
     std::vector<T> hidden(s.samples * s.reduced);
-    table.activate(static_cast<Activation>(activation), squeezed, s.samples * s.reduced, hidden.data());
+    table.activate(of_hidden, squeezed, s.samples * s.reduced, hidden.data());
     parallel_parts(s, s.channels, [&](int64_t begin, int64_t end) {
       table.linear(hidden.data(), s.samples, s.reduced, up, up_bias, begin, end, excited, s.channels);
     });
-    table.activate(static_cast<Activation>(gate_activation), excited, s.samples * s.channels,
-                   static_cast<T*>(gate.mutable_data_ptr()));
+    table.activate(of_gate, excited, s.samples * s.channels, static_cast<T*>(gate.mutable_data_ptr()));
   });
   return {gate, reduced, expanded};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_cpu(Tensor gate_grad, Tensor pooled,
-                                                                               Tensor reduced, Tensor expanded,
-                                                                               Tensor reduce_weight,
-                                                                               Tensor expand_weight, int64_t activation,
-                                                                               int64_t gate_activation) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_cpu(
+    Tensor gate_grad, Tensor pooled, Tensor reduced, Tensor expanded, Tensor reduce_weight, Tensor expand_weight,
+    int64_t activation, int64_t gate_activation, OptionalTensor sums, OptionalTensor affine, OptionalTensor moments,
+    int64_t positions, double eps, bool frozen) {
   const Sizes s = sizes_of(pooled, reduce_weight);
+  const Activation of_hidden = checked_activation(activation, "squeeze_excite_backward: activation");
+  const Activation of_gate = checked_activation(gate_activation, "squeeze_excite_backward: gate_activation");
+  const bool finishes = sums.has_value();
+  STD_TORCH_CHECK(!finishes || (affine.has_value() && moments.has_value()),
+                  "squeeze_excite_backward: sums need affine and moments, got ",
+                  affine.has_value() ? "affine" : "no affine", " and ", moments.has_value() ? "moments" : "no moments");
   const ScalarType dtype = pooled.scalar_type();
   Tensor pool_grad = empty_tensor({s.samples, s.channels}, dtype);
   Tensor reduce_weight_grad = empty_tensor({s.reduced, s.channels}, dtype);
   Tensor reduce_bias_grad = empty_tensor({s.reduced}, dtype);
   Tensor expand_weight_grad = empty_tensor({s.channels, s.reduced}, dtype);
   Tensor expand_bias_grad = empty_tensor({s.channels}, dtype);
+  Tensor coefficients = finishes ? empty_tensor({6, s.channels}, dtype) : empty_tensor({0}, dtype);
   with_accumulator(dtype, [&](auto element) {
     using T = decltype(element);
     const auto& table = squeeze_excite_tables().of(element);
@@ -108,8 +139,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_cpu(T
     const T* up = values_of<T>(expand_weight, s.reduced * s.channels, "squeeze_excite_backward: expand_weight");
     const auto out = [](const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
     std::vector<T> d_excited(wide), hidden(narrow), d_hidden(narrow), d_squeezed(narrow);
-    table.gradient(static_cast<Activation>(gate_activation), grad, excited, wide, d_excited.data());
-    table.activate(static_cast<Activation>(activation), squeezed, narrow, hidden.data());
+    table.gradient(of_gate, grad, excited, wide, d_excited.data());
+    table.activate(of_hidden, squeezed, narrow, hidden.data());
     sum_rows(d_excited.data(), s.samples, s.channels, out(expand_bias_grad));
 
     // The gradient of the one side goes by columns, that of the weight by rows: parts of the same share of both.
@@ -120,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_cpu(T
       table.combine(d_excited.data() + begin, 1, s.channels, end - begin, s.samples, hidden.data(), 0, s.reduced,
                     out(expand_weight_grad) + begin * s.reduced, s.reduced);
     });
-    table.gradient(static_cast<Activation>(activation), d_hidden.data(), squeezed, narrow, d_squeezed.data());
+    table.gradient(of_hidden, d_hidden.data(), squeezed, narrow, d_squeezed.data());
     sum_rows(d_squeezed.data(), s.samples, s.reduced, out(reduce_bias_grad));
     parallel_parts(s, s.channels, [&](int64_t begin, int64_t end) {
       const auto [first, last] = same_part(begin, end, s.channels, s.reduced);
@@ -129,8 +160,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_cpu(T
       table.combine(d_squeezed.data() + first, 1, s.reduced, last - first, s.samples, x, 0, s.channels,
                     out(reduce_weight_grad) + first * s.channels, s.channels);
     });
+    if (finishes)
+      sum_samples(values_of<T>(*sums, 4 * wide, "squeeze_excite_backward: sums"), out(pool_grad), s, positions,
+                  row_of<T>(coefficients, 4));
   });
-  return {pool_grad, reduce_weight_grad, reduce_bias_grad, expand_weight_grad, expand_bias_grad};
+  if (finishes) finish_coefficients(coefficients, s.samples * positions, {*affine, *moments, eps, frozen});
+  return {pool_grad, reduce_weight_grad, reduce_bias_grad, expand_weight_grad, expand_bias_grad, coefficients};
 }
 
 }  // namespace biasloss

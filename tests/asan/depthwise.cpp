@@ -51,9 +51,11 @@ void run_rows(const DepthwiseKernels<T, Scalar>& kernels, const ActivatedKernels
   for (Scalar* wanted : {row.data(), static_cast<Scalar*>(nullptr)})
     activated.convolve[size][stride - 1](of_h, packed.data(), out_row, {{y.data(), distance}, affine, wanted});
   kernels.weight_gradient[size][stride - 1](dy, of_h, out_row, grad_weight.data());
-  const InputGradient<T, Scalar> to = {
-      {x.data(), distance}, {grad_x.data(), distance}, affine, row.data(), sums.data()};
-  kernels.input_gradient[size][stride - 1](of_gradient, packed.data(), in_row, to, workspace.data());
+  for (const T* residual : {x.data(), static_cast<T*>(nullptr)}) {
+    const InputGradient<T, Scalar> to = {{x.data(), distance}, {grad_x.data(), distance}, affine, row.data(),
+                                         sums.data(),          {residual, distance}};
+    kernels.input_gradient[size][stride - 1](of_gradient, packed.data(), in_row, to, workspace.data());
+  }
   kernels.unpack(grad_weight.data(), channels, taps_count, weight.data(), taps_count, 1);
 }
 

@@ -52,7 +52,7 @@ void run_forward(const Sizes& s, bool everything) {
 }
 
 template <class T, class Scalar>
-void run_backward(const Sizes& s, bool everything, bool transposed) {
+void run_backward(const Sizes& s, bool everything, bool gated, bool transposed) {
   const PointwiseBackwardTable& table = baseline::pointwise_backward;
   std::vector<T> x(s.rows() * s.channels), grad_x = x, residual_grad = x, grad(s.rows() * s.outputs), y = grad;
   std::vector<Scalar> weight(s.outputs * s.channels), coefficients(4 * s.outputs), row(s.channels),
@@ -64,7 +64,7 @@ void run_backward(const Sizes& s, bool everything, bool transposed) {
   const int64_t weight_rows = transposed ? s.channels : s.outputs;
   const int64_t weight_grad_stride = buffer_stride<Scalar>(transposed ? s.outputs : s.channels);
   std::vector<Scalar> weight_grad(tiles.pieces * weight_rows * weight_grad_stride);
-  std::vector<Scalar> slots((tiles.tiles() + s.samples) * kTerms * stride);
+  std::vector<Scalar> slots((tiles.tiles() + (gated ? s.samples : 0)) * kTerms * stride);
   const auto if_wanted = [&](auto& values) { return everything ? values.data() : nullptr; };
   const PointwiseBackward<Scalar> p = {
       .tiles = tiles,
@@ -80,7 +80,7 @@ void run_backward(const Sizes& s, bool everything, bool transposed) {
       .scale = if_wanted(row),
       .shift = if_wanted(row),
       .center = if_wanted(row),
-      .gate = if_wanted(gate),
+      .gate = gated ? gate.data() : nullptr,
       .residual_grad = if_wanted(residual_grad),
       .activation = everything ? Activation::silu : Activation::identity,
       .grad_x = grad_x.data(),
@@ -99,7 +99,8 @@ template <class T, class Scalar>
 void run_both(const Sizes& s) {
   for (const bool everything : {false, true}) {
     run_forward<T, Scalar>(s, everything);
-    for (const bool transposed : {false, true}) run_backward<T, Scalar>(s, everything, transposed);
+    for (const bool gated : {false, true})
+      for (const bool transposed : {false, true}) run_backward<T, Scalar>(s, everything, gated, transposed);
   }
 }
 
