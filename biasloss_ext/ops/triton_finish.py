@@ -1,4 +1,4 @@
-"""What the last program of a Triton kernel of the 1x1 convolution does: it adds up the partial results of the others."""
+"""What the last program of a Triton kernel does: it adds up the partial results of the others."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -82,7 +82,7 @@ def finish_statistics(
     eps,
 ):
     """Store mean, variance, scale and shift of some columns, and move their running statistics."""
-    scale = 1.0 / tl.sqrt(variance + eps.to(variance.dtype))
+    scale = 1.0 / tl.sqrt(variance + eps)
     if norm_weight_ptr is not None:
         scale *= tl.load(norm_weight_ptr + column, mask=exists, other=0.0)
     shift = -scale * mean
@@ -94,13 +94,13 @@ def finish_statistics(
     tl.store(statistics_ptr + columns * 3 + column, shift, mask=exists)
     if running_mean_ptr is not None:
         running = tl.load(running_mean_ptr + column, mask=exists, other=0.0)
-        moved = running + momentum.to(mean.dtype) * (mean - running)
+        moved = running + momentum * (mean - running)
         tl.debug_barrier()  # several threads may have loaded what one of them stores
         tl.store(running_mean_ptr + column, moved, mask=exists)
     if running_var_ptr is not None:
         unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
         running = tl.load(running_var_ptr + column, mask=exists, other=0.0)
-        moved = running + momentum.to(mean.dtype) * (unbiased - running)
+        moved = running + momentum * (unbiased - running)
         tl.debug_barrier()
         tl.store(running_var_ptr + column, moved, mask=exists)
 
@@ -149,7 +149,7 @@ def finish_coefficients(
     scale = tl.load(affine_ptr + column, mask=exists, other=0.0)
     mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
     variance = tl.load(moments_ptr + columns + column, mask=exists, other=0.0)
-    rstd = 1.0 / tl.sqrt(variance + eps.to(variance.dtype))
+    rstd = 1.0 / tl.sqrt(variance + eps)
     b = tl.zeros_like(scale)
     c = tl.zeros_like(scale)
     if not FROZEN:
@@ -161,6 +161,51 @@ def finish_coefficients(
     tl.store(coefficients_ptr + columns * 3 + column, mean, mask=exists)
     tl.store(coefficients_ptr + columns * 4 + column, rstd * sum_du_away, mask=exists)
     tl.store(coefficients_ptr + columns * 5 + column, sum_du, mask=exists)
+
+
+@triton.jit
+def finish_sums(
+    sum_du,
+    sum_du_away,
+    coefficients_ptr,
+    affine_ptr,
+    moments_ptr,
+    partials_ptr,
+    ticket_ptr,
+    group,
+    groups,
+    column,
+    columns,
+    count,
+    eps,
+    FROZEN: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Leave the sums of one group of rows in partials (2, groups, columns); the last of the groups finishes the coefficients
+    of its columns. ``count`` values per column were summed by all groups together."""
+    exists = column < columns
+    row = groups.to(tl.int64) * columns
+    pointers = partials_ptr + group.to(tl.int64) * columns + column
+    tl.store(pointers, sum_du, mask=exists)
+    tl.store(pointers + row, sum_du_away, mask=exists)
+    if is_last(ticket_ptr, groups):
+        total = merge_sums(partials_ptr, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
+        total_away = merge_sums(partials_ptr + row, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
+        finish_coefficients(
+            coefficients_ptr,
+            affine_ptr,
+            moments_ptr,
+            column,
+            columns,
+            exists,
+            total,
+            total_away,
+            count.to(DTYPE),
+            eps,
+            FROZEN,
+        )
 
 
 @triton.jit
