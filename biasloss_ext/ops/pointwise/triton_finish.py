@@ -82,7 +82,7 @@ def finish_statistics(
     eps,
 ):
     """Store mean, variance, scale and shift of some columns, and move their running statistics."""
-    scale = 1.0 / tl.sqrt(variance + eps.to(variance.dtype))
+    scale = 1.0 / tl.sqrt(variance + tl.full([], eps, variance.dtype))
     if norm_weight_ptr is not None:
         scale *= tl.load(norm_weight_ptr + column, mask=exists, other=0.0)
     shift = -scale * mean
@@ -94,13 +94,13 @@ def finish_statistics(
     tl.store(statistics_ptr + columns * 3 + column, shift, mask=exists)
     if running_mean_ptr is not None:
         running = tl.load(running_mean_ptr + column, mask=exists, other=0.0)
-        moved = running + momentum.to(mean.dtype) * (mean - running)
+        moved = running + tl.full([], momentum, mean.dtype) * (mean - running)
         tl.debug_barrier()  # several threads may have loaded what one of them stores
         tl.store(running_mean_ptr + column, moved, mask=exists)
     if running_var_ptr is not None:
         unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
         running = tl.load(running_var_ptr + column, mask=exists, other=0.0)
-        moved = running + momentum.to(mean.dtype) * (unbiased - running)
+        moved = running + tl.full([], momentum, mean.dtype) * (unbiased - running)
         tl.debug_barrier()
         tl.store(running_var_ptr + column, moved, mask=exists)
 
@@ -149,7 +149,7 @@ def finish_coefficients(
     scale = tl.load(affine_ptr + column, mask=exists, other=0.0)
     mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
     variance = tl.load(moments_ptr + columns + column, mask=exists, other=0.0)
-    rstd = 1.0 / tl.sqrt(variance + eps.to(variance.dtype))
+    rstd = 1.0 / tl.sqrt(variance + tl.full([], eps, variance.dtype))
     b = tl.zeros_like(scale)
     c = tl.zeros_like(scale)
     if not FROZEN:
@@ -165,11 +165,10 @@ def finish_coefficients(
 
 @triton.jit
 def sum_blocks(partials_ptr, offsets, inside, stride, count):
-    """The sum of ``count`` blocks, ``stride`` apart."""
+    """The sum of ``count`` blocks, ``stride`` (in 64 bits) apart."""
     total = tl.load(partials_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
     for index in range(1, count):
-        start = index.to(tl.int64) * stride
-        total += tl.load(partials_ptr + start + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+        total += tl.load(partials_ptr + index * stride + offsets, mask=inside, other=0.0, cache_modifier=".cg")
     return total
 
 
@@ -180,6 +179,7 @@ def finish_weight(
     partials_ptr,
     sets_ptr,
     tickets_ptr,
+    first_ticket,
     group,
     groups,
     groups_of_set,
@@ -195,7 +195,7 @@ def finish_weight(
     """Store a block of the weight's gradient; where it is SPLIT, the last program adds up what the others left.
 
     One program alone would take long to read the partial results of hundreds: the last program of a set adds up its own, the
-    last of all sets adds up the sets. ``tickets_ptr`` has one ticket for the sets, then one for each of them.
+    last of all sets adds up the sets. From ``first_ticket`` on there is one ticket for the sets, then one for each of them.
     """
     offsets, inside = tile_of(first_out.to(tl.int64), out_channels, first_in, in_channels, OUT, IN)
     offsets += first_out * in_channels
@@ -205,10 +205,10 @@ def finish_weight(
         own = (group // groups_of_set).to(tl.int32)
         first = own * groups_of_set
         members = tl.minimum(groups - first, groups_of_set)
-        if is_last(tickets_ptr + 1 + own, members):
+        if is_last(tickets_ptr + first_ticket + 1 + own, members):
             total = sum_blocks(partials_ptr + first.to(tl.int64) * size, offsets, inside, size, members)
             tl.store(sets_ptr + own.to(tl.int64) * size + offsets, total, mask=inside)
-            if is_last(tickets_ptr, sets):
+            if is_last(tickets_ptr + first_ticket, sets):
                 total = sum_blocks(sets_ptr, offsets, inside, size, sets)
                 tl.store(grad_weight_ptr + offsets, total, mask=inside)
     else:
