@@ -1,11 +1,13 @@
-"""Pieces of the Triton kernels on feature maps, and the small second kernels that merge what programs leave.
+"""Pieces of the Triton kernels on feature maps: tiles, activations, sums, and what a kernel's last program finishes.
 
 A channels_last map is a matrix: one row a position of a sample, channels along it. A program holds ROWS x CHANNELS of it at a
 time. Launches pass a number of channels as vectors of VECTOR elements: the multiplication by a constant tells the compiler
 what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
 
-What is summed over more rows than a program has goes to memory as one partial result a program, and a second kernel merges
-them in a fixed order: results are deterministic. Terms: :mod:`biasloss_ext.ops.maps`.
+What is summed over more rows than a program has goes to memory as one partial result a program. The last program to arrive
+(`is_last`) merges them in a fixed order, so results are deterministic, and finishes the job: the statistics of a batch
+normalization (`finish_statistics`) or the coefficients of its backward pass (`finish_coefficients`). Terms:
+:mod:`biasloss_ext.ops.maps`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -28,6 +30,24 @@ _SIGMOID = tl.constexpr(maps.SIGMOID)
 def between(x, low, high):
     """x, but at least low and at most high; keeps a NaN."""
     return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
+def divided(x, y):
+    """x / y, rounded correctly: Triton's own operator is an approximation in float32."""
+    if x.dtype == tl.float32:
+        return tl.div_rn(x, y)
+    else:
+        return x / y
+
+
+@triton.jit
+def square_root(x):
+    """Rounded correctly, as `divided`."""
+    if x.dtype == tl.float32:
+        return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt(x)
 
 
 @triton.jit
@@ -145,7 +165,11 @@ def sum_deviations(
     offsets, inside = tile_of(first_row, end, first_channel, channels, ROWS, CHANNELS)
     head = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
     head = activate(normalise(head, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-    shift = tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE)
+    infinity = float("inf")
+    smallest = tl.min(tl.where(inside, head, infinity), 0)
+    largest = tl.max(tl.where(inside, head, -infinity), 0)
+    # A rounded mean of equal values may differ from them, and at 1e30 the square of that difference is infinite.
+    shift = between(tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE), smallest, largest)
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     squares = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):
@@ -173,75 +197,179 @@ def store_moments(partials_ptr, group, groups, column, columns, count, shift, to
     tl.store(partials_ptr + row * 3 + group, count)
 
 
-@triton.jit(do_not_specialize=["groups", "columns"])
-def merge_moments_kernel(
+@triton.jit
+def is_last(ticket_ptr, total):
+    """Whether this is the last of ``total`` programs to call this with the ticket, which that program leaves at 0.
+
+    What any of the programs stored before its call, the last one may load after its own, with ``cache_modifier=".cg"``:
+
+    - Before: the stores of all threads come before the barrier, and the barrier before the atomic operation of the one
+      thread that executes it. A release is cumulative in the PTX memory model: it also publishes what happened before it in
+      other threads of the block. The scope is the GPU.
+    - Between: the atomic operations on one ticket form a release sequence, and the last of them acquires from all before.
+    - After: Triton hands the result from that one thread to the others through shared memory, behind a barrier, so that what
+      it acquired happened before their loads too. ``.cg`` loads from the L2 cache: a line of the L1 cache, which other
+      multiprocessors do not update, cannot serve them.
+
+    Nobody else touches the ticket between the last arrival and the next launch of the stream: a plain store resets it.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == total - 1
+    tl.store(ticket_ptr, 0, mask=last)
+    tl.debug_barrier()
+    return last
+
+
+@triton.jit
+def merge_moments(
     partials_ptr,
-    mean_ptr,
-    variance_ptr,
     groups,
     columns,
-    UNBIASED: tl.constexpr,
+    column,
+    exists,
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Mean (where wanted) and variance of COLUMNS columns from what `store_moments` left.
+    """(mean, m2, count) of the columns ``column`` from what `store_moments` left; for the last program (`is_last`).
 
-    GROUPS groups at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979). Means are kept relative to the first
-    group's shift, so that a mean of a thousand standard deviations costs no accuracy.
+    Lane by lane, GROUPS groups at a time, and then over the lanes (Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979): no exchange between threads holds up the loads. Means are kept relative
+    to the first group's shift, so that a mean of a thousand standard deviations costs no accuracy.
     """
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    exists = column < columns
     row = groups.to(tl.int64) * columns
-    reference = tl.load(partials_ptr + column, mask=exists, other=0.0)
-    mean = tl.zeros([COLUMNS], DTYPE)
-    m2 = tl.zeros([COLUMNS], DTYPE)
-    before = tl.full([], 0.0, DTYPE)
+    reference = tl.load(partials_ptr + column, mask=exists, other=0.0, cache_modifier=".cg")
+    counts = tl.zeros([GROUPS], DTYPE)
+    means = tl.zeros([GROUPS, COLUMNS], DTYPE)
+    m2s = tl.zeros([GROUPS, COLUMNS], DTYPE)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
         inside = (group < groups)[:, None] & exists[None, :]
-        count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0)
+        count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0, cache_modifier=".cg")
         pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
-        shift = tl.load(pointers, mask=inside, other=0.0)
-        means = tl.load(pointers + row, mask=inside, other=0.0)
-        # Where there is no group the count is 0, but NaN or infinity would still come through a product with it.
-        means = tl.where(inside, (shift - reference[None, :]) + means, 0.0)
-        m2s = tl.load(pointers + row * 2, mask=inside, other=0.0)
+        shift = tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
+        mean = tl.load(pointers + row, mask=inside, other=0.0, cache_modifier=".cg")
+        m2 = tl.load(pointers + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
 
-        here = tl.sum(count, 0)
-        mean_here = tl.sum(means * count[:, None], 0) / here
-        deviation = means - mean_here[None, :]
-        delta = mean_here - mean
-        fraction = here / (before + here)
-        mean += delta * fraction
-        m2 += tl.sum(m2s + deviation * deviation * count[:, None], 0) + delta * delta * (before * fraction)
-        before += here
-    if mean_ptr is not None:
-        tl.store(mean_ptr + column, reference + mean, mask=exists)
-    divisor = tl.maximum(before - 1.0, 1.0) if UNBIASED else before
-    tl.store(variance_ptr + column, m2 / divisor, mask=exists)
+        together = counts + count
+        fraction = count / tl.maximum(together, 1.0)
+        # Where there is no group the fraction is 0, but NaN or infinity would still come through a product with it.
+        delta = tl.where(inside, (shift - reference[None, :]) + mean - means, 0.0)
+        means += delta * fraction[:, None]
+        m2s += m2 + delta * delta * (counts * fraction)[:, None]
+        counts = together
+    total = tl.sum(counts, 0)
+    mean_of_all = tl.sum(means * counts[:, None], 0) / total
+    deviation = means - mean_of_all[None, :]
+    return reference + mean_of_all, tl.sum(m2s + deviation * deviation * counts[:, None], 0), total
 
 
-@triton.jit(do_not_specialize=["groups", "columns", "column_blocks"])
-def sum_partials_kernel(
+@triton.jit
+def merge_sums(
     partials_ptr,
-    sums_ptr,
     groups,
     columns,
-    column_blocks,
+    column,
+    exists,
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Sums (rows, columns) of partials (rows, groups, columns) over the groups."""
-    program = tl.program_id(0)
-    row = (program // column_blocks).to(tl.int64)
-    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    """Sum over the groups of partials (groups, columns), for the columns ``column``; for the last program (`is_last`)."""
     total = tl.zeros([GROUPS, COLUMNS], DTYPE)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
-        inside = (group < groups)[:, None] & (column < columns)[None, :]
-        offsets = (row * groups + group)[:, None] * columns + column[None, :]
-        total += tl.load(partials_ptr + offsets, mask=inside, other=0.0)
-    tl.store(sums_ptr + row * columns + column, tl.sum(total, 0), mask=column < columns)
+        inside = (group < groups)[:, None] & exists[None, :]
+        offsets = group.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.load(partials_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def finish_statistics(
+    statistics_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    column,
+    columns,
+    exists,
+    mean,
+    variance,
+    count,
+    momentum,
+    eps,
+):
+    """Store rows mean, biased variance, scale and shift of the columns ``column``, and move the running statistics.
+
+    Any pointer but the first may be None. ``count`` values went into a column; with none the running statistics stay.
+    """
+    scale = divided(tl.full(mean.shape, 1.0, mean.dtype), square_root(variance + tl.full([], eps, mean.dtype)))
+    if norm_weight_ptr is not None:
+        scale *= tl.load(norm_weight_ptr + column, mask=exists, other=0.0)
+    shift = -scale * mean
+    if norm_bias_ptr is not None:
+        shift += tl.load(norm_bias_ptr + column, mask=exists, other=0.0)
+    tl.store(statistics_ptr + column, mean, mask=exists)
+    tl.store(statistics_ptr + columns + column, variance, mask=exists)
+    tl.store(statistics_ptr + columns * 2 + column, scale, mask=exists)
+    tl.store(statistics_ptr + columns * 3 + column, shift, mask=exists)
+
+    values = tl.full(mean.shape, count, mean.dtype)
+    tracked = exists & (values > 0.0)
+    step = tl.full([], momentum, mean.dtype)
+    if running_mean_ptr is not None:
+        running_mean = tl.load(running_mean_ptr + column, mask=exists, other=0.0)
+        tl.debug_barrier()  # no thread stores what another has yet to load
+        tl.store(running_mean_ptr + column, running_mean + step * (mean - running_mean), mask=tracked)
+    if running_var_ptr is not None:
+        running_var = tl.load(running_var_ptr + column, mask=exists, other=0.0)
+        unbiased = variance * divided(values, tl.maximum(values - 1.0, 1.0))
+        tl.debug_barrier()
+        tl.store(running_var_ptr + column, running_var + step * (unbiased - running_var), mask=tracked)
+
+
+@triton.jit
+def count_batch(num_batches_tracked_ptr):
+    """One batch more, or nothing where the pointer is None; for exactly one program of a launch."""
+    if num_batches_tracked_ptr is not None:
+        batches = tl.load(num_batches_tracked_ptr)
+        tl.debug_barrier()
+        tl.store(num_batches_tracked_ptr, batches + 1)
+
+
+@triton.jit
+def finish_coefficients(
+    coefficients_ptr,
+    affine_ptr,
+    moments_ptr,
+    column,
+    columns,
+    exists,
+    sum_du,
+    sum_du_away,
+    count,
+    eps,
+    FROZEN: tl.constexpr,
+):
+    """Store the six rows of the coefficients of the columns ``column``, from sum(du) and sum(du * (y - mean))."""
+    scale = tl.load(affine_ptr + column, mask=exists, other=0.0)
+    mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
+    variance = tl.load(moments_ptr + columns + column, mask=exists, other=0.0)
+    one = tl.full(mean.shape, 1.0, mean.dtype)
+    rstd = divided(one, square_root(variance + tl.full([], eps, mean.dtype)))
+    weight_grad = rstd * sum_du_away
+    if FROZEN:
+        b = tl.zeros_like(mean)
+        c = tl.zeros_like(mean)
+    else:
+        share = -scale * divided(one, tl.full(mean.shape, count, mean.dtype))
+        b = share * rstd * weight_grad
+        c = share * sum_du
+    tl.store(coefficients_ptr + column, scale, mask=exists)
+    tl.store(coefficients_ptr + columns + column, b, mask=exists)
+    tl.store(coefficients_ptr + columns * 2 + column, c, mask=exists)
+    tl.store(coefficients_ptr + columns * 3 + column, mean, mask=exists)
+    tl.store(coefficients_ptr + columns * 4 + column, weight_grad, mask=exists)
+    tl.store(coefficients_ptr + columns * 5 + column, sum_du, mask=exists)
