@@ -66,8 +66,9 @@ def normalize(y: Tensor, module: nn.BatchNorm2d) -> Normalized:
     norm = batch_norm.norm_of(module, dtype, count)
     if norm.frozen:
         return _settled(y, norm, None, module)
-    parameters = (batch_norm.in_dtype(values, dtype) for values in (module.weight, module.bias))
-    statistics = batch_norm_op.statistics(y.detach(), backend=BACKEND, **norm.finish(*parameters))
+    with torch.no_grad():
+        parameters = (batch_norm.in_dtype(values, dtype) for values in (module.weight, module.bias))
+        statistics = batch_norm_op.statistics(y.detach(), backend=BACKEND, **norm.finish(*parameters))
     return _settled(y, norm, statistics, module)
 
 

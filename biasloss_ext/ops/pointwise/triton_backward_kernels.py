@@ -10,14 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.pointwise.triton_finish import finish_coefficients, finish_weight, is_last, merge_sums
 from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
+from biasloss_ext.ops.triton_finish import finish_coefficients, finish_weight, is_last, merge_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
     gradient_behind_norm,
     load_channels,
-    normalise,
+    normalize,
     product,
     tile_of,
 )
@@ -267,7 +267,7 @@ def data_kernel(
         start = first_row * in_channels
         if gate_ptr is not None or moments_ptr is not None or grad_weight_ptr is not None:
             x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-            u = normalise(x, affine_ptr, first_in, in_channels, IN)
+            u = normalize(x, affine_ptr, first_in, in_channels, IN)
         if grad_weight_ptr is not None:
             z = activate(u, ACTIVATION)
             if gate_ptr is not None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.pointwise.triton_finish import count_batch, finish_statistics, is_last, merge_moments
-from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalise, product, store_moments, tile_of
+from biasloss_ext.ops.triton_finish import count_batch, finish_statistics, is_last, merge_moments
+from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalize, product, store_moments, tile_of
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def load_gated(
     """A tile of z = gate * act(affine(x)). Rows past the last hold what act makes of the shift."""
     offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
     x = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    z = activate(normalise(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    z = activate(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
     if gate_ptr is not None:
         first_sample = first_row // positions
         position = (first_row - first_sample * positions).to(tl.int32)
