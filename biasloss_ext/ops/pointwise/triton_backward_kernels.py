@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
-from biasloss_ext.ops.triton_finish import finish_coefficients, finish_weight, is_last, merge_sums
+from biasloss_ext.ops.pointwise.triton_weight_sums import finish_weight
+from biasloss_ext.ops.triton_finish import finish_coefficients, is_last, merge_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
@@ -331,7 +332,7 @@ def data_kernel(
             chunks,
             first_in,
             in_channels,
-            eps,
+            tl.full([], eps, DTYPE),
             FROZEN,
             GROUPS,
             IN,
