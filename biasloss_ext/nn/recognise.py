@@ -171,9 +171,10 @@ def find(block: nn.Module) -> Found | str:
     """The parts of a block, or why it has no fused kernels."""
     try:
         if isinstance(block, InvertedResidual):
-            found = Found(parts_of(block.conv), block.has_residual)
-        else:
-            found = RECOGNISERS[_key(block)](block)
+            parts = parts_of(block.conv)
+            return parts if isinstance(parts, str) else Found(parts, block.has_residual)
+        found = RECOGNISERS[_key(block)](block)
     except _Odd as odd:
         return str(odd)
+    found = found._replace(parts=found.parts._replace(others=tuple(block.modules())[1:]))
     return why_not_fusable(found.parts) or found
