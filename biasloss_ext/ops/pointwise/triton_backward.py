@@ -104,7 +104,7 @@ def pointwise_backward(
         if x.numel() == 0:
             return _of_nothing(x, weight, affine, moments, gate, want_x, want_weight, eps, frozen)
         optional = (t is not None for t in (y, affine, moments, gate))
-        plan = _plans[key] = _plan(x, weight, Wanted(activation, *optional, *numbers[1:]))
+        plan = _plans[key] = _plan(x, weight, Wanted._make((activation, *optional, *numbers[1:])))
 
     x = shared.dense(x, plan.x_strides)
     grad = shared.dense(grad, plan.y_strides)
