@@ -556,21 +556,22 @@ def loss_kernel(
             CLASSES,
             DTYPE,
         )
-    elif features_ptr is not None:
-        store_slice_moments(
-            program - row_blocks,
-            features_ptr,
-            moments_ptr,
-            feature_sample_stride,
-            length,
-            slices,
-            slice_length,
-            total_slices,
-            VECTOR,
-            LANES,
-            UNROLLED,
-            FEATURE_DTYPE,
-        )
+    elif program < row_blocks + total_slices:  # a batch without samples has one program, and no slice
+        if features_ptr is not None:
+            store_slice_moments(
+                program - row_blocks,
+                features_ptr,
+                moments_ptr,
+                feature_sample_stride,
+                length,
+                slices,
+                slice_length,
+                total_slices,
+                VECTOR,
+                LANES,
+                UNROLLED,
+                FEATURE_DTYPE,
+            )
     if is_last(ticket_ptr, tl.num_programs(0)):
         finish_loss(
             moments_ptr,
