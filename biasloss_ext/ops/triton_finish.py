@@ -9,10 +9,22 @@ import triton.language as tl
 
 @triton.jit
 def is_last(ticket_ptr, total):
-    """Whether this program is the last of ``total`` to ask. What the others stored before they asked is then visible to loads
-    with ``cache_modifier=".cg"``. The last one leaves the ticket at zero for the next launch."""
+    """Whether this is the last of ``total`` programs to call this with the ticket, which that program leaves at 0.
+
+    What any of the programs stored before its call, the last one may load after its own, with ``cache_modifier=".cg"``:
+
+    - Before: the stores of all threads come before the barrier, and the barrier before the atomic operation, which one thread
+      executes. A release is cumulative in the PTX memory model: it also publishes what happened before it in other threads of
+      the block. The scope is the GPU.
+    - Between: the atomic operations on one ticket form a release sequence, and the last of them acquires from all before.
+    - After: Triton hands the result from that one thread to the others through shared memory, behind a barrier, so that what
+      it acquired happened before their loads too. ``.cg`` loads from the L2 cache: a line of the L1 cache, which other
+      multiprocessors do not update, cannot serve them.
+
+    Nobody else touches the ticket between the last arrival and the next launch of the stream: a plain store resets it.
+    """
     tl.debug_barrier()
-    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == total - 1
+    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == total - 1
     if last:
         tl.store(ticket_ptr, 0)
     tl.debug_barrier()
