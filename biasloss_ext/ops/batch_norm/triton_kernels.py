@@ -58,7 +58,7 @@ def statistics_kernel(
     exists = column < channels
     store_moments(partials_ptr, group, groups, column, channels, count.to(DTYPE), shift, total, squares)
     if is_last(tickets_ptr + block, groups):
-        mean, m2, count = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
+        mean, m2, all_rows = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
         finish_statistics(
             statistics_ptr,
             norm_weight_ptr,
@@ -69,8 +69,8 @@ def statistics_kernel(
             channels,
             exists,
             mean,
-            m2 / count,
-            count,
+            m2 / all_rows,
+            all_rows,
             momentum,
             eps,
         )
