@@ -97,9 +97,7 @@ def gate(channels: int, reduced: int) -> None:
     pooled, hidden = torch.empty(SAMPLES, channels), torch.empty(SAMPLES, reduced)
     reduce, expand = torch.empty(reduced, channels), torch.empty(channels, reduced)
     activations = {"activation": maps.RELU, "gate_activation": maps.HARDSIGMOID}
-    squeeze_excite.squeeze_excite(
-        pooled, reduce, torch.empty(reduced), expand, torch.empty(channels), **activations
-    )
+    squeeze_excite.squeeze_excite(pooled, reduce, torch.empty(reduced), expand, torch.empty(channels), **activations)
     affine = torch.empty(2, channels)
     squeeze_excite.squeeze_excite_backward(
         pooled,

@@ -120,7 +120,9 @@ class _Walk:
         for operation in operations:
             pointers = tuple(self.roots.get(operand, NOTHING) for operand in operation.operands)
             if any(pointers) and operation.name not in POINTER_OPERATIONS and operation.name not in ACCESSES:
-                raise ValueError(f"{operation.name} takes a pointer, and it is not known what it does: {operation.text}")
+                raise ValueError(
+                    f"{operation.name} takes a pointer, and it is not known what it does: {operation.text}"
+                )
             if operation.name in ("scf.yield", "scf.condition"):
                 yielded = pointers[1:] if operation.name == "scf.condition" else pointers
             elif operation.name in BARRIERS:
@@ -265,7 +267,7 @@ class _Reader:
 
 
 def _results(text: str | None) -> tuple[str, ...]:
-    """"%a:3" are %a#0 to %a#2."""
+    """ "%a:3" are %a#0 to %a#2."""
     found: list[str] = []
     for part in (text or "").split(","):
         name, _, count = part.strip().partition(":")
