@@ -25,6 +25,14 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that read image fil
 CheckpointSteps = Annotated[
     int, typer.Option(min=0, help="Checkpoint after so many steps too, not only after every epoch.")
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="Capture the steps in a CUDA graph; where that is impossible, say why and run them eagerly.",
+        rich_help_panel="Machine",
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the folder holds.")]
 
 # Options of the recipe: panel, help.
@@ -126,6 +134,7 @@ def train(
     fresh: Fresh = False,
     device: Device = "auto",
     workers: Workers = 4,
+    cuda_graphs: CudaGraphs = False,
     **options: Any,
 ) -> None:
     """Train a classifier; killed, it goes on where it was when called again. Also under torchrun."""
@@ -133,7 +142,14 @@ def train(
     from biasloss_ext.recipes.loop import train as run
 
     outcome = run(
-        recipe, out, device=device, workers=workers, checkpoint_steps=checkpoint_steps, fresh=fresh, title=recipe.loss
+        recipe,
+        out,
+        device=device,
+        workers=workers,
+        checkpoint_steps=checkpoint_steps,
+        fresh=fresh,
+        cuda_graphs=cuda_graphs,
+        title=recipe.loss,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"test accuracy {outcome.accuracy:.2%}; report in {out / 'report.md'}")
@@ -157,6 +173,7 @@ def compare(
     fresh: Fresh = False,
     device: Device = "auto",
     workers: Workers = 4,
+    cuda_graphs: CudaGraphs = False,
     **options: Any,
 ) -> None:
     """Train with several losses or models over several seeds, and say whether they differ; goes on when called again."""
@@ -172,6 +189,7 @@ def compare(
         workers=workers,
         checkpoint_steps=checkpoint_steps,
         fresh=fresh,
+        cuda_graphs=cuda_graphs,
         **options,
     )
     for difference in found.differences:

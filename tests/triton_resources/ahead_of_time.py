@@ -113,7 +113,7 @@ def compile_launch(launch: KernelLaunch, capability: int) -> Any:
 
 
 def ttgir_of(launch: KernelLaunch, capability: int) -> str:
-    """The kernel after the last pass on tiles, where it is known which thread holds what. Takes a third of a whole compilation."""
+    """The kernel after the last pass on tiles, where it is known which thread holds what, in a third of a compilation's time."""
     source = launch.source()
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)

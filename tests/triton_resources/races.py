@@ -174,7 +174,7 @@ class _Walk:
         while True:
             before = (dict(after.accesses), carried)
             self.bind([name for name, _ in pairs], carried)
-            end = after.copy()
+            end, yielded = after.copy(), carried
             for index, region in enumerate(operation.regions):
                 if index > 0:  # of scf.while: the body takes what the condition passes on
                     self.bind(_block_arguments(region), yielded)

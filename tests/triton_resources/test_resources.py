@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
+import triton
 from triton.runtime.jit import JITFunction
 
 import biasloss_ext.ops
