@@ -34,6 +34,9 @@ def parts_of(layers: nn.Sequential) -> Parts | str:
     gate: Gate | None = None
     others: tuple[nn.Module, ...] = (layers, first, second)
     for module in gates:
+        if type(module) is nn.Identity:  # in the place of an attention
+            others = (*others, module)
+            continue
         found = gate_of(module)
         if isinstance(found, str):
             return found

@@ -138,6 +138,12 @@ def _twin(fused: nn.Module, exchange: Callable[[nn.Sequential], None]) -> nn.Mod
     return twin.train()
 
 
+@pytest.mark.parametrize("squeeze_excite", [True, False])
+def test_a_block_as_it_was_built_is_fused(squeeze_excite: bool) -> None:
+    assert not isinstance(parts_of(FusedInvertedResidual(8, 16, 8, 3, squeeze_excite=squeeze_excite).conv), str)
+    assert not isinstance(parts_of(FusedSkipBlock(8, 16, 8, 3).core_block), str)
+
+
 @pytest.mark.parametrize("kind", [nn.Sigmoid, nn.Hardsigmoid])
 @pytest.mark.parametrize("hidden", [nn.ReLU, nn.SiLU, nn.Hardswish])
 def test_an_attention_with_other_activations_stays_fused(kind: type[nn.Module], hidden: type[nn.Module]) -> None:

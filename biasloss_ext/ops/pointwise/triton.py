@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-@tiling.on_its_device
+@shared.on_its_device
 def pointwise(
     x: Tensor,
     weight: Tensor,
@@ -60,24 +60,24 @@ def pointwise(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     norm = norm_weight, norm_bias, running_mean, running_var, num_batches_tracked
-    given = tiling.dtypes_of(x, weight, affine, gate, bias, residual, *norm)
+    given = shared.dtypes_of(x, weight, affine, gate, bias, residual, *norm)
     numbers = activation, output_activation, want_statistics, momentum, eps
-    key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, tiling.precision_setting(x))
+    key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, shared.precision_setting(x))
     plan = _plans.get(key)
     if plan is None:
         if x.shape[0] * x.shape[2] * x.shape[3] * weight.shape[0] == 0:
             return _of_nothing(x, weight.shape[0], want_statistics, norm, momentum, eps)
         plan = _plans[key] = _plan(x, weight, activation, output_activation, want_statistics, momentum, eps)
-    x = tiling.dense(x, plan.x_strides)
+    x = shared.dense(x, plan.x_strides)
     y = torch.empty_strided(plan.y_shape, plan.y_strides, dtype=x.dtype, device=x.device)
     statistics = torch.empty(plan.statistics, dtype=plan.wide, device=x.device)
     plan.launch(
         x,
         weight,
-        tiling.in_order(affine),
-        tiling.in_order(gate),
-        tiling.in_order(bias),
-        None if residual is None else tiling.dense(residual, plan.y_strides),
+        shared.in_order(affine),
+        shared.in_order(gate),
+        shared.in_order(bias),
+        None if residual is None else shared.dense(residual, plan.y_strides),
         y,
         *((statistics, *norm) if want_statistics else (None,) * 6),
         torch.empty(plan.partials, dtype=plan.wide, device=x.device) if want_statistics else None,
@@ -127,7 +127,7 @@ def _plan(
             "IN": tiles.inner,
             "OUT": tiles.results,
             "WHOLE": tiles.whole,
-            "GROUPS": tiling.merged_groups(groups.number, tiles.results),
+            "GROUPS": shared.merged_groups(groups.number, tiles.results),
             "DTYPE": triton_dtype(wide),
             **shared.precision_of_products(x),
             "num_warps": tiles.warps,
@@ -136,9 +136,9 @@ def _plan(
     )
     return Plan(
         launch,
-        tiling.strides_of(x.shape),
+        shared.strides_of(x.shape),
         (x.shape[0], of_y.channels, *x.shape[2:]),
-        tiling.strides_of((x.shape[0], of_y.channels, *x.shape[2:])),
+        shared.strides_of((x.shape[0], of_y.channels, *x.shape[2:])),
         wide,
         (4, of_y.channels) if want_statistics else (0,),
         (3 * of_y.channels + 1) * groups.number,

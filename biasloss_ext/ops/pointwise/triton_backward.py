@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-@tiling.on_its_device
+@shared.on_its_device
 def pointwise_backward(
     grad: Tensor,
     x: Tensor,
@@ -96,20 +96,20 @@ def pointwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if y is None or y_coefficients is None:
         y = y_coefficients = None
-    given = tiling.dtypes_of(grad, x, weight, y, y_coefficients, affine, moments, gate, residual_grad)
+    given = shared.dtypes_of(grad, x, weight, y, y_coefficients, affine, moments, gate, residual_grad)
     numbers = activation, any_origin, want_x, want_weight, eps, frozen
-    key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, tiling.precision_setting(x))
+    key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, shared.precision_setting(x))
     plan = _plans.get(key)
     if plan is None:
         if x.numel() == 0:
             return _of_nothing(x, weight, affine, moments, gate, want_x, want_weight, eps, frozen)
         optional = (t is not None for t in (y, affine, moments, gate))
-        plan = _plans[key] = _plan(x, weight, Wanted(activation, *optional, *numbers[1:]))
+        plan = _plans[key] = _plan(x, weight, Wanted._make((activation, *optional, *numbers[1:])))
 
-    x = tiling.dense(x, plan.x_strides)
-    grad = tiling.dense(grad, plan.y_strides)
-    y = None if y is None else tiling.dense(y, plan.y_strides)
-    y_coefficients, affine, gate = map(tiling.in_order, (y_coefficients, affine, gate))
+    x = shared.dense(x, plan.x_strides)
+    grad = shared.dense(grad, plan.y_strides)
+    y = None if y is None else shared.dense(y, plan.y_strides)
+    y_coefficients, affine, gate = map(shared.in_order, (y_coefficients, affine, gate))
     device, wide, none = x.device, plan.wide, (0,)
     samples, channels = plan.x_shape[:2]
     by_sample, by_channel = moments is not None and gate is not None, moments is not None and gate is None
@@ -136,9 +136,9 @@ def pointwise_backward(
             x,
             weight,
             affine,
-            tiling.in_order(moments),
+            shared.in_order(moments),
             gate,
-            None if residual_grad is None else tiling.dense(residual_grad, plan.x_strides),
+            None if residual_grad is None else shared.dense(residual_grad, plan.x_strides),
             grad_x if want_x else None,
             None if gate is None else gate_grad,
             sums if by_sample else None,
@@ -207,8 +207,8 @@ def _plan(x: Tensor, weight: Tensor, wanted: Wanted) -> Plan:
         weight_launch, sums, weight_tickets = _weight_launch(shapes)
     return Plan(
         tuple(x.shape),
-        tiling.strides_of(x.shape),
-        tiling.strides_of((x.shape[0], weight.shape[0], *x.shape[2:])),
+        shared.strides_of(x.shape),
+        shared.strides_of((x.shape[0], weight.shape[0], *x.shape[2:])),
         tuple(weight.shape),
         accumulation_dtype(x.dtype),
         data,
@@ -272,7 +272,7 @@ def _data_launch(
             "WHOLE": tiles.whole,
             "CHUNKED": chunked,
             "FROZEN": wanted.frozen,
-            "GROUPS": tiling.merged_groups(chunks.number, tiles.results),
+            "GROUPS": shared.merged_groups(chunks.number, tiles.results),
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
         },

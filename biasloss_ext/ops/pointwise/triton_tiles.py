@@ -6,26 +6,19 @@ constants of a channel for every column. The compiler's figures are in tests/tri
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROGRAMS, WARPS
-from biasloss_ext.ops.maps import channels_last
 from biasloss_ext.ops.triton_launch import divide_up, next_power_of_two
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 ANOTHER_READ = 32  # what a further block of results costs: in channels, for the factor that it reads once more
 LONGEST_GROUP = 128  # tiles whose deviations are summed from the mean of the first; bounds the rounding error
 PARTIAL_SHARE = 4  # partial gradients of the weight are at most this part of the bytes that the kernel reads
-MERGED_ELEMENTS = 4096  # of partial results that one step of a merge holds
 ONE_READ_ELEMENTS = {torch.float16: 16384, torch.bfloat16: 16384, torch.float32: 4096, torch.float64: 256}
 
 
@@ -115,12 +108,6 @@ def groups_of_set(groups: int) -> int:
     return next_power_of_two(math.isqrt(max(groups - 1, 0)) + 1)
 
 
-def merged_groups(groups: int, columns: int) -> int:
-    """Few widths, so that another batch size rarely needs another kernel."""
-    most = max(MERGED_ELEMENTS // columns, 4)
-    return next(width for width in (4, 32, most) if groups <= width or width >= most)
-
-
 def stride_constants(weight: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     """The weight's strides as the kernels take them: (units, units), and the elements of a unit; 0 for a stride of 1."""
     most = BYTES_PER_LOAD // weight.element_size()
@@ -128,42 +115,3 @@ def stride_constants(weight: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     units = [0 if stride == 1 else math.gcd(stride, most) for stride in strides]
     outputs, inputs = (stride // max(unit, 1) for stride, unit in zip(strides, units, strict=True))
     return (outputs, inputs), {"WEIGHT_OUT": units[0], "WEIGHT_IN": units[1]}
-
-
-def dtypes_of(*tensors: Tensor | None) -> tuple[torch.dtype | None, ...]:
-    """Their part of a plan's key: which are given, and of what they are."""
-    return tuple([None if t is None else t.dtype for t in tensors])
-
-
-def precision_setting(x: Tensor) -> str | None:
-    """What a plan depends on besides its tensors."""
-    return torch.backends.cuda.matmul.fp32_precision if x.dtype == torch.float32 else None
-
-
-def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a map of this shape in channels_last order."""
-    _, channels, height, width = shape
-    return (height * width * channels, 1, width * channels, channels)
-
-
-def dense(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``x`` in channels_last order, which has these strides."""
-    return x if x.stride() == strides else channels_last(x)
-
-
-def in_order(t: Tensor | None) -> Tensor | None:
-    return t if t is None or t.is_contiguous() else t.contiguous()
-
-
-def on_its_device(op: Callable[P, R]) -> Callable[P, R]:
-    """An op that launches on the device of its first tensor, whichever is current."""
-
-    @functools.wraps(op)
-    def call(*arguments: P.args, **options: P.kwargs) -> R:
-        first: Any = arguments[0]
-        if first.is_cuda and first.get_device() != torch._C._cuda_getDevice():
-            with torch.cuda.device_of(first):
-                return op(*arguments, **options)
-        return op(*arguments, **options)
-
-    return call

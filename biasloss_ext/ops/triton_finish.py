@@ -1,4 +1,4 @@
-"""What the last program of a Triton kernel of the 1x1 convolution does: it adds up the partial results of the others."""
+"""What the last program of a Triton kernel does: it adds up the partial results of the others."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -6,15 +6,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_map_kernels import tile_of
-
 
 @triton.jit
 def is_last(ticket_ptr, total):
-    """Whether this program is the last of ``total`` to ask. What the others stored before they asked is then visible to loads
-    with ``cache_modifier=".cg"``. The last one leaves the ticket at zero for the next launch."""
+    """Whether this is the last of ``total`` programs to call this with the ticket, which that program leaves at 0.
+
+    What any of the programs stored before its call, the last one may load after its own, with ``cache_modifier=".cg"``:
+
+    - Before: the stores of all threads come before the barrier, and the barrier before the atomic operation, which one thread
+      executes. A release is cumulative in the PTX memory model: it also publishes what happened before it in other threads of
+      the block. The scope is the GPU.
+    - Between: the atomic operations on one ticket form a release sequence, and the last of them acquires from all before.
+    - After: Triton hands the result from that one thread to the others through shared memory, behind a barrier, so that what
+      it acquired happened before their loads too. ``.cg`` loads from the L2 cache: a line of the L1 cache, which other
+      multiprocessors do not update, cannot serve them.
+
+    Nobody else touches the ticket between the last arrival and the next launch of the stream: a plain store resets it.
+    """
     tl.debug_barrier()
-    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == total - 1
+    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == total - 1
     if last:
         tl.store(ticket_ptr, 0)
     tl.debug_barrier()
@@ -82,7 +92,7 @@ def finish_statistics(
     eps,
 ):
     """Store mean, variance, scale and shift of some columns, and move their running statistics."""
-    scale = 1.0 / tl.sqrt(variance + eps.to(variance.dtype))
+    scale = 1.0 / tl.sqrt(variance + eps)
     if norm_weight_ptr is not None:
         scale *= tl.load(norm_weight_ptr + column, mask=exists, other=0.0)
     shift = -scale * mean
@@ -94,13 +104,13 @@ def finish_statistics(
     tl.store(statistics_ptr + columns * 3 + column, shift, mask=exists)
     if running_mean_ptr is not None:
         running = tl.load(running_mean_ptr + column, mask=exists, other=0.0)
-        moved = running + momentum.to(mean.dtype) * (mean - running)
+        moved = running + momentum * (mean - running)
         tl.debug_barrier()  # several threads may have loaded what one of them stores
         tl.store(running_mean_ptr + column, moved, mask=exists)
     if running_var_ptr is not None:
         unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
         running = tl.load(running_var_ptr + column, mask=exists, other=0.0)
-        moved = running + momentum.to(mean.dtype) * (unbiased - running)
+        moved = running + momentum * (unbiased - running)
         tl.debug_barrier()
         tl.store(running_var_ptr + column, moved, mask=exists)
 
@@ -149,7 +159,7 @@ def finish_coefficients(
     scale = tl.load(affine_ptr + column, mask=exists, other=0.0)
     mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
     variance = tl.load(moments_ptr + columns + column, mask=exists, other=0.0)
-    rstd = 1.0 / tl.sqrt(variance + eps.to(variance.dtype))
+    rstd = 1.0 / tl.sqrt(variance + eps)
     b = tl.zeros_like(scale)
     c = tl.zeros_like(scale)
     if not FROZEN:
@@ -164,52 +174,45 @@ def finish_coefficients(
 
 
 @triton.jit
-def sum_blocks(partials_ptr, offsets, inside, stride, count):
-    """The sum of ``count`` blocks, ``stride`` apart."""
-    total = tl.load(partials_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
-    for index in range(1, count):
-        start = index.to(tl.int64) * stride
-        total += tl.load(partials_ptr + start + offsets, mask=inside, other=0.0, cache_modifier=".cg")
-    return total
-
-
-@triton.jit
-def finish_weight(
-    total,
-    grad_weight_ptr,
+def finish_sums(
+    sum_du,
+    sum_du_away,
+    coefficients_ptr,
+    affine_ptr,
+    moments_ptr,
     partials_ptr,
-    sets_ptr,
-    tickets_ptr,
+    ticket_ptr,
     group,
     groups,
-    groups_of_set,
-    sets,
-    first_out,
-    out_channels,
-    first_in,
-    in_channels,
-    OUT: tl.constexpr,
-    IN: tl.constexpr,
-    SPLIT: tl.constexpr,
+    column,
+    columns,
+    count,
+    eps,
+    FROZEN: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
-    """Store a block of the weight's gradient; where it is SPLIT, the last program adds up what the others left.
-
-    One program alone would take long to read the partial results of hundreds: the last program of a set adds up its own, the
-    last of all sets adds up the sets. ``tickets_ptr`` has one ticket for the sets, then one for each of them.
-    """
-    offsets, inside = tile_of(first_out.to(tl.int64), out_channels, first_in, in_channels, OUT, IN)
-    offsets += first_out * in_channels
-    if SPLIT:
-        size = out_channels.to(tl.int64) * in_channels
-        tl.store(partials_ptr + group * size + offsets, total, mask=inside)
-        own = (group // groups_of_set).to(tl.int32)
-        first = own * groups_of_set
-        members = tl.minimum(groups - first, groups_of_set)
-        if is_last(tickets_ptr + 1 + own, members):
-            total = sum_blocks(partials_ptr + first.to(tl.int64) * size, offsets, inside, size, members)
-            tl.store(sets_ptr + own.to(tl.int64) * size + offsets, total, mask=inside)
-            if is_last(tickets_ptr, sets):
-                total = sum_blocks(sets_ptr, offsets, inside, size, sets)
-                tl.store(grad_weight_ptr + offsets, total, mask=inside)
-    else:
-        tl.store(grad_weight_ptr + offsets, total, mask=inside)
+    """Leave the sums of one group of rows in partials (2, groups, columns); the last of the groups finishes the coefficients
+    of its columns. ``count`` values per column were summed by all groups together."""
+    exists = column < columns
+    row = groups.to(tl.int64) * columns
+    pointers = partials_ptr + group.to(tl.int64) * columns + column
+    tl.store(pointers, sum_du, mask=exists)
+    tl.store(pointers + row, sum_du_away, mask=exists)
+    if is_last(ticket_ptr, groups):
+        total = merge_sums(partials_ptr, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
+        total_away = merge_sums(partials_ptr + row, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
+        finish_coefficients(
+            coefficients_ptr,
+            affine_ptr,
+            moments_ptr,
+            column,
+            columns,
+            exists,
+            total,
+            total_away,
+            count.to(DTYPE),
+            eps,
+            FROZEN,
+        )
