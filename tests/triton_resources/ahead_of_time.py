@@ -76,7 +76,7 @@ def compile_launch(kernel: Any, launch: dict[str, Any], capability: int) -> Any:
         else:
             signature[parameter.name] = parameter.annotation_type or "fp32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {name: launch[name] for name in ("num_warps", "num_stages") if name in launch}
+    options = {name: launch[name] for name in ("num_warps", "num_stages", "maxnreg") if name in launch}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -30,8 +30,8 @@ def statistics_kernel(
     num_batches_tracked_ptr,
     partials_ptr,
     tickets_ptr,
-    momentum,
-    eps,
+    momentum: tl.float64,
+    eps: tl.float64,
     rows,
     units,
     blocks,
@@ -58,7 +58,7 @@ def statistics_kernel(
     exists = column < channels
     store_moments(partials_ptr, group, groups, column, channels, count.to(DTYPE), shift, total, squares)
     if is_last(tickets_ptr + block, groups):
-        mean, m2, count = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
+        mean, m2, values = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
         finish_statistics(
             statistics_ptr,
             norm_weight_ptr,
@@ -69,8 +69,8 @@ def statistics_kernel(
             channels,
             exists,
             mean,
-            m2 / count,
-            count,
+            m2 / values,
+            values,
             momentum,
             eps,
         )
@@ -87,8 +87,8 @@ def affine_kernel(
     running_mean_ptr,
     running_var_ptr,
     num_batches_tracked_ptr,
-    momentum,
-    eps,
+    momentum: tl.float64,
+    eps: tl.float64,
     channels,
     count,
     CHANNELS: tl.constexpr,
@@ -155,7 +155,7 @@ def coefficients_kernel(
     coefficients_ptr,
     partials_ptr,
     tickets_ptr,
-    eps,
+    eps: tl.float64,
     rows,
     units,
     blocks,
