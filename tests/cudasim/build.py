@@ -17,11 +17,7 @@ ROOT = HERE.parent.parent
 MODULE = "biasloss_cudasim"
 
 FLAGS = "-std=c++17 -g1 -fPIC -fvisibility=hidden -DCUDASIM -Wall -Wextra -Werror -Wno-unknown-pragmas"
-# Compiled together, one file for each of two jobs: most of the compiler's time goes to pybind11's headers.
-TOGETHER = {
-    "depthwise": ("bind_depthwise_forward", "bind_depthwise_backward"),
-    "loss": ("module", "bind_forward", "bind_backward", "bind_self_test"),
-}
+SOURCES = ("module", "bind_self_test", "fiber", "scheduler", "shared_memory", "types")
 # Kernels are templates that inline deeply: compiling them takes longer than running them.
 PLAIN = "-O1"
 SANITIZE = "-O0 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
@@ -64,11 +60,7 @@ def build(sanitize: bool = False) -> Path:
     library = folder / f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     flags = " ".join([FLAGS, SANITIZE if sanitize else PLAIN, *(f"-I{path}" for path in includes)])
-    bound = {name for names in TOGETHER.values() for name in names}
-    sources = [source for source in sorted(HERE.glob("*.cpp")) if source.stem not in bound]
-    for group, names in TOGETHER.items():
-        sources.append(folder / f"{group}.cpp")
-        write_if_changed(sources[-1], "".join(f'#include "{name}.cpp"\n' for name in names))
+    sources = [HERE / f"{name}.cpp" for name in SOURCES]
     lines = [
         "rule compile",
         f"  command = g++ {flags} -MD -MF $out.d -c $in -o $out",
@@ -76,7 +68,7 @@ def build(sanitize: bool = False) -> Path:
         "  deps = gcc",
         "rule link",
         f"  command = g++ -shared {SANITIZE if sanitize else PLAIN} $in -o $out",
-        *(f"build {source.stem}.o: compile {source}" for source in reversed(sources)),  # the longest first
+        *(f"build {source.stem}.o: compile {source}" for source in sources),
         f"build {library.name}: link " + " ".join(f"{source.stem}.o" for source in sources),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")

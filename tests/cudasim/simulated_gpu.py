@@ -23,7 +23,7 @@ LIBRARY = "simulated_gpu.so"
 FLAGS = "-std=c++20 -g1 -fPIC -fvisibility=hidden -DCUDASIM -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-psabi"
 # As setup.py has it.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY"
-SIMULATOR = ("fiber", "library", "scheduler", "shared_memory", "simulated_device", "types")
+SIMULATOR = ("fiber", "library", "scheduler", "self_test_device", "shared_memory", "simulated_device", "types")
 
 
 @dataclass(frozen=True)
@@ -105,37 +105,38 @@ class Simulator:
     """Drives the simulated GPU of this process."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(os.environ["BIASLOSS_SIMULATED_GPU"])
+        self.library = ctypes.CDLL(os.environ["BIASLOSS_SIMULATED_GPU"])
         for name in ("take_barriers", "take_launches"):
-            getattr(self._library, f"biasloss_simulator_{name}").restype = ctypes.c_char_p
-        self._library.biasloss_simulator_set.restype = ctypes.c_long
+            getattr(self.library, f"biasloss_simulator_{name}").restype = ctypes.c_char_p
+        for name in ("set", "try_launch", "try_shared", "try_capture"):
+            getattr(self.library, f"biasloss_simulator_{name}").restype = ctypes.c_long
 
     @contextmanager
     def using(self, *, skipped_barrier: str = "", **settings: int) -> Iterator[None]:
         """With other multiprocessors, seed, resident_blocks, capturing; without the barrier at "file.cuh:12"."""
         before = {name: self._set(name, value) for name, value in settings.items()}
-        self._library.biasloss_simulator_skip_barrier(skipped_barrier.encode())
+        self.library.biasloss_simulator_skip_barrier(skipped_barrier.encode())
         try:
             yield
         finally:
-            self._library.biasloss_simulator_skip_barrier(b"")
+            self.library.biasloss_simulator_skip_barrier(b"")
             for name, value in before.items():
                 self._set(name, value)
 
     def take_barriers(self) -> list[str]:
         """Where blocks have met since the last call, "file.cuh:12" each."""
-        return sorted(self._library.biasloss_simulator_take_barriers().decode().split())
+        return sorted(self.library.biasloss_simulator_take_barriers().decode().split())
 
     def take_launches(self) -> list[Launch]:
         """Since the last call."""
         found = []
-        for line in self._library.biasloss_simulator_take_launches().decode().splitlines():
+        for line in self.library.biasloss_simulator_take_launches().decode().splitlines():
             x, y, z, threads, shared_bytes, captured = map(int, line.split())
             found.append(Launch((x, y, z), threads, shared_bytes, bool(captured)))
         return found
 
     def _set(self, name: str, value: int) -> int:
-        before: int = self._library.biasloss_simulator_set(name.encode(), ctypes.c_long(value))
+        before: int = self.library.biasloss_simulator_set(name.encode(), ctypes.c_long(value))
         if before < 0:
             raise ValueError(f"the simulated GPU has no setting {name!r}")
         return before
