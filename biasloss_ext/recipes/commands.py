@@ -1,4 +1,4 @@
-"""The commands ``train``, ``compare`` and ``diversity``: options, and nothing else."""
+"""The commands ``train``, ``compare``, ``predict`` and ``diversity``: options, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from biasloss_ext.errors import UserError
+from biasloss_ext.errors import SaidElsewhere, UserError
 from biasloss_ext.recipes.recipe import CHOICES, Recipe, make_recipe
 
 Data = Annotated[str, typer.Option(help=f"Data set: {', '.join(CHOICES['data'])}.", rich_help_panel="Data")]
@@ -24,6 +24,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read image files.", rich_help_panel="Machine")]
 CheckpointSteps = Annotated[
     int, typer.Option(min=0, help="Checkpoint after so many steps too, not only after every epoch.")
+]
+SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out image files that cannot be read.", rich_help_panel="Data"),
+]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="Capture the steps in a CUDA graph; where that is impossible, say why and run them eagerly.",
+        rich_help_panel="Machine",
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the folder holds.")]
 
@@ -90,9 +102,10 @@ def _with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Calla
                 given["milestones"] = _whole_numbers("--milestones", given["milestones"])
             try:
                 command(**given)
-            except UserError:
-                if int(os.environ.get("RANK", "0")) > 0:
-                    sys.exit(2)  # the first process of many tells it
+            except UserError as error:
+                others_say_it = int(os.environ.get("RANK", "0")) > 0 and not error.of_one_process
+                if others_say_it or isinstance(error, SaidElsewhere):
+                    sys.exit(2)
                 raise
 
         run.__signature__ = signature(command).replace(parameters=[*own, *options])  # type: ignore[attr-defined]
@@ -124,8 +137,10 @@ def train(
     out: Out = Path("runs/train"),
     checkpoint_steps: CheckpointSteps = 0,
     fresh: Fresh = False,
+    skip_broken: SkipBroken = False,
     device: Device = "auto",
     workers: Workers = 4,
+    cuda_graphs: CudaGraphs = False,
     **options: Any,
 ) -> None:
     """Train a classifier; killed, it goes on where it was when called again. Also under torchrun."""
@@ -133,7 +148,15 @@ def train(
     from biasloss_ext.recipes.loop import train as run
 
     outcome = run(
-        recipe, out, device=device, workers=workers, checkpoint_steps=checkpoint_steps, fresh=fresh, title=recipe.loss
+        recipe,
+        out,
+        device=device,
+        workers=workers,
+        checkpoint_steps=checkpoint_steps,
+        fresh=fresh,
+        skip_broken=skip_broken,
+        cuda_graphs=cuda_graphs,
+        title=recipe.loss,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"test accuracy {outcome.accuracy:.2%}; report in {out / 'report.md'}")
@@ -155,8 +178,10 @@ def compare(
     out: Out = Path("runs/compare"),
     checkpoint_steps: CheckpointSteps = 0,
     fresh: Fresh = False,
+    skip_broken: SkipBroken = False,
     device: Device = "auto",
     workers: Workers = 4,
+    cuda_graphs: CudaGraphs = False,
     **options: Any,
 ) -> None:
     """Train with several losses or models over several seeds, and say whether they differ; goes on when called again."""
@@ -172,11 +197,45 @@ def compare(
         workers=workers,
         checkpoint_steps=checkpoint_steps,
         fresh=fresh,
+        skip_broken=skip_broken,
+        cuda_graphs=cuda_graphs,
         **options,
     )
     for difference in found.differences:
         typer.echo(f"{difference.first} minus {difference.second}: {100 * difference.mean:+.2f}, {difference.verdict}")
     typer.echo(f"report in {out / 'report.md'}")
+
+
+def predict(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, and folders of them.", show_default=False)
+    ],
+    run: Annotated[Path, typer.Option(help="Folder of a training run.", show_default=False)],
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file instead of a table.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read image files.")] = 4,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out image files that cannot be read.")
+    ] = False,
+) -> None:
+    """Classify image files with the model of a training run."""
+    from biasloss_ext.recipes.predict import as_table, write_csv
+    from biasloss_ext.recipes.predict import predict as classify
+
+    if csv is not None and not csv.parent.is_dir():
+        raise UserError(f"there is no folder {csv.parent} to write {csv.name} into")
+    predictions = classify(
+        run, images, top_k=top_k, batch_size=batch_size, device=device, workers=workers, skip_broken=skip_broken
+    )
+    for sentence in predictions.left_out:
+        typer.echo(f"left out: {sentence}", err=True)
+    if csv is None:
+        typer.echo(as_table(predictions.found))
+        return
+    write_csv(csv, predictions.found)
+    typer.echo(f"{len(predictions.found)} images classified, in {csv}")
 
 
 def diversity(

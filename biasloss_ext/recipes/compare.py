@@ -79,6 +79,8 @@ def compare(
     workers: int = 0,
     checkpoint_steps: int = 0,
     fresh: bool = False,
+    skip_broken: bool = False,
+    cuda_graphs: bool = False,
     display: Display | None = None,
     **options: Any,
 ) -> Comparison:
@@ -92,7 +94,7 @@ def compare(
         models: names as in the recipe; None takes the data set's default and MobileNetV3-Large. One whose package cannot
             be imported is reported as unavailable, and the rest is done.
         losses, seeds: at least one each.
-        device, workers, checkpoint_steps, fresh: as for :func:`biasloss_ext.recipes.loop.train`.
+        device, workers, checkpoint_steps, fresh, skip_broken, cuda_graphs: as for :func:`biasloss_ext.recipes.loop.train`.
         display: shows progress there; one of its own by default.
         options: all other choices of :class:`biasloss_ext.recipes.recipe.Recipe`, the same for all runs.
 
@@ -114,7 +116,14 @@ def compare(
     }
     reasons = {model: unavailable(model) for model in models}
     available = {key: variants for key, variants in recipes.items() if reasons[key[0]] is None}
-    _check(available, [reason for reason in reasons.values() if reason], out, device, fresh)
+    if len(available) < 2:
+        missing = [reason for reason in reasons.values() if reason]
+        raise UserError("; ".join(["two or more losses or models are needed for a comparison", *missing]))
+    for variants in available.values():
+        described = check(variants[0], device, workers, skip_broken)
+        for recipe in () if fresh else variants:
+            folder = run_folder(out, recipe)
+            checkpoint.check_data(folder, checkpoint.load(folder, recipe), described)
 
     outcomes: dict[tuple[str, str], list[Outcome]] = {key: [] for key in recipes}
     with Display() if display is None else nullcontext(display) as shown:
@@ -128,6 +137,8 @@ def compare(
                 workers=workers,
                 checkpoint_steps=checkpoint_steps,
                 fresh=fresh,
+                skip_broken=skip_broken,
+                cuda_graphs=cuda_graphs,
                 display=shown,
                 title=f"{recipe.model}, {recipe.loss}, seed {recipe.seed}",
             )
@@ -165,13 +176,3 @@ def differences(entries: Sequence[Entry], test_images: int) -> tuple[Difference,
 def _first(entries: Sequence[Entry], **same: str) -> Entry | None:
     return next((e for e in entries if all(getattr(e, name) == value for name, value in same.items())), None)
 
-
-def _check(
-    available: dict[tuple[str, str], list[Recipe]], missing: list[str], out: Path, device: str, fresh: bool
-) -> None:
-    if len(available) < 2:
-        raise UserError("; ".join(["two or more losses or models are needed for a comparison", *missing]))
-    for variants in available.values():
-        check(variants[0], device)
-        for recipe in () if fresh else variants:
-            checkpoint.load(run_folder(out, recipe), recipe)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import Phase, settings
 
-
 # A failing example is reported as it was found: shrinking it costs minutes under the interpreter.
 settings.register_profile("interpreted", phases=(Phase.explicit, Phase.reuse, Phase.generate))
 settings.load_profile("interpreted")

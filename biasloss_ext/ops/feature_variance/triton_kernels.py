@@ -109,51 +109,6 @@ def merged_variance(
     SLICES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Unbiased variance of the samples ``sample``, a block of indices; ``length`` and ``slice_length`` count elements.
-
-    SLICES slices at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
-    """
-    first = sample.to(tl.int64) * slices
-    reference = tl.load(moments_ptr + first, mask=in_batch, other=0.0)
-    mean = tl.zeros_like(reference)  # relative to the reference
-    m2 = tl.zeros_like(reference)
-    before = tl.full([], 0.0, DTYPE)
-    for start in range(0, slices, SLICES):
-        slice_index = start + tl.arange(0, SLICES)
-        rest = length - slice_index.to(tl.int64) * slice_length
-        count = tl.maximum(tl.minimum(rest, slice_length), 0).to(DTYPE)
-        inside = in_batch[:, None] & (slice_index < slices)[None, :]
-        pointers = moments_ptr + first[:, None] + slice_index[None, :]
-        shift = tl.load(pointers, mask=inside, other=0.0)
-        means = tl.load(pointers + total_slices, mask=inside, other=0.0)
-        # Where there is no slice the count is 0, but NaN or infinity would still come through a product with it.
-        means = tl.where(inside, (shift - reference[:, None]) + means, 0.0)
-        m2s = tl.load(pointers + total_slices * 2, mask=inside, other=0.0)
-
-        here = tl.sum(count, 0)
-        mean_here = tl.sum(means * count[None, :], 1) / here
-        deviation = means - mean_here[:, None]
-        delta = mean_here - mean
-        fraction = here / (before + here)
-        mean += delta * fraction
-        m2 += tl.sum(m2s + deviation * deviation * count[None, :], 1) + delta * delta * (before * fraction)
-        before += here
-    return m2 / tl.maximum(length - 1, 1).to(DTYPE)
-
-
-@triton.jit
-def merged_variance(
-    moments_ptr,
-    sample,
-    in_batch,
-    slices,
-    total_slices,
-    length,
-    slice_length,
-    SLICES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
     """Unbiased variance of the samples ``sample``, a block of indices; ``length`` and ``slice_length`` count elements. For
     the last program (`is_last`).
 

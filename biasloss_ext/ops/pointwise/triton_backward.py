@@ -230,7 +230,7 @@ def _data_tiles(shapes: _Shapes) -> tuple[bool, tiling.Groups, int, tiling.Tiles
         most = shapes.most_groups // segments
         if tiles is not None and most > 0:
             return True, tiling.groups_of(segment_rows, tiles.rows, segments, most=most), segments, tiles
-    tiles = tiling.data_tiles(shapes.x.dtype, of_x.channels, of_y.channels)
+    tiles = tiling.data_tiles(shapes.x.dtype, of_x.channels, of_y.channels, wanted.gate)
     blocks = divide_up(of_x.channels, tiles.results)
     return False, tiling.groups_of(segment_rows, tiles.rows, blocks * segments), segments, tiles
 
@@ -273,8 +273,7 @@ def _data_launch(
             "CHUNKED": chunked,
             "FROZEN": wanted.frozen,
             "GROUPS": shared.merged_groups(chunks.number, tiles.results),
-            "num_warps": tiles.warps,
-            "num_stages": tiles.stages,
+            **tiles.options,
         },
     )
     return launch, quantities * segments * chunks.number * of_x.channels, ticket_count
