@@ -34,7 +34,9 @@ def load_factor(
 
 
 @triton.jit
-def load_weight(weight_ptr, first_row, rows, first_column, columns, BY_ROWS: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+def load_weight(
+    weight_ptr, first_row, rows, first_column, columns, BY_ROWS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
     """R x C of a matrix (rows, columns) that lies in memory row by row or column by column; 0 outside."""
     row = first_row + tl.arange(0, R)
     column = first_column + tl.arange(0, C)
@@ -160,7 +162,7 @@ def layers_kernel(
                 part, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
                 GATE_ACTIVATION, ROWS, CHANNELS,
             )  # fmt: skip
-    if partials_ptr is not None:
+    if partials_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
         if is_last(tickets_ptr + row_block, hidden_blocks):
             for first_channel in range(0, channels, CHANNELS):
                 offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
