@@ -3,36 +3,81 @@
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn
 
 from biasloss_ext.errors import UserError
+
+# What pip has to install for a package that is missing.
+_EXTRAS = {
+    "train": ("typer", "rich", "sklearn", "scipy", "matplotlib", "tensorboard", "torchmetrics", "PIL"),
+    "bench": ("pytest_benchmark", "onnx", "onnxruntime", "onnxscript", "openvino"),
+    "models": ("timm", "torchvision"),
+}
+_NO_MEMORY = ("can't allocate memory", "out of memory", "bad allocation")
 
 
 def main() -> None:
     """Run the command line; what the user got wrong is told in one sentence, with exit code 2."""
     try:
-        app = _app()
-    except ModuleNotFoundError as error:
-        sys.exit(f"biasloss needs {error.name}: pip install 'biasloss_ext[train]'")
-    try:
-        app()
+        status = _run()
     except UserError as error:
-        print(f"biasloss: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except ImportError as error:
+        _fail_without_package(error)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
+        _fail("the memory does not suffice: try a smaller --batch-size or --image-size")
+    sys.exit(status)
 
 
-def _app():  # type: ignore[no-untyped-def]
+def _run() -> int:
+    app = _app()
+    import typer
+
+    # Older typers stand on click, newer ones hold a copy of it.
+    usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    try:
+        status = app(standalone_mode=False)
+    except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        message = error.format_message()  # type: ignore[attr-defined]
+        raise UserError(" ".join(message.split()).rstrip(".")) from None
+    if status == 130:
+        print("biasloss: interrupted; a training goes on from its last checkpoint when called again", file=sys.stderr)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"biasloss: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _fail_without_package(error: ImportError) -> NoReturn:
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+    if extra is None:
+        raise error
+    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+    _fail(f"this command needs the extra [{extra}], of which {package} {what}: pip install 'biasloss_ext[{extra}]'")
+
+
+def _app() -> Any:
     import typer
 
     from biasloss_ext.benchmarks.command import bench
     from biasloss_ext.info import info
-    from biasloss_ext.recipes.commands import compare, diversity, train
+    from biasloss_ext.recipes.commands import compare, diversity, predict, train
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-    app.command()(info)
-    app.command()(train)
-    app.command()(compare)
-    app.command()(diversity)
-    app.command()(bench)
+    for command in (info, train, predict, compare, diversity, bench):
+        app.command()(command)
 
     @app.callback()
     def _commands() -> None:

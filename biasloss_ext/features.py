@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+# The registries that a tap shares with its model: whatever walks over the one finds the names of the other.
+_SHARED = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 class FeatureTap(nn.Module):
@@ -19,21 +37,28 @@ class FeatureTap(nn.Module):
 
     Returns of a call:
         ``(features, output)``: the module's output, detached, any shape (N, *); and what the model returns. All
-        arguments of the call are handed to the model.
+        arguments of the call are handed to the model. The features are what the module returned, also where a later
+        layer works in place: the first call of each mode looks for that, and a copy is made where it is so.
 
-    Wrap first, then compile or distribute: ``DistributedDataParallel(FeatureTap(model, "layer4"))``,
-    ``torch.compile(FeatureTap(model, "layer4"), fullgraph=True)``. The state_dict is that of the model, without a
-    prefix, so that checkpoints move between the two.
+    The tap has the parameters, buffers and children of the model under the model's own names, so that checkpoints
+    move between the two, and everything that finds tensors by name (``torch.func.functional_call``, distributed
+    checkpoints, FSDP) works as on the model. ``tap.model`` is the model, unless the model has a child of that name; other
+    attributes that the tap lacks are the model's. Wrap first, then compile or distribute:
+    ``DistributedDataParallel(FeatureTap(model, "layer4"))``, ``torch.compile(FeatureTap(model, "layer4"), fullgraph=True)``.
+    Threads and the replicas of ``DataParallel`` may call one tap at the same time.
+
+    The tap hangs on a forward hook of the module. ``remove()`` takes it off, as does leaving a ``with`` block or deleting
+    the tap.
 
     Raises:
         ValueError: no module of that name; the message lists similar ones.
         TypeError: the module's output is not a tensor.
-        RuntimeError: the module did not run in the call, so there are no features.
+        RuntimeError: the module did not run in the call, so there are no features; or the tap was removed.
 
     Example::
 
-        model = FeatureTap(torchvision.models.mobilenet_v3_large(), "features")
-        loss = FusedBiasLoss()(*model(images), target)
+        with FeatureTap(torchvision.models.mobilenet_v3_large(), "features") as model:
+            loss = FusedBiasLoss()(*model(images), target)
     """
 
     model: nn.Module
@@ -43,39 +68,195 @@ class FeatureTap(nn.Module):
         modules = dict(model.named_modules())
         if module_name not in modules or module_name == "":
             raise ValueError(f"the model has no module {module_name!r}; {similar_names(module_name, list(modules))}")
-        self.model = model
-        self.module_name = module_name
-        self._features: Tensor | None = None
-        modules[module_name].register_forward_hook(self._keep)
-        self.register_state_dict_post_hook(_drop_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
+        for name in _SHARED:
+            self.__dict__[name] = model.__dict__[name]
+        self.__dict__["_tapped_model"] = model  # not a child: its children are the tap's own
+        self.training = model.training
+        self._version = model._version
+        self._capture = _Capture(module_name)
+        modules[module_name].register_forward_hook(self._capture)
+        self._remove_when_deleted()
 
     def forward(self, *inputs: Any, **keywords: Any) -> tuple[Tensor, Any]:
-        self._features = None
-        output = self.model(*inputs, **keywords)
-        features = self._features
-        self._features = None  # the maps must not outlive the step
+        model, capture = self._callable(), self._capture
+        if torch.compiler.is_compiling():
+            capture.traced = None
+            output = model(*inputs, **keywords)
+            features, capture.traced = capture.traced, None
+        else:
+            if not self._finalizer.alive:
+                raise RuntimeError(f"the tap on {capture.module_name!r} was removed: make a new one")
+            with capture.call() as call:
+                output = model(*inputs, **keywords)
+            # A module compiled by itself runs its hook as one that is traced.
+            features, capture.traced = call.features if call.features is not None else capture.traced, None
         if features is None:
-            raise RuntimeError(f"the module {self.module_name!r} did not run in this call, so there are no features")
+            raise RuntimeError(self._why_no_features())
         return features, output
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def remove(self) -> None:
+        """Takes the hook off the model; the tap cannot be called from then on."""
+        self._finalizer()
+
+    def __enter__(self) -> FeatureTap:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def train(self, mode: bool = True) -> FeatureTap:
+        self.training = mode
+        self._tapped_model.train(mode)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_tapped_model")
+            if model is None or (name.startswith("__") and name.endswith("__")):
+                raise
+        if name == "model":
+            return model
+        if name == "module_name":
+            return self._capture.module_name
+        return getattr(model, name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._remove_when_deleted()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_finalizer"}
+
+    # What a module does with its own tensors is done by the model, which may have its own way.
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FeatureTap:
+        self._tapped_model._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self._tapped_model._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._tapped_model._load_from_state_dict(*arguments)
+
+    def _callable(self) -> nn.Module:
+        """The model; for a replica of this tap, made by ``DataParallel``, a model with the replica's tensors."""
+        model: nn.Module = self._tapped_model
+        if not self.__dict__.get("_is_replica"):
+            return model
+        replica = model._replicate_for_data_parallel()
+        replica._modules, replica._buffers = self._modules, self._buffers
+        replica.__dict__.update(self._former_parameters)
+        return replica
+
+    def _remove_when_deleted(self) -> None:
+        hooks = self._tapped_model.get_submodule(self._capture.module_name)._forward_hooks
+        key = next((key for key, hook in hooks.items() if hook is self._capture), None)
+        # The finalizer holds neither the tap nor the model.
+        self.__dict__["_finalizer"] = weakref.finalize(self, _forget, weakref.ref(hooks), key)
+        self._finalizer.atexit = False
+
+    def _why_no_features(self) -> str:
+        name = self._capture.module_name
+        hooks = self._tapped_model.get_submodule(name)._forward_hooks
+        if self._capture not in hooks.values():
+            return f"the module {name!r} was replaced after the tap was made: make the tap last"
+        return (
+            f"the module {name!r} did not run in this call, so there are no features: name a module whose output the model"
+            " uses; inside a block on fused kernels only the block itself runs"
+        )
+
+
+class _Call:
+    """What one call of a tap has seen."""
+
+    def __init__(self) -> None:
+        self.features: Tensor | None = None
+        self.watched: Tensor | None = None  # shares the version counter of what the module returned
+        self.version = 0
+        self.training = False
+
+
+class _Capture:
+    """The forward hook of a tap. It knows the tap by nothing but the calls that are under way, thread by thread."""
+
+    def __init__(self, module_name: str) -> None:
+        self.module_name = module_name
+        self.traced: Tensor | None = None  # under torch.compile, which knows no threads
+        self._calls = _Calls()
+        self._overwritten = False  # a later layer works in place
+        self._left_alone: set[bool] = set()  # modes, as module.training, in which none does
+
+    @contextmanager
+    def call(self) -> Iterator[_Call]:
+        """One call of the tap, in this thread."""
+        call = _Call()
+        self._calls.stack.append(call)
+        try:
+            yield call
+        finally:
+            self._calls.stack.pop()  # also after an error: the maps must not outlive the call
+        self._learn(call)
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            self.traced = self._checked(output).detach().clone()
+            return
+        if not self._calls.stack:  # the model is called without the tap
+            return
+        call = self._calls.stack[-1]
+        features = self._checked(output).detach()
+        call.training = module.training
+        if self._overwritten or module.training not in self._left_alone or output.is_inference():
+            call.features = features.clone()
+        else:
+            call.features = features
+        if output.is_inference():  # has no version
+            call.watched = None
+        else:
+            call.watched, call.version = features, features._version
+
+    def _checked(self, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(f"the output of {self.module_name!r} must be a tensor, got {type(output).__name__}")
-        self._features = output.detach()
+        return output
+
+    def _learn(self, call: _Call) -> None:
+        """Notes whether later layers worked in place."""
+        if call.watched is None:
+            return
+        if call.watched._version == call.version:
+            self._left_alone.add(call.training)
+            return
+        self._overwritten = True
+        if call.features is call.watched:
+            raise RuntimeError(
+                f"a later layer overwrote the output of {self.module_name!r} in place, for the first time in this call, so"
+                " the features are lost: call again, the tap makes a copy from now on"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module_name": self.module_name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class _Calls(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[_Call] = []
+
+
+def _forget(hooks: weakref.ref[dict[int, Any]], key: int | None) -> None:
+    found = hooks()
+    if found is not None:
+        found.pop(key, None)  # type: ignore[arg-type]
 
 
 def similar_names(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or [n for n in names if n and "." not in n]
     return f"similar ones: {', '.join(close)}"
-
-
-def _drop_prefix(module: FeatureTap, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}model.")]:
-        state[prefix + key.removeprefix(f"{prefix}model.")] = state.pop(key)
-
-
-def _add_prefix(module: FeatureTap, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = {f"{prefix}{key}" for key in module.model.state_dict()}
-    for key in [key for key in state if key in own]:
-        state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

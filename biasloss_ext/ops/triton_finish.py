@@ -6,15 +6,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_map_kernels import tile_of
-
 
 @triton.jit
 def is_last(ticket_ptr, total):
-    """Whether this program is the last of ``total`` to ask. What the others stored before they asked is then visible to loads
-    with ``cache_modifier=".cg"``. The last one leaves the ticket at zero for the next launch."""
+    """Whether this is the last of ``total`` programs to call this with the ticket, which that program leaves at 0.
+
+    What any of the programs stored before its call, the last one may load after its own, with ``cache_modifier=".cg"``:
+
+    - Before: the stores of all threads come before the barrier, and the barrier before the atomic operation, which one thread
+      executes. A release is cumulative in the PTX memory model: it also publishes what happened before it in other threads of
+      the block. The scope is the GPU.
+    - Between: the atomic operations on one ticket form a release sequence, and the last of them acquires from all before.
+    - After: Triton hands the result from that one thread to the others through shared memory, behind a barrier, so that what
+      it acquired happened before their loads too. ``.cg`` loads from the L2 cache: a line of the L1 cache, which other
+      multiprocessors do not update, cannot serve them.
+
+    Nobody else touches the ticket between the last arrival and the next launch of the stream: a plain store resets it.
+    """
     tl.debug_barrier()
-    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == total - 1
+    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == total - 1
     if last:
         tl.store(ticket_ptr, 0)
     tl.debug_barrier()
@@ -206,55 +216,3 @@ def finish_sums(
             eps,
             FROZEN,
         )
-
-
-@triton.jit
-def sum_blocks(partials_ptr, offsets, inside, stride, count):
-    """The sum of ``count`` blocks, ``stride`` apart."""
-    total = tl.load(partials_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
-    for index in range(1, count):
-        start = index.to(tl.int64) * stride
-        total += tl.load(partials_ptr + start + offsets, mask=inside, other=0.0, cache_modifier=".cg")
-    return total
-
-
-@triton.jit
-def finish_weight(
-    total,
-    grad_weight_ptr,
-    partials_ptr,
-    sets_ptr,
-    tickets_ptr,
-    group,
-    groups,
-    groups_of_set,
-    sets,
-    first_out,
-    out_channels,
-    first_in,
-    in_channels,
-    OUT: tl.constexpr,
-    IN: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
-    """Store a block of the weight's gradient; where it is SPLIT, the last program adds up what the others left.
-
-    One program alone would take long to read the partial results of hundreds: the last program of a set adds up its own, the
-    last of all sets adds up the sets. ``tickets_ptr`` has one ticket for the sets, then one for each of them.
-    """
-    offsets, inside = tile_of(first_out.to(tl.int64), out_channels, first_in, in_channels, OUT, IN)
-    offsets += first_out * in_channels
-    if SPLIT:
-        size = out_channels.to(tl.int64) * in_channels
-        tl.store(partials_ptr + group * size + offsets, total, mask=inside)
-        own = (group // groups_of_set).to(tl.int32)
-        first = own * groups_of_set
-        members = tl.minimum(groups - first, groups_of_set)
-        if is_last(tickets_ptr + 1 + own, members):
-            total = sum_blocks(partials_ptr + first.to(tl.int64) * size, offsets, inside, size, members)
-            tl.store(sets_ptr + own.to(tl.int64) * size + offsets, total, mask=inside)
-            if is_last(tickets_ptr, sets):
-                total = sum_blocks(sets_ptr, offsets, inside, size, sets)
-                tl.store(grad_weight_ptr + offsets, total, mask=inside)
-    else:
-        tl.store(grad_weight_ptr + offsets, total, mask=inside)

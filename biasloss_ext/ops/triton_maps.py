@@ -6,11 +6,9 @@ has compiled its kernels. Launches allocate outputs and partial results, and nev
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -20,11 +18,10 @@ from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROG
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.maps import channels_last, finish_statistics
 from biasloss_ext.ops.triton_launch import divide_up
+from biasloss_ext.ops.triton_launch import on_its_device as on_its_device
 
 LONGEST_GROUP = 32  # tiles whose deviations are summed from the shift of the first; bounds the rounding error
 MERGED_ELEMENTS = 4096  # of partial results that one step of a merge holds
-P = ParamSpec("P")
-R = TypeVar("R")
 OLDEST_CAPABILITY_FOR_TF32 = (8, 0)
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -145,20 +142,6 @@ def dense(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 def in_order(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.is_contiguous() else t.contiguous()
-
-
-def on_its_device(op: Callable[P, R]) -> Callable[P, R]:
-    """An op that launches on the device of its first tensor, whichever is current."""
-
-    @functools.wraps(op)
-    def call(*arguments: P.args, **options: P.kwargs) -> R:
-        first: Any = arguments[0]
-        if first.is_cuda and first.get_device() != torch._C._cuda_getDevice():
-            with torch.cuda.device_of(first):
-                return op(*arguments, **options)
-        return op(*arguments, **options)
-
-    return call
 
 
 def statistics_of_nothing(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import recipe as recipes
+from biasloss_ext.recipes.data.base import Data
 from biasloss_ext.recipes.files import whole_file
 from biasloss_ext.recipes.recipe import Recipe
 
@@ -20,8 +24,23 @@ FORMAT = 1
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Writes the checkpoint of a run; the one before stays until the new one is whole and on the disk."""
-    with whole_file(folder / NAME) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    # Through a file of ours: torch's own says of a full disk that a position is unexpected.
+    with whole_file(folder / NAME) as temporary, temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
+    """Whether a checkpoint of these tensors fits beside the one before.
+
+    Raises:
+        UserError: the disk has less room than that.
+    """
+    needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB of free space, a checkpoint takes about {needed / 1e6:.0f} MB: make room, or"
+            " choose another --out"
+        )
 
 
 def load(folder: Path, asked: Recipe) -> dict[str, Any] | None:
@@ -38,6 +57,48 @@ def load(folder: Path, asked: Recipe) -> dict[str, Any] | None:
     if differing:
         raise UserError(f"{path} is of another run ({differing}): choose another --out, or begin anew with --fresh")
     return state
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """What a run knows of its data, in types that ``torch.load(weights_only=True)`` reads."""
+    return {
+        **{name: getattr(data, name) for name in ("classes", "channels", "image_size", "train_images", "test_images")},
+        "class_names": list(data.class_names),
+        "preprocessing": data.preprocessing.as_dict(),
+    }
+
+
+def check_data(folder: Path, state: dict[str, Any] | None, here: dict[str, Any]) -> None:
+    """Compares the data of a checkpoint with what :func:`describe` says of those that are here.
+
+    Raises:
+        UserError: other classes, another number of images, or other preprocessing.
+    """
+    if state is None or "class_names" not in state["data"]:
+        return
+    there = state["data"]
+    differences = []
+    for names, others, where in ((here, there, "new"), (there, here, "missing")):
+        found = [name for name in names["class_names"] if name not in others["class_names"]]
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            differences.append(f"{where} here {'are' if len(found) > 1 else 'is'} {', '.join(found[:5])}{more}")
+    if differences:
+        raise _other_data(folder, "classes", "; ".join(differences))
+    for name in ("train_images", "test_images"):
+        if there[name] != here[name]:
+            spoken = {"train_images": "training images", "test_images": "test images"}[name]
+            raise _other_data(folder, "images", f"{there[name]} {spoken} there, {here[name]} here")
+    for name, value in there["preprocessing"].items():
+        if here["preprocessing"][name] != value:
+            raise _other_data(folder, "preprocessing", f"{name} {value} there, {here['preprocessing'][name]} here")
+
+
+def _other_data(folder: Path, what: str, differences: str) -> UserError:
+    return UserError(
+        f"{folder / NAME} is of a run on other {what} ({differences}): bring them back, choose another --out, or begin"
+        " anew with --fresh"
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands ``train``, ``compare`` and ``diversity``: options, and nothing else."""
+"""The commands ``train``, ``compare``, ``predict`` and ``diversity``: options, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from biasloss_ext.errors import UserError
+from biasloss_ext.errors import SaidElsewhere, UserError
 from biasloss_ext.recipes.recipe import CHOICES, Recipe, make_recipe
 
 Data = Annotated[str, typer.Option(help=f"Data set: {', '.join(CHOICES['data'])}.", rich_help_panel="Data")]
@@ -25,6 +25,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that read image fil
 CheckpointSteps = Annotated[
     int, typer.Option(min=0, help="Checkpoint after so many steps too, not only after every epoch.")
 ]
+<<<<<<< HEAD
 CudaGraphs = Annotated[
     bool,
     typer.Option(
@@ -32,6 +33,11 @@ CudaGraphs = Annotated[
         help="Capture the steps in a CUDA graph; where that is impossible, say why and run them eagerly.",
         rich_help_panel="Machine",
     ),
+=======
+SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out image files that cannot be read.", rich_help_panel="Data"),
+>>>>>>> main
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the folder holds.")]
 
@@ -98,9 +104,10 @@ def _with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Calla
                 given["milestones"] = _whole_numbers("--milestones", given["milestones"])
             try:
                 command(**given)
-            except UserError:
-                if int(os.environ.get("RANK", "0")) > 0:
-                    sys.exit(2)  # the first process of many tells it
+            except UserError as error:
+                others_say_it = int(os.environ.get("RANK", "0")) > 0 and not error.of_one_process
+                if others_say_it or isinstance(error, SaidElsewhere):
+                    sys.exit(2)
                 raise
 
         run.__signature__ = signature(command).replace(parameters=[*own, *options])  # type: ignore[attr-defined]
@@ -132,6 +139,7 @@ def train(
     out: Out = Path("runs/train"),
     checkpoint_steps: CheckpointSteps = 0,
     fresh: Fresh = False,
+    skip_broken: SkipBroken = False,
     device: Device = "auto",
     workers: Workers = 4,
     cuda_graphs: CudaGraphs = False,
@@ -148,7 +156,11 @@ def train(
         workers=workers,
         checkpoint_steps=checkpoint_steps,
         fresh=fresh,
+<<<<<<< HEAD
         cuda_graphs=cuda_graphs,
+=======
+        skip_broken=skip_broken,
+>>>>>>> main
         title=recipe.loss,
     )
     if int(os.environ.get("RANK", "0")) == 0:
@@ -171,6 +183,7 @@ def compare(
     out: Out = Path("runs/compare"),
     checkpoint_steps: CheckpointSteps = 0,
     fresh: Fresh = False,
+    skip_broken: SkipBroken = False,
     device: Device = "auto",
     workers: Workers = 4,
     cuda_graphs: CudaGraphs = False,
@@ -189,12 +202,48 @@ def compare(
         workers=workers,
         checkpoint_steps=checkpoint_steps,
         fresh=fresh,
+<<<<<<< HEAD
         cuda_graphs=cuda_graphs,
+=======
+        skip_broken=skip_broken,
+>>>>>>> main
         **options,
     )
     for difference in found.differences:
         typer.echo(f"{difference.first} minus {difference.second}: {100 * difference.mean:+.2f}, {difference.verdict}")
     typer.echo(f"report in {out / 'report.md'}")
+
+
+def predict(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, and folders of them.", show_default=False)
+    ],
+    run: Annotated[Path, typer.Option(help="Folder of a training run.", show_default=False)],
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file instead of a table.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read image files.")] = 4,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out image files that cannot be read.")
+    ] = False,
+) -> None:
+    """Classify image files with the model of a training run."""
+    from biasloss_ext.recipes.predict import as_table, write_csv
+    from biasloss_ext.recipes.predict import predict as classify
+
+    if csv is not None and not csv.parent.is_dir():
+        raise UserError(f"there is no folder {csv.parent} to write {csv.name} into")
+    predictions = classify(
+        run, images, top_k=top_k, batch_size=batch_size, device=device, workers=workers, skip_broken=skip_broken
+    )
+    for sentence in predictions.left_out:
+        typer.echo(f"left out: {sentence}", err=True)
+    if csv is None:
+        typer.echo(as_table(predictions.found))
+        return
+    write_csv(csv, predictions.found)
+    typer.echo(f"{len(predictions.found)} images classified, in {csv}")
 
 
 def diversity(

@@ -79,7 +79,11 @@ def compare(
     workers: int = 0,
     checkpoint_steps: int = 0,
     fresh: bool = False,
+<<<<<<< HEAD
     cuda_graphs: bool = False,
+=======
+    skip_broken: bool = False,
+>>>>>>> main
     display: Display | None = None,
     **options: Any,
 ) -> Comparison:
@@ -93,7 +97,11 @@ def compare(
         models: names as in the recipe; None takes the data set's default and MobileNetV3-Large. One whose package cannot
             be imported is reported as unavailable, and the rest is done.
         losses, seeds: at least one each.
+<<<<<<< HEAD
         device, workers, checkpoint_steps, fresh, cuda_graphs: as for :func:`biasloss_ext.recipes.loop.train`.
+=======
+        device, workers, checkpoint_steps, fresh, skip_broken: as for :func:`biasloss_ext.recipes.loop.train`.
+>>>>>>> main
         display: shows progress there; one of its own by default.
         options: all other choices of :class:`biasloss_ext.recipes.recipe.Recipe`, the same for all runs.
 
@@ -115,7 +123,14 @@ def compare(
     }
     reasons = {model: unavailable(model) for model in models}
     available = {key: variants for key, variants in recipes.items() if reasons[key[0]] is None}
-    _check(available, [reason for reason in reasons.values() if reason], out, device, fresh)
+    if len(available) < 2:
+        missing = [reason for reason in reasons.values() if reason]
+        raise UserError("; ".join(["two or more losses or models are needed for a comparison", *missing]))
+    for variants in available.values():
+        described = check(variants[0], device, workers, skip_broken)
+        for recipe in () if fresh else variants:
+            folder = run_folder(out, recipe)
+            checkpoint.check_data(folder, checkpoint.load(folder, recipe), described)
 
     outcomes: dict[tuple[str, str], list[Outcome]] = {key: [] for key in recipes}
     with Display() if display is None else nullcontext(display) as shown:
@@ -129,7 +144,11 @@ def compare(
                 workers=workers,
                 checkpoint_steps=checkpoint_steps,
                 fresh=fresh,
+<<<<<<< HEAD
                 cuda_graphs=cuda_graphs,
+=======
+                skip_broken=skip_broken,
+>>>>>>> main
                 display=shown,
                 title=f"{recipe.model}, {recipe.loss}, seed {recipe.seed}",
             )
@@ -167,13 +186,3 @@ def differences(entries: Sequence[Entry], test_images: int) -> tuple[Difference,
 def _first(entries: Sequence[Entry], **same: str) -> Entry | None:
     return next((e for e in entries if all(getattr(e, name) == value for name, value in same.items())), None)
 
-
-def _check(
-    available: dict[tuple[str, str], list[Recipe]], missing: list[str], out: Path, device: str, fresh: bool
-) -> None:
-    if len(available) < 2:
-        raise UserError("; ".join(["two or more losses or models are needed for a comparison", *missing]))
-    for variants in available.values():
-        check(variants[0], device)
-        for recipe in () if fresh else variants:
-            checkpoint.load(run_folder(out, recipe), recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from biasloss_ext.recipes.files import write_text
+from biasloss_ext.recipes.files import write_text, writing
 
 CSV_NAME = "metrics.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -56,17 +57,21 @@ class TensorBoard:
     """Losses of every step and figures of every epoch; steps after ``first_step``, of a killed run, are hidden."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._writer = SummaryWriter(folder / TENSORBOARD_FOLDER, purge_step=first_step or None)
+        self._folder = folder / TENSORBOARD_FOLDER
+        with writing(self._folder):
+            self._writer = SummaryWriter(self._folder, purge_step=first_step or None)
 
     def epoch(self, row: Row, step_losses: list[float], steps_done: int) -> None:
         """Adds an epoch that ended after ``steps_done`` steps."""
         first = steps_done - len(step_losses)
-        for number, loss in enumerate(step_losses):
-            self._writer.add_scalar("step/train_loss", loss, first + number)
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(f"epoch/{name}", value, steps_done - 1)
-        self._writer.flush()
+        with writing(self._folder):
+            for number, loss in enumerate(step_losses):
+                self._writer.add_scalar("step/train_loss", loss, first + number)
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(f"epoch/{name}", value, steps_done - 1)
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # after an error this would hide it
+            self._writer.close()

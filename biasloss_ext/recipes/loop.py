@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from biasloss_ext.errors import UserError
-from biasloss_ext.recipes import checkpoint
+from biasloss_ext.recipes import checkpoint, interrupts
 from biasloss_ext.recipes.data import Data, load_data
+from biasloss_ext.recipes.data.sound import check_images
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.evaluation import evaluate
 from biasloss_ext.recipes.files import make_folder
@@ -61,7 +62,11 @@ def train(
     workers: int = 0,
     checkpoint_steps: int = 0,
     fresh: bool = False,
+<<<<<<< HEAD
     cuda_graphs: bool = False,
+=======
+    skip_broken: bool = False,
+>>>>>>> main
     display: Display | None = None,
     title: str = "training",
 ) -> Outcome:
@@ -76,27 +81,52 @@ def train(
         workers: processes that read images from files.
         checkpoint_steps: a checkpoint after so many steps too, not only after every epoch; 0 for none.
         fresh: begins anew, whatever ``out`` holds.
+<<<<<<< HEAD
         cuda_graphs: captures the steps in a CUDA graph; where that is impossible, says why and runs them eagerly.
+=======
+        skip_broken: image files that cannot be read are left out.
+>>>>>>> main
         display: shows progress there; one of its own by default.
 
     Raises:
         UserError: what the user can mend, see the modules that say so; ``out`` is then as before.
     """
-    with processes(device) as here:
+    with (
+        processes(device) as here,
+        interrupts.watched(),
+        Display(shown=here.leads) if display is None else nullcontext(display) as shown,
+    ):
         data = load_data(recipe, here.device, workers)
+        notes = check_images(data, here, skip_broken=skip_broken)
         run = _Run(recipe, data, here)
         if not fresh:
+<<<<<<< HEAD
             run.restore(checkpoint.load(out, recipe))
         with nullcontext(display) if display is not None else Display(shown=here.leads) as shown:
             if cuda_graphs:
                 run.capture_steps(shown)
             return run.train(out, checkpoint_steps, shown, title)
+=======
+            state = checkpoint.load(out, recipe)
+            checkpoint.check_data(out, state, checkpoint.describe(data))
+            run.restore(state)
+        for note in (*notes, *run.notes):
+            shown.say(note)
+        return run.train(out, checkpoint_steps, shown, title)
+>>>>>>> main
 
 
-def check(recipe: Recipe, device: str = "auto") -> None:
-    """Raises what :func:`train` would raise before its first step, and writes nothing."""
+def check(recipe: Recipe, device: str = "auto", workers: int = 0, skip_broken: bool = False) -> dict[str, Any]:
+    """Raises what :func:`train` would raise before its first step, and writes nothing.
+
+    Returns:
+        What :func:`biasloss_ext.recipes.checkpoint.describe` says of the data.
+    """
     with processes(device) as here:
-        _Run(recipe, load_data(recipe, here.device), here)
+        data = load_data(recipe, here.device, workers)
+        check_images(data, here, skip_broken=skip_broken)
+        _Run(recipe, data, here)
+        return checkpoint.describe(data)
 
 
 class _Run:
@@ -111,7 +141,8 @@ class _Run:
         )
         self.mixing = Mixing(recipe, data.classes, here.number)
         torch.manual_seed(recipe.seed)
-        model = build_model(recipe, data.classes, data.channels, data.image_size).to(here.device)
+        self.notes: list[str] = []  # what the user should know before the first step
+        model = build_model(recipe, data.classes, data.channels, data.image_size, self.notes).to(here.device)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.sync_batchnorm:
@@ -158,6 +189,7 @@ class _Run:
         done = self.epoch * self.order.steps + self.step
         if self.here.leads:
             make_folder(out)
+            checkpoint.check_space(out, self._tensors())
             write_csv(out, self.history)
             log = TensorBoard(out, done - self.step)
         display.begin_run(title, self.recipe.epochs * self.order.steps, done)
@@ -188,6 +220,7 @@ class _Run:
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
             self.step += 1
+            interrupts.check()
             self.seconds = time.perf_counter() - began
             display.step()
             if checkpoint_steps and self.step % checkpoint_steps == 0 and self.step < self.order.steps:
@@ -245,7 +278,7 @@ class _Run:
                 out,
                 {
                     "recipe": self.recipe.as_dict(),
-                    "data": {name: getattr(self.data, name) for name in ("classes", "channels", "image_size")},
+                    "data": checkpoint.describe(self.data),
                     "model": self.model.state_dict(),
                     "ema": None if self.ema is None else self.ema.module.state_dict(),
                     "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
@@ -263,6 +296,13 @@ class _Run:
                 },
             )
         self.here.wait()
+
+    def _tensors(self) -> list[Tensor]:
+        """What takes room in a checkpoint."""
+        models = [self.model] if self.ema is None else [self.model, self.ema.module]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        tensors = [tensor for model in models for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
+        return tensors + parameters * (2 if self.recipe.optimizer == "adamw" else 1)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Takes up the state of a checkpoint; None leaves the run at its beginning."""

@@ -16,6 +16,7 @@ from biasloss_ext.features import FeatureTap
 from biasloss_ext.models import create_model, list_models
 from biasloss_ext.recipes.optional import optional, torchvision, why_not
 from biasloss_ext.recipes.recipe import Recipe
+from biasloss_ext.recipes.weights import load_weights
 
 ALIASES = {"mobilenet_v3_large": "torchvision:mobilenet_v3_large"}
 # Where families of torchvision keep everything before the pooling.
@@ -28,8 +29,14 @@ def unavailable(name: str) -> str | None:
     return why_not(source) if colon and source in ("timm", "torchvision") else None
 
 
-def build_model(recipe: Recipe, classes: int, channels: int, image_size: int) -> nn.Module:
+def build_model(
+    recipe: Recipe, classes: int, channels: int, image_size: int, notes: list[str] | None = None
+) -> nn.Module:
     """The model of a recipe, on the CPU, with initial weights from torch's global random state or ``recipe.weights``.
+
+    Args:
+        notes: takes a sentence where the classifier of ``recipe.weights`` has another number of classes and so begins
+            anew; None wants all weights loaded.
 
     Returns:
         A module that takes images (N, channels, image_size, image_size). For Bias Loss it returns a pair: the features
@@ -41,7 +48,7 @@ def build_model(recipe: Recipe, classes: int, channels: int, image_size: int) ->
     """
     model = _tapped(recipe, _bare(recipe, classes, channels))
     if recipe.weights is not None:
-        load_weights(model, Path(recipe.weights), f"{recipe.model} with {classes} classes")
+        load_weights(model, Path(recipe.weights), f"{recipe.model} with {classes} classes", notes)
     _try_out(model, recipe, classes, channels, image_size)
     return model
 
@@ -49,40 +56,6 @@ def build_model(recipe: Recipe, classes: int, channels: int, image_size: int) ->
 def scores_of(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """The scores in what such a model returns."""
     return outputs if isinstance(outputs, Tensor) else outputs[1]
-
-
-def load_weights(model: nn.Module, path: Path, title: str) -> None:
-    """Loads a state_dict, or the one in a checkpoint of a training run (its moving average where it has one).
-
-    Raises:
-        UserError: no such file, not a file of weights, or weights of another model than ``title``.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no file {path} to take weights from")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the file can be anything
-        raise UserError(
-            f"{path} is not a file of weights: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content.get("ema") or content["model"]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a file of weights: it holds a {type(content).__name__}")
-    differing = _differing(model.state_dict(), content)
-    if differing:
-        shown = ", ".join(sorted(differing)[:3])
-        raise UserError(
-            f"{path} is a checkpoint of another model than {title}: {len(differing)} entries differ, as {shown}"
-        )
-    model.load_state_dict(content)
-
-
-def _differing(own: dict[str, Any], given: dict[str, Any]) -> set[str]:
-    def shapes(state: dict[str, Any]) -> set[tuple[str, tuple[int, ...]]]:
-        return {(str(key), tuple(getattr(value, "shape", ()))) for key, value in state.items()}
-
-    return {key for key, _ in shapes(own) ^ shapes(given)}
 
 
 def _bare(recipe: Recipe, classes: int, channels: int) -> nn.Module:

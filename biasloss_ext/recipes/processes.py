@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from biasloss_ext.errors import UserError
+from biasloss_ext.errors import SaidElsewhere, UserError
 
 DEVICES = ("auto", "cpu", "cuda")
+_SIGNS_OF_LOSS = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "remote process")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,24 @@ class Processes:
             dist.barrier()
 
 
+def _said_once(error: Exception) -> Exception:
+    """The error of a process of many, or one that is to be silent: the first to fail speaks for all."""
+    try:
+        first = dist.distributed_c10d._get_default_store().add("biasloss_ext failed", 1) == 1
+    except Exception:  # the store went down with the process that holds it
+        first = False
+    if not first:
+        return SaidElsewhere("another process failed")
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+        error = UserError(
+            f"process {dist.get_rank()} lost the connection to another one, which ended without a word: it was killed, or"
+            " ran out of memory; the same command goes on from the last checkpoint"
+        )
+    if isinstance(error, UserError):
+        error.of_one_process = True
+    return error
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Joins the processes that torchrun started, or stands alone; NCCL on GPUs, gloo on CPUs.
@@ -90,5 +109,7 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield Processes(place, dist.get_world_size(), dist.get_rank())
+    except Exception as error:
+        raise _said_once(error) from error.__cause__
     finally:
         dist.destroy_process_group()

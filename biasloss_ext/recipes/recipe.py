@@ -93,12 +93,16 @@ class Recipe:
                 raise UserError(f"unknown {_spoken(name)} {getattr(self, name)!r}: there are {', '.join(choices)}")
         for name in ("epochs", "batch_size", "accumulate", "image_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("momentum", "label_smoothing", "ema_decay"):
+        for name in ("momentum", "label_smoothing"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         for name in ("alpha", "focal_gamma", "weight_decay", "warmup_epochs", "mixup", "cutmix", "seed"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "at least 0")
         self._require("beta", -float("inf") < self.beta < 1, "below 1")
-        self._require("lr", 0 < self.lr < float("inf"), "above 0")
+        for name in ("lr", "gamma"):
+            self._require(name, 0 < getattr(self, name) < float("inf"), "above 0")
+        self._require("milestones", all(epoch >= 0 for epoch in self.milestones), "epochs from 0 on")
+        self._require("seed", self.seed < 2**63, "below 2^63")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from biasloss_ext.recipes.files import whole_file, write_text
-from biasloss_ext.recipes.history import Row
+from biasloss_ext.recipes.history import Row, accuracy_of
 
 if TYPE_CHECKING:
     from biasloss_ext.recipes.loop import Outcome
@@ -69,12 +69,12 @@ def curves(history: list[Row]) -> Figure:
 
 def _text(outcome: Outcome) -> str:
     recipe, last = outcome.recipe, outcome.history[-1]
-    best = max(outcome.history, key=lambda row: row["test_accuracy"])
+    best = max(outcome.history, key=accuracy_of)
     lines = [
         f"# {recipe.model} on {recipe.data} with {recipe.loss}",
         "",
         f"Test accuracy after the last epoch: **{outcome.accuracy:.2%}** of {outcome.test_images} images"
-        f" (best epoch: {best['test_accuracy']:.2%}, epoch {best['epoch']}).",
+        f" (best epoch: {accuracy_of(best):.2%}, epoch {best['epoch']}).",
         f"{recipe.epochs} epochs, {sum(row['seconds'] for row in outcome.history):.0f} s of training steps.",
         "",
         f"![loss and accuracy over the epochs]({PLOT_NAME})",

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from biasloss_ext.recipes import checkpoint
+from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.models import build_model
 from biasloss_ext.recipes.recipe import Recipe, from_dict
 
@@ -28,10 +29,19 @@ def load_trained(folder: Path) -> nn.Module:
         The model on the CPU, in evaluation mode, with the moving average of the weights where the run keeps one. It takes
         images as the run's data set gives them and returns the scores (N, classes), whatever the loss was.
 
+        Its ``class_names`` are a tuple of str; its ``preprocessing``, a :class:`Preprocessing
+        <biasloss_ext.recipes.data.images.Preprocessing>`, makes what it takes of an image:
+        ``model(model.preprocessing.read("cat.jpg")[None])``. Both are None in a checkpoint of an older version.
+
     Raises:
         UserError: no checkpoint there, or one that cannot be read.
     """
     path = Path(folder) / checkpoint.NAME
     state = checkpoint.read(path)
+    data = state["data"]
     to_build = dataclasses.replace(from_dict(state["recipe"]), loss="ce", features_from=None, weights=str(path))
-    return build_model(to_build, **state["data"]).eval()
+    model = build_model(to_build, data["classes"], data["channels"], data["image_size"]).eval()
+    known = "class_names" in data
+    model.class_names = tuple(data["class_names"]) if known else None  # type: ignore[assignment]
+    model.preprocessing = Preprocessing.from_dict(data["preprocessing"]) if known else None  # type: ignore[assignment]
+    return model

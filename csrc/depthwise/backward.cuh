@@ -1,9 +1,9 @@
-// The data gradient, the gradient of the weight and the sums of the normalisation before it, in one read of the
-// gradient, y and x. dy is staged; an input then finds all outputs that it has a part in around it, and the same values
-// that make its gradient make the weight's.
+// The data gradient, the gradient of the weight and the coefficients of the normalization before it, in one read of the
+// gradient, y and x and in one launch. dy is staged; an input then finds all outputs that it has a part in around it,
+// and the same values that make its gradient make the weight's.
 #pragma once
 
-#include "tile.cuh"
+#include "finish.cuh"
 
 namespace biasloss {
 
@@ -133,7 +133,7 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
   for (unsigned i = 0; i < kChannels; ++i) {
     scale[i] = channel_value(p.affine, 0, lane.channel + i, grid.channels, Acc(1));
     shift[i] = channel_value(p.affine, 1, lane.channel + i, grid.channels, Acc(0));
-    center[i] = channel_value(p.center, 0, lane.channel + i, grid.channels, Acc(0));
+    center[i] = channel_value(p.norm.mean, 0, lane.channel + i, grid.channels, Acc(0));
   }
   const int64_t begin = sample_begin(tile.sample, grid.rows, grid.columns, grid.channels) + lane.channel;
   for (unsigned item = lane.worker; item < items; item += lane.workers) {
@@ -182,40 +182,102 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
           const Acc du = dh[r][c].value[i];
           sums.gradient.value[i] += du;
           sums.product.value[i] += du * (wide[i] - center[i]);
-          stored[i] = static_cast<T>(du);
         }
-        if (p.grad_x != nullptr)
-          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
+        if (p.grad_x == nullptr) continue;
+        if (p.residual_grad != nullptr) {
+          T residual[kChannels];
+          load_values<kChannels>(p.residual_grad + first + r * below + c * next, lane.count, grid.vectors, residual);
+#pragma unroll
+          for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i) stored[i] = static_cast<T>(dh[r][c].value[i]);
+        store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
       }
   }
 }
 
-// Rows first, first + 1, ... of the block's partial result, its workers added in order.
-template <unsigned rows, class Tiling, class Parameters>
-__device__ __forceinline__ void write_block_sums(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
-                                                 unsigned first, const typename Tiling::Cell (&sum)[rows]) {
-  const Lane<Tiling> lane(p.grid);
+// Adds up the workers. Calls sink(row, lane, total) for the rows of taps; sum(du) and sum(du * (y - mean)) are `both`
+// of the first worker then.
+template <class Tiling, class Sink>
+__device__ __forceinline__ void add_workers(const Lane<Tiling>& lane, SharedPointer<typename Tiling::Cell> shared,
+                                            const BackwardSums<Tiling>& sums, typename Tiling::Cell (&both)[2],
+                                            Sink&& sink) {
+  constexpr unsigned kKernel = Tiling::kKernel;
+#pragma unroll
+  for (unsigned row = 0; row < kKernel; ++row) {
+    typename Tiling::Cell taps[kKernel];
+#pragma unroll
+    for (unsigned column = 0; column < kKernel; ++column) taps[column] = sums.weight[row * kKernel + column];
+    add_workers<Tiling>(lane, shared, taps, [&](unsigned column, unsigned index, const typename Tiling::Cell& total) {
+      sink(row * kKernel + column, index, total);
+    });
+  }
+  both[0] = sums.gradient;
+  both[1] = sums.product;
   const unsigned part = lane.workers * lane.lanes;
-  if (lane.worker < lane.workers)
-#pragma unroll
-    for (unsigned r = 0; r < rows; ++r) shared[r * part + threadIdx.x] = sum[r];
-  __syncthreads();
-  const int64_t block = blockIdx.y;
-  for (unsigned i = threadIdx.x; i < rows * lane.lanes; i += kDepthwiseThreads) {
-    const unsigned r = i / lane.lanes, cell = i % lane.lanes;
-    typename Tiling::Cell total = shared[r * part + cell];
-    for (unsigned worker = 1; worker < lane.workers; ++worker) {
-      const typename Tiling::Cell next = shared[r * part + worker * lane.lanes + cell];
-#pragma unroll
-      for (unsigned c = 0; c < Tiling::kChannels; ++c) total.value[c] += next.value[c];
-    }
-    const unsigned channel = Lane<Tiling>::channel_of(p.grid, cell);
-#pragma unroll
-    for (unsigned c = 0; c < Tiling::kChannels; ++c)
-      if (channel + c < p.grid.channels)
-        p.partial[(block * (Tiling::kTaps + 2) + first + r) * p.grid.channels + channel + c] = total.value[c];
+  if (lane.worker < lane.workers && lane.worker != 0) {
+    shared[threadIdx.x] = both[0];
+    shared[part + threadIdx.x] = both[1];
   }
   __syncthreads();
+  if (lane.worker == 0)
+    for (unsigned worker = 1; worker < lane.workers; ++worker)
+#pragma unroll
+      for (unsigned r = 0; r < 2; ++r) {
+        const typename Tiling::Cell next = shared[r * part + worker * lane.lanes + lane.index];
+#pragma unroll
+        for (unsigned c = 0; c < Tiling::kChannels; ++c) both[r].value[c] += next.value[c];
+      }
+  __syncthreads();
+}
+
+template <class Tiling, class Parameters>
+__device__ __forceinline__ void write_sums(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                           const BackwardSums<Tiling>& sums) {
+  using Cell = typename Tiling::Cell;
+  const Lane<Tiling> lane(p.grid);
+  const PartialRows<Tiling, Tiling::kTaps + 2> partial(p.partial, lane.lanes, blockIdx.x, blockIdx.y);
+  Cell both[2];
+  add_workers<Tiling>(lane, shared, sums, both,
+                      [&](unsigned row, unsigned index, const Cell& total) { partial.store(row, index, total); });
+  if (lane.worker != 0) return;
+  partial.store(Tiling::kTaps, lane.index, both[0]);
+  partial.store(Tiling::kTaps + 1, lane.index, both[1]);
+}
+
+// Adds up the blocks of a slab, and finishes the gradients of its channels.
+template <class Tiling, class Parameters>
+__device__ __forceinline__ void finish_sums(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                            unsigned slab) {
+  using Cell = typename Tiling::Cell;
+  constexpr unsigned kChannels = Tiling::kChannels;
+  const Lane<Tiling> lane(p.grid, slab);
+  BackwardSums<Tiling> sums;
+  for (unsigned block = lane.worker; lane.worker < lane.workers && block < gridDim.y; block += lane.workers) {
+    const PartialRows<Tiling, Tiling::kTaps + 2> partial(p.partial, lane.lanes, slab, block);
+    const auto add = [&](Cell& sum, unsigned row) {
+      const Cell next = partial.load(row, lane.index);
+#pragma unroll
+      for (unsigned c = 0; c < kChannels; ++c) sum.value[c] += next.value[c];
+    };
+#pragma unroll
+    for (unsigned tap = 0; tap < Tiling::kTaps; ++tap) add(sums.weight[tap], tap);
+    add(sums.gradient, Tiling::kTaps);
+    add(sums.product, Tiling::kTaps + 1);
+  }
+  Cell both[2];
+  add_workers<Tiling>(lane, shared, sums, both, [&](unsigned tap, unsigned index, const Cell& total) {
+    if (p.grad_weight == nullptr) return;
+    const unsigned channel = Lane<Tiling>::channel_of(p.grid, index, slab);
+#pragma unroll
+    for (unsigned c = 0; c < kChannels; ++c)
+      if (channel + c < p.grid.channels) p.grad_weight[int64_t(channel + c) * Tiling::kTaps + tap] = total.value[c];
+  });
+  if (lane.worker != 0 || p.norm.coefficients == nullptr) return;
+#pragma unroll
+  for (unsigned c = 0; c < kChannels; ++c)
+    if (c < lane.count) finish_channel(p.norm, lane.channel + c, p.grid.channels, both[0].value[c], both[1].value[c]);
 }
 
 template <class T, class Acc, int kernel, int stride>
@@ -237,15 +299,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 || sizeof(T) ==
     differentiate_tile<Tiling>(p, tile, shared, sums);
     __syncthreads();
   }
-#pragma unroll
-  for (unsigned row = 0; row < kernel; ++row) {
-    Cell taps[kernel];
-#pragma unroll
-    for (unsigned column = 0; column < kernel; ++column) taps[column] = sums.weight[row * kernel + column];
-    write_block_sums<kernel, Tiling>(p, shared, row * kernel, taps);
-  }
-  const Cell both[2] = {sums.gradient, sums.product};
-  write_block_sums<2, Tiling>(p, shared, Tiling::kTaps, both);
+  if (p.partial == nullptr) return;
+  write_sums<Tiling>(p, shared, sums);
+  finish_slabs(p.ticket_slot, [&](unsigned slab) { finish_sums<Tiling>(p, shared, slab); });
 }
 
 }  // namespace biasloss

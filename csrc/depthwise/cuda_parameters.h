@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "gate.cuh"
+#include "norm.cuh"
 
 namespace biasloss {
 
@@ -92,7 +93,9 @@ struct DepthwiseForwardParameters {
   const Acc* affine;  // (2, C) or null
   Gate<Acc> gate;
   T* y;
-  Acc* partial;  // (3, blocks of a slab, C): count, mean, m2; null where no moments are wanted
+  Acc* partial;  // rows count, mean, m2, as in finish.cuh; null: no statistics
+  unsigned ticket_slot;
+  NormParameters<Acc> norm;
 };
 
 template <class T, class Acc>
@@ -103,15 +106,18 @@ struct DepthwiseBackwardParameters {
   Acc pool_share;             // 1 / (H' * W')
   const T* y;                 // null: dy is grad
   const Acc* y_affine;        // (2, C) or null
-  const Acc* y_coefficients;  // (4, C)
+  const Acc* y_coefficients;  // (6, C), of which the first four rows count
   Gate<Acc> y_gate;
   const T* x;
   const Acc* weight;
   const Acc* affine;
-  const Acc* center;  // (C) or null: no sums
   Gate<Acc> gate;
-  T* grad_x;     // null: not wanted
-  Acc* partial;  // (blocks of a slab, k * k + 2, C): gradient of the weight by taps, both sums
+  const T* residual_grad;  // joins grad_x; null: zero
+  T* grad_x;               // null: not wanted
+  Acc* grad_weight;        // (C, k, k); null: not wanted
+  Acc* partial;  // rows: gradient of the weight by taps, both sums of the norm, as in finish.cuh; null: none is wanted
+  unsigned ticket_slot;
+  NormGradientParameters<Acc> norm;
 };
 
 }  // namespace biasloss

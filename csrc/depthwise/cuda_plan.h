@@ -14,6 +14,9 @@ struct DepthwisePlan {
   TileGrid grid;
   unsigned slabs, blocks_of_slab;
   size_t shared_bytes;
+
+  // Of the partial results of all blocks, so many rows each; see finish.cuh.
+  int64_t partial_values(int64_t rows) const { return int64_t(slabs) * blocks_of_slab * rows * grid.slab; }
 };
 
 namespace plan {
@@ -44,12 +47,27 @@ int64_t cost_of_tile(int64_t slab, int64_t rows, int64_t columns, int64_t pixels
 
 }  // namespace plan
 
-// For `samples` maps of (rows, columns), computed from maps of (staged_rows, staged_columns). No tiles: not even one
+// Nothing to compute: one block a slab, which finishes its sums of nothing.
+template <class Tiling>
+DepthwisePlan plan_nothing(int64_t channels) {
+  DepthwisePlan plan{};
+  const int64_t vectors = std::max<int64_t>(plan::divide_up(channels, Tiling::kVector), 1);
+  const int64_t slab = std::min<int64_t>(vectors * Tiling::kVector, kWidestSlab);
+  plan.grid.channels = unsigned(channels);
+  plan.grid.slab = unsigned(slab);
+  plan.slabs = unsigned(std::max<int64_t>(plan::divide_up(channels, slab), 1));
+  plan.blocks_of_slab = 1;
+  plan.shared_bytes = size_t(plan::cells<Tiling>(0, slab / Tiling::kChannels)) * sizeof(typename Tiling::Cell);
+  return plan;
+}
+
+// For `samples` maps of (rows, columns), computed from maps of (staged_rows, staged_columns). No slabs: not even one
 // item fits.
 template <class Tiling>
 DepthwisePlan plan_depthwise(int64_t samples, int64_t channels, int64_t rows, int64_t columns, int64_t staged_rows,
                              int64_t staged_columns, int multiprocessors, int64_t shared_bytes = plan::kSharedBytes) {
   using namespace plan;
+  if (samples * channels * rows * columns == 0) return plan_nothing<Tiling>(channels);
   using Window = typename Tiling::Window;
   constexpr int64_t kVector = Tiling::kVector, kLane = Tiling::kChannels;
   const int64_t resident = kBlocksOfMultiprocessor * multiprocessors;

@@ -1,14 +1,14 @@
-// y = conv(act(affine(x))), and the moments of y, in one read of x.
+// y = conv(act(affine(x))), and the statistics of y, in one read of x and one launch.
 #pragma once
 
 #include "../math/moments.h"
-#include "tile.cuh"
+#include "finish.cuh"
 
 namespace biasloss {
 
 // h = act(affine(x))
 template <class T, class Acc>
-struct NormalisedInput {
+struct NormalizedInput {
   using Parameters = DepthwiseForwardParameters<T, Acc>;
   using Fetched = Vector<T>;
   static constexpr unsigned kPairs = 1;  // (scale, shift)
@@ -16,7 +16,7 @@ struct NormalisedInput {
   unsigned count;
   const T* x;
 
-  __device__ __forceinline__ NormalisedInput(const Parameters& parameters, int64_t sample, unsigned channel)
+  __device__ __forceinline__ NormalizedInput(const Parameters& parameters, int64_t sample, unsigned channel)
       : p(parameters),
         count(channels_left(p.grid, channel)),
         x(p.x + sample_begin(sample, p.grid.staged_rows, p.grid.staged_columns, p.grid.channels) + channel) {}
@@ -133,54 +133,88 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
   }
 }
 
-// The moments of a block's share of its slab, its workers merged in order.
-template <class Tiling, class Parameters, class Running>
-__device__ __forceinline__ void write_block_moments(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
-                                                    const Running& moments) {
-  using Acc = typename Tiling::Acc;
+constexpr unsigned kRowsOfMoments = 3;
+
+// Merges the workers in order; only the first has the result. Shared memory is in use until the next barrier.
+template <class Tiling>
+__device__ __forceinline__ void merge_workers(const Lane<Tiling>& lane, SharedPointer<typename Tiling::Cell> shared,
+                                              Moments<typename Tiling::Acc> (&moments)[Tiling::kChannels]) {
   constexpr unsigned kChannels = Tiling::kChannels;
-  const Lane<Tiling> lane(p.grid);
   const unsigned part = lane.workers * lane.lanes;
-  if (lane.works()) {
+  if (lane.worker < lane.workers && lane.worker != 0) {
     typename Tiling::Cell count, mean, m2;
 #pragma unroll
     for (unsigned c = 0; c < kChannels; ++c) {
-      const Moments<Acc> m = moments.moments(c);
-      count.value[c] = m.count;
-      mean.value[c] = m.mean;
-      m2.value[c] = m.m2;
+      count.value[c] = moments[c].count;
+      mean.value[c] = moments[c].mean;
+      m2.value[c] = moments[c].m2;
     }
-    const unsigned cell = lane.worker * lane.lanes + lane.index;
-    shared[cell] = count;
-    shared[part + cell] = mean;
-    shared[2 * part + cell] = m2;
+    shared[threadIdx.x] = count;
+    shared[part + threadIdx.x] = mean;
+    shared[2 * part + threadIdx.x] = m2;
   }
   __syncthreads();
-  if (!lane.works() || lane.worker != 0) return;
-  const int64_t blocks = gridDim.y, block = blockIdx.y;
-  Moments<Acc> total[kChannels] = {};
-  for (unsigned worker = 0; worker < lane.workers; ++worker) {
+  if (lane.worker != 0) return;
+  for (unsigned worker = 1; worker < lane.workers; ++worker) {
     const unsigned cell = worker * lane.lanes + lane.index;
     const typename Tiling::Cell count = shared[cell], mean = shared[part + cell], m2 = shared[2 * part + cell];
 #pragma unroll
     for (unsigned c = 0; c < kChannels; ++c)
-      total[c] = merge(total[c], Moments<Acc>{count.value[c], mean.value[c], m2.value[c]});
+      moments[c] = merge(moments[c], {count.value[c], mean.value[c], m2.value[c]});
   }
+}
+
+template <class Tiling, class Parameters, class Running>
+__device__ __forceinline__ void write_moments(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                              const Running& running) {
+  const Lane<Tiling> lane(p.grid);
+  Moments<typename Tiling::Acc> moments[Tiling::kChannels];
 #pragma unroll
-  for (unsigned c = 0; c < kChannels; ++c) {
-    if (c >= lane.count) continue;
-    Acc* partial = p.partial + block * p.grid.channels + lane.channel + c;
-    partial[0] = total[c].count;
-    partial[blocks * p.grid.channels] = total[c].mean;
-    partial[2 * blocks * p.grid.channels] = total[c].m2;
+  for (unsigned c = 0; c < Tiling::kChannels; ++c) moments[c] = running.moments(c);
+  merge_workers<Tiling>(lane, shared, moments);
+  if (lane.worker != 0) return;
+  typename Tiling::Cell count, mean, m2;
+#pragma unroll
+  for (unsigned c = 0; c < Tiling::kChannels; ++c) {
+    count.value[c] = moments[c].count;
+    mean.value[c] = moments[c].mean;
+    m2.value[c] = moments[c].m2;
   }
+  const PartialRows<Tiling, kRowsOfMoments> partial(p.partial, lane.lanes, blockIdx.x, blockIdx.y);
+  partial.store(0, lane.index, count);
+  partial.store(1, lane.index, mean);
+  partial.store(2, lane.index, m2);
+}
+
+// Merges the blocks of a slab, and finishes the normalization of its channels.
+template <class Tiling, class Parameters>
+__device__ __forceinline__ void finish_moments(const Parameters& p, SharedPointer<typename Tiling::Cell> shared,
+                                               unsigned slab) {
+  using Acc = typename Tiling::Acc;
+  using Cell = typename Tiling::Cell;
+  const Lane<Tiling> lane(p.grid, slab);
+  Moments<Acc> moments[Tiling::kChannels] = {};
+  for (unsigned block = lane.worker; lane.worker < lane.workers && block < gridDim.y; block += lane.workers) {
+    const PartialRows<Tiling, kRowsOfMoments> partial(p.partial, lane.lanes, slab, block);
+    const Cell count = partial.load(0, lane.index), mean = partial.load(1, lane.index),
+               m2 = partial.load(2, lane.index);
+#pragma unroll
+    for (unsigned c = 0; c < Tiling::kChannels; ++c)
+      moments[c] = merge(moments[c], {count.value[c], mean.value[c], m2.value[c]});
+  }
+  merge_workers<Tiling>(lane, shared, moments);
+  if (lane.worker == 0)
+#pragma unroll
+    for (unsigned c = 0; c < Tiling::kChannels; ++c)
+      if (c < lane.count) finish_channel(p.norm, lane.channel + c, p.grid.channels, moments[c]);
+  __syncthreads();
 }
 
 template <class T, class Acc, int kernel, int stride>
 __global__ void __launch_bounds__(kDepthwiseThreads, sizeof(T) == 8 ? 1 : (kernel == 7 ? 2 : 3))
     depthwise_forward_kernel(const DepthwiseForwardParameters<T, Acc> p) {
   using Tiling = ForwardTiling<T, Acc, kernel, stride>;
-  using Source = NormalisedInput<T, Acc>;
+  using Source = NormalizedInput<T, Acc>;
   BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
   BIASLOSS_DYNAMIC_SHARED(typename Tiling::Cell, shared);
   RunningMoments<Acc, Tiling::kChannels> moments;
@@ -194,7 +228,12 @@ __global__ void __launch_bounds__(kDepthwiseThreads, sizeof(T) == 8 ? 1 : (kerne
     convolve_tile<Tiling>(p, tile, shared, moments);
     __syncthreads();
   }
-  if (p.partial != nullptr) write_block_moments<Tiling>(p, shared, moments);
+  if (p.partial == nullptr) return;
+  write_moments<Tiling>(p, shared, moments);
+  finish_slabs(p.ticket_slot, [&](unsigned slab) {
+    if (slab == 0 && threadIdx.x == 0 && p.norm.num_batches_tracked != nullptr) ++*p.norm.num_batches_tracked;
+    finish_moments<Tiling>(p, shared, slab);
+  });
 }
 
 }  // namespace biasloss

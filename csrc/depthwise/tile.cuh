@@ -86,19 +86,20 @@ struct Lane {
   unsigned workers, worker;  // threads with the same channels; a worker that is none has worker >= workers
   unsigned channel, count;   // the first channel and how many there are of it
 
-  __device__ __forceinline__ explicit Lane(const TileGrid& grid)
+  __device__ __forceinline__ explicit Lane(const TileGrid& grid, unsigned slab = blockIdx.x)
       : lanes(recomputed(grid.slab) / Tiling::kChannels),
         index(threadIdx.x % lanes),
         workers(kDepthwiseThreads / lanes),
         worker(threadIdx.x / lanes),
-        channel(channel_of(grid, index)),
+        channel(channel_of(grid, index, slab)),
         count(channels_left(grid, channel)) {}
 
   __device__ __forceinline__ bool works() const { return worker < workers && count > 0; }
 
-  static __device__ __forceinline__ unsigned channel_of(const TileGrid& grid, unsigned cell) {
+  static __device__ __forceinline__ unsigned channel_of(const TileGrid& grid, unsigned cell,
+                                                        unsigned slab = blockIdx.x) {
     const unsigned vectors = grid.slab / Tiling::kVector;
-    return blockIdx.x * grid.slab + cell % vectors * Tiling::kVector + cell / vectors * Tiling::kChannels;
+    return slab * grid.slab + cell % vectors * Tiling::kVector + cell / vectors * Tiling::kChannels;
   }
 };
 

@@ -142,7 +142,7 @@ def test_moving_average_of_the_weights(data: Path, tmp_path: Path, monkeypatch: 
 
 
 def _loaded_linear_model(recipe: Any, *_: Any, **__: Any) -> nn.Module:
-    from biasloss_ext.recipes.models import load_weights
+    from biasloss_ext.recipes.weights import load_weights
 
     model = LinearModel(with_features=False)
     load_weights(model, Path(recipe.weights), "linear")

@@ -36,7 +36,7 @@ LOAD_OF_16_BYTES = re.compile(
     r"\bld\.global\S*\.v(?:4\.b32|2\.b64)\b|\bcp\.async\.cg\.\S+ \[[^]]+\], \[[^]]+\], 0x10\b"
 )
 DIVISIBLE_BY_16 = [["tt.divisibility", 16]]
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 @dataclass(frozen=True)

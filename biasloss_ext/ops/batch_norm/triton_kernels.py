@@ -30,8 +30,8 @@ def statistics_kernel(
     num_batches_tracked_ptr,
     partials_ptr,
     tickets_ptr,
-    momentum,
-    eps,
+    momentum: tl.float64,
+    eps: tl.float64,
     rows,
     units,
     blocks,
@@ -58,7 +58,11 @@ def statistics_kernel(
     exists = column < channels
     store_moments(partials_ptr, group, groups, column, channels, count.to(DTYPE), shift, total, squares)
     if is_last(tickets_ptr + block, groups):
+<<<<<<< HEAD
         mean, m2, all_rows = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
+=======
+        mean, m2, values = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
+>>>>>>> main
         finish_statistics(
             statistics_ptr,
             norm_weight_ptr,
@@ -69,8 +73,13 @@ def statistics_kernel(
             channels,
             exists,
             mean,
+<<<<<<< HEAD
             m2 / all_rows,
             all_rows,
+=======
+            m2 / values,
+            values,
+>>>>>>> main
             momentum,
             eps,
         )
@@ -87,8 +96,8 @@ def affine_kernel(
     running_mean_ptr,
     running_var_ptr,
     num_batches_tracked_ptr,
-    momentum,
-    eps,
+    momentum: tl.float64,
+    eps: tl.float64,
     channels,
     count,
     CHANNELS: tl.constexpr,
@@ -155,7 +164,7 @@ def coefficients_kernel(
     coefficients_ptr,
     partials_ptr,
     tickets_ptr,
-    eps,
+    eps: tl.float64,
     rows,
     units,
     blocks,

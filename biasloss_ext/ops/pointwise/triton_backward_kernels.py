@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
-from biasloss_ext.ops.triton_finish import finish_coefficients, finish_weight, is_last, merge_sums
+from biasloss_ext.ops.pointwise.triton_weight_sums import finish_weight
+from biasloss_ext.ops.triton_finish import finish_coefficients, is_last, merge_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
@@ -331,7 +332,7 @@ def data_kernel(
             chunks,
             first_in,
             in_channels,
-            eps,
+            tl.full([], eps, DTYPE),
             FROZEN,
             GROUPS,
             IN,
@@ -343,7 +344,8 @@ def data_kernel(
             grad_weight_ptr,
             weight_partials_ptr,
             weight_sets_ptr,
-            tickets_ptr + weight_tickets,
+            tickets_ptr,
+            weight_tickets,
             segment * chunks + chunk,
             segments * chunks,
             groups_of_set,
@@ -442,7 +444,8 @@ def weight_kernel(
         grad_weight_ptr,
         partials_ptr,
         sets_ptr,
-        tickets_ptr + (program % (in_blocks * out_blocks)) * (sets + 1),
+        tickets_ptr,
+        (program % (in_blocks * out_blocks)) * (sets + 1),
         group,
         groups,
         groups_of_set,

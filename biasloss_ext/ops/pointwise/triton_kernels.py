@@ -146,8 +146,8 @@ def forward_kernel(
         weight = load_weight(weight_ptr, out_stride, in_stride, first_out, out_channels, 0, in_channels, OUT, IN)
     shift = tl.zeros([OUT], DTYPE)
     if statistics_ptr is not None:
-        totals = tl.zeros([ROWS, OUT], DTYPE)
-        squares = tl.zeros([ROWS, OUT], DTYPE)
+        total = tl.zeros([OUT], DTYPE)
+        square = tl.zeros([OUT], DTYPE)
 
     for row in range(0, count, ROWS):
         first_row = first_of_group + row
@@ -191,12 +191,11 @@ def forward_kernel(
             if row == 0:  # see `sum_deviations`
                 shift = tl.sum(y, 0) / tl.minimum(count, ROWS).to(DTYPE)
             deviation = tl.where(inside, y - shift[None, :], 0.0)
-            totals += deviation
-            squares += deviation * deviation
+            total += tl.sum(deviation, 0)
+            square += tl.sum(deviation * deviation, 0)
 
     if statistics_ptr is not None:
         column = first_out + tl.arange(0, OUT)
-        total, square = tl.sum(totals, 0), tl.sum(squares, 0)
         store_moments(partials_ptr, group, groups, column, out_channels, count.to(DTYPE), shift, total, square)
         if is_last(tickets_ptr + program % out_blocks, groups):
             exists = column < out_channels
@@ -213,8 +212,8 @@ def forward_kernel(
                 mean,
                 m2 / values,
                 values,
-                momentum,
-                eps,
+                tl.full([], momentum, DTYPE),
+                tl.full([], eps, DTYPE),
             )
             if num_batches_tracked_ptr is not None:  # noqa: SIM102  # for the compiler, a condition of its own
                 if first_out == 0:

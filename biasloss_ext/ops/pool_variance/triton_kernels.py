@@ -138,7 +138,7 @@ def backward_kernel(
     coefficients_ptr,
     partials_ptr,
     tickets_ptr,
-    eps,
+    eps: tl.float64,
     samples,
     positions,
     units,

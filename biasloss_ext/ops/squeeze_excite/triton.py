@@ -16,7 +16,7 @@ from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
-from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
+from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
 
 BLOCK = 32  # channels of a block of results and of a step; halved in float64
 SAMPLES = 16  # of a block of results, and of a step of the sums over samples
@@ -60,7 +60,7 @@ def _layer_launch(kernel: Any, pooled: Tensor, hidden: int, activation: int, gat
     )
 
 
-@shared.on_its_device
+@on_its_device
 def squeeze_excite(
     pooled: Tensor,
     reduce_weight: Tensor,
@@ -116,7 +116,7 @@ def _backward_plan(
     return Plan(first, second, divide_up(samples, SAMPLES))
 
 
-@shared.on_its_device
+@on_its_device
 def squeeze_excite_backward(
     gate_grad: Tensor,
     pooled: Tensor,

@@ -267,7 +267,7 @@ def parameters_kernel(
     affine_ptr,
     moments_ptr,
     coefficients_ptr,
-    eps,
+    eps: tl.float64,
     samples,
     channels,
     hidden,

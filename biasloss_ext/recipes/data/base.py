@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from biasloss_ext.recipes.data.images import Preprocessing
+
 
 class Data(Protocol):
     """Training and test images as normalised float32 batches (n, channels, size, size) with int64 classes (n,).
@@ -15,10 +17,18 @@ class Data(Protocol):
     """
 
     classes: int
+    class_names: tuple[str, ...]
     channels: int
     image_size: int
-    train_images: int
-    test_images: int
+    preprocessing: Preprocessing  # of the test images, for images of whatever size
+
+    @property
+    def train_images(self) -> int:
+        """How many there are."""
+
+    @property
+    def test_images(self) -> int:
+        """How many there are."""
 
     def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         """Augmented training images, for every int64 tensor of indices."""

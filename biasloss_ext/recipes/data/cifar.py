@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.data.in_memory import InMemoryData
 
 
@@ -22,11 +23,21 @@ class _Format:
     train: tuple[str, ...]
     test: tuple[str, ...]
     labels: str
-    classes: int
+    class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+wolf woman worm
+"""
 _FORMATS = {
     "cifar10": _Format(
         "CIFAR-10",
@@ -34,7 +45,7 @@ _FORMATS = {
         tuple(f"data_batch_{number}" for number in range(1, 6)),
         ("test_batch",),
         "labels",
-        10,
+        tuple(_CIFAR10.split()),
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
     ),
@@ -44,7 +55,7 @@ _FORMATS = {
         ("train",),
         ("test",),
         "fine_labels",
-        100,
+        tuple(_CIFAR100.split()),
         (0.5071, 0.4865, 0.4409),
         (0.2673, 0.2564, 0.2762),
     ),
@@ -73,9 +84,8 @@ def load_cifar(name: str, data_dir: str, seed: int, device: torch.device) -> InM
     return InMemoryData(
         _read(folder, expected.train, expected),
         _read(folder, expected.test, expected),
-        classes=expected.classes,
-        mean=expected.mean,
-        std=expected.std,
+        class_names=expected.class_names,
+        preprocessing=Preprocessing(32, 32, expected.mean, expected.std),
         padding=4,
         flip=True,
         seed=seed,
@@ -99,9 +109,9 @@ def _read_file(path: Path, expected: _Format) -> tuple[Tensor, Tensor]:
         raise UserError(f"{path} is not a file of {expected.title}'s published python version: {cause}") from None
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32 or len(data) == 0:
         raise UserError(f"{path} should hold images as uint8 rows of 3 x 32 x 32 = 3072, has {data.dtype} {data.shape}")
-    if labels.shape != (len(data),) or labels.min() < 0 or labels.max() >= expected.classes:
+    if labels.shape != (len(data),) or labels.min() < 0 or labels.max() >= len(expected.class_names):
         raise UserError(
-            f"{path} should hold one class from 0 to {expected.classes - 1} for each of its {len(data)} images"
+            f"{path} should hold one class from 0 to {len(expected.class_names) - 1} for each of its {len(data)} images"
         )
     return torch.from_numpy(data.copy()).view(-1, 3, 32, 32), torch.from_numpy(labels)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.data.in_memory import InMemoryData
 
 TEST_IMAGES = 360
@@ -37,9 +38,8 @@ def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryDat
     return InMemoryData(
         (images[train], classes[train]),
         (images[test], classes[test]),
-        classes=10,
-        mean=(0.31,) * 3,
-        std=(0.34,) * 3,
+        class_names=tuple(str(digit) for digit in range(10)),
+        preprocessing=Preprocessing(image_size, image_size, (0.31,) * 3, (0.34,) * 3, grey=True),
         padding=image_size // 8,
         flip=False,
         seed=seed,

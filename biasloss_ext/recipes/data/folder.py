@@ -1,32 +1,38 @@
-"""Images in folders, one for each class, through torchvision."""
+"""Images in folders, one for each class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from biasloss_ext.errors import UserError
-from biasloss_ext.recipes.optional import torchvision
+from biasloss_ext.recipes.data.images import Preprocessing, image_files, problem_of, read_image
 from biasloss_ext.recipes.order import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TEST_FOLDERS = ("val", "test")
 _ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
+_SCALES, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
+
+Sample = tuple[Path, int]
 
 
 def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device, workers: int) -> FolderData:
     """DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test).
 
     Training images are cropped at a random place and scale to ``image_size`` and mirrored; of test images the middle is
-    taken, 87.5% of the shorter side. Both are normalised with ImageNet's mean and deviation.
+    taken, 87.5% of the shorter side. Both are normalised with ImageNet's mean and deviation. Hidden files and folders
+    are left out.
 
     Raises:
-        UserError: torchvision cannot be imported, a folder is missing or empty, or the classes differ.
+        UserError: a folder is missing or empty, the classes differ, or there are fewer than two.
     """
     folder = Path(data_dir)
     test = next((name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
@@ -35,21 +41,18 @@ def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device,
             f"{data_dir} is no image folder: expected {data_dir}/train/CLASS/IMAGE and {data_dir}/val/CLASS/IMAGE"
             " (or test for val)"
         )
-    vision = torchvision("imagefolder")
-    v2 = vision.transforms.v2
-    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    augmented = v2.Compose([v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip(), *to_float])
-    whole = round(image_size / 0.875)
-    plain = v2.Compose([v2.Resize(whole, antialias=True), v2.CenterCrop(image_size), *to_float])
-    try:
-        train_set = vision.datasets.ImageFolder(folder / "train", augmented)
-        test_set = vision.datasets.ImageFolder(folder / test, plain)
-    except FileNotFoundError as error:
-        raise UserError(f"{data_dir} is no image folder: {str(error).splitlines()[0]}") from None
-    if train_set.classes != test_set.classes:
-        differing = sorted(set(train_set.classes) ^ set(test_set.classes))
+    classes, test_classes = (_classes(folder / name) for name in ("train", test))
+    if classes != test_classes:
+        differing = sorted(set(classes) ^ set(test_classes))
         raise UserError(f"the classes of {folder / 'train'} and {folder / test} differ: {', '.join(differing[:5])}")
-    return FolderData(train_set, test_set, image_size, seed, device, workers)
+    if len(classes) < 2:
+        found = f"one class, {classes[0]}" if classes else "no class"
+        raise UserError(
+            f"{folder / 'train'} has {found}: a classifier needs two or more, each a folder with its images"
+        )
+    return FolderData(
+        classes, _samples(folder / "train", classes), _samples(folder / test, classes), image_size, seed, device, workers
+    )
 
 
 class FolderData:
@@ -58,23 +61,77 @@ class FolderData:
     channels = 3
 
     def __init__(
-        self, train_set: Any, test_set: Any, image_size: int, seed: int, device: torch.device, workers: int
+        self,
+        class_names: tuple[str, ...],
+        train: list[Sample],
+        test: list[Sample],
+        image_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
     ) -> None:
-        self.classes = len(train_set.classes)
+        self.class_names, self.classes = class_names, len(class_names)
         self.image_size = image_size
-        self.train_images, self.test_images = len(train_set), len(test_set)
-        self._train, self._test = _Seeded(train_set), _Seeded(test_set)
+        self.preprocessing = Preprocessing(image_size, round(image_size / 0.875), MEAN, STD)
+        self._train, self._test = train, test
         self._seed, self._device, self._workers = seed, device, workers
 
+    @property
+    def train_images(self) -> int:
+        return len(self._train)
+
+    @property
+    def test_images(self) -> int:
+        return len(self._test)
+
+    @property
+    def listing(self) -> tuple[tuple[str, int, int], ...]:
+        """Path, size and time of every file, by which it is known to be the same."""
+        states = ((path, path.stat()) for path, _ in (*self._train, *self._test) if path.exists())
+        return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
+
+    def broken(self, part: int = 0, parts: int = 1) -> list[tuple[Path, str]]:
+        """The files that cannot be read, each with the reason: of every ``parts``-th file, from ``part`` on."""
+        paths = [path for path, _ in (*self._train, *self._test)][part::parts]
+        with ThreadPoolExecutor(max(1, self._workers)) as pool:  # decoding runs beside Python
+            reasons = pool.map(problem_of, paths)
+            return [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason is not None]
+
+    def leave_out(self, paths: set[Path]) -> None:
+        """Goes on without these files.
+
+        Raises:
+            UserError: no image of a class is left.
+        """
+        for name in ("_train", "_test"):
+            samples = getattr(self, name)
+            kept = [sample for sample in samples if sample[0] not in paths]
+            empty = {number for _, number in samples} - {number for _, number in kept}
+            if empty:
+                raise UserError(f"all images of the class {self.class_names[min(empty)]} are broken")
+            setattr(self, name, kept)
+
     def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._load(self._train, epoch, batches)
+        return self._load(self._train, self._augmented, epoch, batches)
 
     def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._load(self._test, 0, batches)
+        return self._load(self._test, self._plain, 0, batches)
 
-    def _load(self, images: _Seeded, epoch: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _augmented(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        cropped = image.crop(_random_crop(image.width, image.height, generator))
+        resized = cropped.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        if torch.rand((), generator=generator) < 0.5:
+            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self.preprocessing.normalized(resized)
+
+    def _plain(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        return self.preprocessing(image)
+
+    def _load(
+        self, samples: list[Sample], prepare: Prepare, epoch: int, batches: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
-            images,
+            _Files(samples, prepare),
             batch_sampler=[[(self._seed, epoch, index) for index in batch.tolist()] for batch in batches],
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
@@ -89,17 +146,52 @@ class FolderData:
             raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
 
 
-class _Seeded(Dataset[tuple[Tensor, int]]):
+Prepare = Callable[[Image.Image, torch.Generator], Tensor]
+
+
+class _Files(Dataset[tuple[Tensor, int]]):
     """Gives every image its own random numbers, whichever worker process loads it and in whichever order."""
 
-    def __init__(self, images: Any) -> None:
-        self._images = images
+    def __init__(self, samples: list[Sample], prepare: Prepare) -> None:
+        self._samples, self._prepare = samples, prepare
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(seeded(*key, 1).get_state())
-            try:
-                return self._images[key[2]]  # type: ignore[no-any-return]
-            except (OSError, SyntaxError) as error:  # the latter is what Pillow raises for a broken PNG
-                path = self._images.samples[key[2]][0]
-                raise UserError(f"cannot read the image {path}: {str(error).splitlines()[0]}") from None
+        path, number = self._samples[key[2]]
+        return self._prepare(read_image(path), seeded(*key, 1)), number
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
+def _samples(folder: Path, classes: Sequence[str]) -> list[Sample]:
+    samples: list[Sample] = []
+    for number, name in enumerate(classes):
+        files = image_files(folder / name)
+        if not files:
+            raise UserError(f"there is no image in {folder / name}: every class needs some, as .jpg, .png or the like")
+        samples += [(path, number) for path in files]
+    return samples
+
+
+def _random_crop(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """A box of random place, area and ratio, as in ``torchvision.transforms.RandomResizedCrop``."""
+
+    def between(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    def below(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
+
+    for _ in range(10):
+        area = width * height * between(*_SCALES)
+        ratio = math.exp(between(*(math.log(bound) for bound in _RATIOS)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = below(width - w + 1), below(height - h + 1)
+            return left, top, left + w, top + h
+    # The middle, of a ratio that is allowed.
+    w = max(1, min(width, round(height * _RATIOS[1])))
+    h = max(1, min(height, round(width / _RATIOS[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.order import seeded
 
 
@@ -16,8 +17,8 @@ class InMemoryData:
 
     Args:
         train, test: pairs of images (n, channels, size, size), uint8, and classes (n,), int64.
-        classes: number of classes.
-        mean, std: of every channel of the images divided by 255.
+        class_names: one for each class, in the order of their numbers.
+        preprocessing: what makes any image one of the test images; its mean and deviation are those of the data.
         padding: training images are padded by so many black pixels and cropped at a random place.
         flip: half of the training images are mirrored.
         seed: of the augmentation.
@@ -27,23 +28,22 @@ class InMemoryData:
         self,
         train: tuple[Tensor, Tensor],
         test: tuple[Tensor, Tensor],
-        classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        class_names: tuple[str, ...],
+        preprocessing: Preprocessing,
         padding: int,
         flip: bool,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.classes = classes
+        self.class_names, self.classes, self.preprocessing = class_names, len(class_names), preprocessing
         self.train_images, self.test_images = len(train[0]), len(test[0])
         self.channels, self.image_size = train[0].shape[1], train[0].shape[3]
         self._padding, self._flip, self._seed = padding, flip, seed
         self._padded = F.pad(train[0], (padding,) * 4).to(device)
         self._train_classes = train[1].to(device)
         self._test, self._test_classes = test[0].to(device), test[1].to(device)
-        self._scale = 255 * torch.tensor(std, device=device).view(-1, 1, 1)
-        self._shift = 255 * torch.tensor(mean, device=device).view(-1, 1, 1)
+        self._scale = 255 * torch.tensor(preprocessing.deviation, device=device).view(-1, 1, 1)
+        self._shift = 255 * torch.tensor(preprocessing.mean, device=device).view(-1, 1, 1)
 
     def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         draws = torch.rand(self.train_images, 3, generator=seeded(self._seed, epoch, 1))

@@ -1,0 +1,151 @@
+"""Image files: read as eight-bit colour, upright, and prepared as a model takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from biasloss_ext.errors import UserError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# What Pillow has to say of a file is either an error, which is reported with the file's name, or of no use here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a model sees it in evaluation.
+
+    Attributes:
+        image_size: height and width of what the model takes.
+        resize: the shorter side is brought to this length first; the middle of the result is taken.
+        mean, deviation: of each channel of the image, as numbers in [0, 1]; what is subtracted, then divided by.
+        interpolation: "bilinear" or "bicubic", both with antialiasing.
+        grey: colour is taken out.
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    interpolation: str = "bilinear"
+    grey: bool = False
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image of any size to float32 (3, image_size, image_size)."""
+        image = _middle(image.convert("L").convert("RGB") if self.grey else image.convert("RGB"))
+        scale = self.resize / min(image.size)
+        width, height = (max(self.resize, int(side * scale)) for side in image.size)
+        left, top = (round((side - self.image_size) / 2) for side in (width, height))
+        resized = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        return self.normalized(resized.crop((left, top, left + self.image_size, top + self.image_size)))
+
+    def read(self, path: str | Path) -> Tensor:
+        """An image file to float32 (3, image_size, image_size).
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return self(read_image(path))
+
+    def normalized(self, image: Image.Image) -> Tensor:
+        """An image of the right size to float32."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return (pixels - torch.tensor(self.mean).view(-1, 1, 1)) / torch.tensor(self.deviation).view(-1, 1, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All attributes by name, in plain types."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`as_dict`."""
+        return Preprocessing(**{**values, "mean": tuple(values["mean"]), "deviation": tuple(values["deviation"])})
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as RGB, turned as its EXIF orientation says; of 16 bits a channel the upper 8 are taken.
+
+    Raises:
+        UserError: the file is missing, broken, too large, or of a kind whose range of values is unknown.
+    """
+    try:
+        with Image.open(path) as image:
+            return _upright(_rgb(image))
+    except Exception as error:  # a broken file makes Pillow raise anything
+        raise UserError(f"cannot read the image {path}: {_cause(error)}") from None
+
+
+def problem_of(path: str | Path) -> str | None:
+    """Why an image file cannot be read, or None. Reads all of it, but decodes JPEG at an eighth of the size."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+            _rgb(image)
+    except Exception as error:  # as above
+        return _cause(error)
+    return None
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and those below it, in order, without hidden ones."""
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(ENDINGS):
+                yield Path(parent, name)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a very long or wide image: resized, the rest would take memory without end."""
+    width, height = image.size
+    longest = 4 * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = (max(0, side - longest) // 2 for side in (width, height))
+    return image.crop((left, top, min(left + longest, width - left), min(top + longest, height - top)))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow's own conversion cuts everything above 255 off.
+        sixteen = np.asarray(image)
+        converted = Image.fromarray((sixteen >> 8).astype(np.uint8)).convert("RGB")
+        converted.info = image.info
+        return converted
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, without a known range: convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data say nothing about the orientation
+        return image
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is not an image"
+    return text
