@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +45,16 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def run_ninja(folder: Path, rules: str) -> None:
+    jobs = os.environ.get("MAX_JOBS", "2")
+    # One build at a time: several test processes may want the same.
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = subprocess.run([ninja(), "-f", rules, f"-j{jobs}"], cwd=folder, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"the simulator does not compile:\n{result.stdout}{result.stderr}")
+
+
 def build(sanitize: bool = False) -> Path:
     """Returns the path of the up-to-date extension module."""
     import pybind11
@@ -68,9 +80,7 @@ def build(sanitize: bool = False) -> Path:
         f"build {library.name}: link " + " ".join(f"{source.stem}.o" for source in sources),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    result = subprocess.run([ninja(), "-j2"], cwd=folder, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"the simulator does not compile:\n{result.stdout}{result.stderr}")
+    run_ninja(folder, "build.ninja")
     return library
 
 
