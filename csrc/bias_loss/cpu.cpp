@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,6 +31,35 @@ enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 // exp and log make a score about as dear as this many activations of the variance.
 constexpr int64_t kActivationsPerScore = 8;
 
+// The class of a row. An ignored one need not be valid; one that is neither is the caller's error.
+struct Label {
+  int64_t value;
+  bool ignored, valid;
+};
+
+// The first row whose class is out of range, whichever thread meets it.
+class InvalidClass {
+ public:
+  void report(int64_t row, int64_t value) {
+    const std::lock_guard lock(mutex_);
+    if (row >= row_) return;
+    row_ = row;
+    value_ = value;
+  }
+  void throw_if_any(const ScoreTensor& scores) const {
+    if (row_ == kNone) return;
+    // Python raises an IndexError for this type.
+    throw std::out_of_range("target of sample " + std::to_string(row_ / scores.positions) + " is " +
+                            std::to_string(value_) + ", expected a class in [0, " + std::to_string(scores.classes) +
+                            ")");
+  }
+
+ private:
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  std::mutex mutex_;
+  int64_t row_ = kNone, value_ = 0;
+};
+
 // What a row's cross-entropy is taken against: a class, or a distribution over the classes where there are
 // probabilities or smoothing. q_k holds the class weight as well; the loss is -sum_k q_k log p_k, its gradient (sum_j
 // q_j) p_k - q_k.
@@ -51,15 +80,18 @@ class Targets {
   }
 
   bool soft() const { return probabilities_ || smoothing_ != Scalar(0); }
-  bool ignored(int64_t row) const { return indices_ && (*indices_)[row] == ignore_index_; }
-  bool valid(int64_t row) const { return !indices_ || ((*indices_)[row] >= 0 && (*indices_)[row] < classes_); }
-  int64_t index(int64_t row) const { return (*indices_)[row]; }
+  // The one look at a row's class: the memory may belong to someone who changes it meanwhile.
+  Label label(int64_t row) const {
+    if (!indices_) return {0, false, true};
+    const int64_t value = (*indices_)[row];
+    return {value, value == ignore_index_, value >= 0 && value < classes_};
+  }
   Scalar weight_of(int64_t k) const { return class_weight_ == nullptr ? Scalar(1) : class_weight_[k]; }
   // How much a counted row adds to the denominator of the mean.
-  Scalar count(int64_t row) const { return probabilities_ ? Scalar(1) : weight_of(index(row)); }
+  Scalar count(const Label& label) const { return probabilities_ ? Scalar(1) : weight_of(label.value); }
 
   // Writes q and returns its sum.
-  Scalar distribution(int64_t row, Scalar* q) const {
+  Scalar distribution(int64_t row, const Label& label, Scalar* q) const {
     const Scalar uniform = smoothing_ / Scalar(classes_), sharp = Scalar(1) - smoothing_;
     if (probabilities_) {
       const Scalar* p = probabilities_->read(row, q);
@@ -67,7 +99,7 @@ class Targets {
         q[k] = weight_of(k) * (smoothing_ == Scalar(0) ? p[k] : p[k] * sharp + uniform);
     } else {
       for (int64_t k = 0; k < classes_; ++k) q[k] = weight_of(k) * uniform;
-      q[index(row)] += weight_of(index(row)) * sharp;
+      q[label.value] += weight_of(label.value) * sharp;
     }
     double total = 0;
     for (int64_t k = 0; k < classes_; ++k) total += q[k];
@@ -106,20 +138,21 @@ struct Forward {
   const Targets<Scalar>& targets;
   const Statistics<Scalar> statistics;
   Scalar* losses;  // of every row, unweighted; null where only sums are wanted
-  std::atomic<int64_t> first_invalid_row{std::numeric_limits<int64_t>::max()};
+  InvalidClass invalid_class = {};
 
   PieceSums run(int64_t begin, int64_t end, Scalar* row_scratch, Scalar* target_scratch) {
     PieceSums sums;
     for (int64_t row = begin; row < end; ++row) {
       Scalar loss = 0;
       statistics.row_max[row] = statistics.row_log_sum[row] = 0;
-      if (!targets.ignored(row)) {
-        if (!targets.valid(row)) {
-          report_invalid(row);
+      const Label label = targets.label(row);
+      if (!label.ignored) {
+        if (!label.valid) {
+          invalid_class.report(row, label.value);
           continue;
         }
-        loss = loss_of(row, row_scratch, target_scratch);
-        sums.count += targets.count(row);
+        loss = loss_of(row, label, row_scratch, target_scratch);
+        sums.count += targets.count(label);
       }
       if (losses != nullptr) losses[row] = loss;
       sums.loss += loss;
@@ -128,30 +161,19 @@ struct Forward {
   }
 
  private:
-  Scalar loss_of(int64_t row, Scalar* row_scratch, Scalar* target_scratch) {
+  Scalar loss_of(int64_t row, const Label& label, Scalar* row_scratch, Scalar* target_scratch) {
     const RowTable<Scalar>& table = row_table<Scalar>();
     const Scalar* x = scores.read(row, row_scratch);
     Scalar &max = statistics.row_max[row], &log_sum = statistics.row_log_sum[row];
     table.max_and_log_sum(x, scores.classes, &max, &log_sum);
     if (!targets.soft()) {
-      const int64_t t = targets.index(row);
+      const int64_t t = label.value;
       return (log_sum - (x[t] - max)) * targets.weight_of(t);
     }
-    targets.distribution(row, target_scratch);
+    targets.distribution(row, label, target_scratch);
     return table.soft_loss(x, target_scratch, scores.classes, max, log_sum);
   }
-
-  void report_invalid(int64_t row) {
-    int64_t first = first_invalid_row;
-    while (row < first && !first_invalid_row.compare_exchange_weak(first, row)) {
-    }
-  }
 };
-
-[[noreturn]] void throw_invalid_class(int64_t sample, int64_t value, int64_t classes) {
-  throw std::runtime_error("target of sample " + std::to_string(sample) + " is " + std::to_string(value) +
-                           ", expected a class in [0, " + std::to_string(classes) + ")");
-}
 
 template <class Scalar>
 Extrema<Scalar> extrema_of_batch(const Scalar* variance, int64_t samples) {
@@ -207,10 +229,7 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
     for (int64_t i = pieces.count * share / shares; i < pieces.count * (share + 1) / shares; ++i)
       sums[i] = rows.run(pieces.begin(i), pieces.end(i), scratch.data(), scratch.data() + scores.classes);
   });
-  if (rows.first_invalid_row < scores.rows()) {
-    const int64_t row = rows.first_invalid_row;
-    throw_invalid_class(row / scores.positions, targets.index(row), scores.classes);
-  }
+  rows.invalid_class.throw_if_any(scores);
 
   Scalar* w = weight.mutable_data_ptr<Scalar>();
   for (int64_t i = 0; i < scores.samples; ++i)
@@ -245,10 +264,14 @@ struct Backward {
   const Statistics<const Scalar> statistics;
   const Scalar* weight;
 
-  void run(int64_t row, Scalar grad_loss, Scalar* row_scratch, Scalar* target_scratch) const {
+  InvalidClass invalid_class = {};  // targets that changed since the forward pass
+
+  void run(int64_t row, Scalar grad_loss, Scalar* row_scratch, Scalar* target_scratch) {
     const RowTable<Scalar>& table = row_table<Scalar>();
     Scalar* g = gradient.destination(row, row_scratch);
-    if (targets.ignored(row)) {
+    const Label label = targets.label(row);
+    if (label.ignored || !label.valid) {
+      if (!label.ignored) invalid_class.report(row, label.value);
       std::fill_n(g, scores.classes, Scalar(0));
     } else {
       // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
@@ -256,10 +279,10 @@ struct Backward {
       const Scalar max = statistics.row_max[row], log_sum = statistics.row_log_sum[row];
       const Scalar scale = grad_loss * weight[row / scores.positions] / *statistics.denominator;
       if (targets.soft()) {
-        const Scalar total = targets.distribution(row, target_scratch);
+        const Scalar total = targets.distribution(row, label, target_scratch);
         table.soft_gradient(x, target_scratch, scores.classes, max, log_sum, scale, total, g);
       } else {
-        const int64_t t = targets.index(row);
+        const int64_t t = label.value;
         const Scalar scale_of_class = scale * targets.weight_of(t);
         const Scalar log_p = (x[t] - max) - log_sum;
         table.hard_gradient(x, scores.classes, max, log_sum, scale_of_class, g);
@@ -298,13 +321,14 @@ Tensor backward(const Tensor& grad_loss, const Tensor& output, const Tensor& tar
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
                                 ignore_index, label_smoothing);
   const LossGradient<Scalar> grad(grad_loss, std::max<int64_t>(scores.positions, 1));
-  const Backward<Scalar> rows{
+  Backward<Scalar> rows{
       scores, gradient, targets, {statistics.const_data_ptr<Scalar>(), scores.rows()}, weight.const_data_ptr<Scalar>()};
   parallel_shares(scores.rows() * scores.classes * kActivationsPerScore, [&](int64_t share, int64_t shares) {
     std::vector<Scalar> scratch(static_cast<size_t>(2 * scores.classes));
     for (int64_t row = scores.rows() * share / shares; row < scores.rows() * (share + 1) / shares; ++row)
       rows.run(row, grad[row], scratch.data(), scratch.data() + scores.classes);
   });
+  rows.invalid_class.throw_if_any(scores);
   return grad_output;
 }
 
