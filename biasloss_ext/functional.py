@@ -237,7 +237,7 @@ def weighted_cross_entropy(
         op = bias_loss_op.triton if chosen == "triton" else bias_loss_op.native
         try:
             results = op(output, before, after, 2 if want_weight else 1)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise _explained(error, features, variance, output, target, weight) from None
     loss = results[0]
     if len(shape) > 3 and reduction == "none":
@@ -265,7 +265,7 @@ def _values(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _explained(
-    error: RuntimeError,
+    error: Exception,
     features: Tensor | None,
     variance: Tensor | None,
     output: Tensor,
