@@ -4,6 +4,7 @@
 #pragma once
 
 #include "finish.cuh"
+#include "stage.cuh"
 
 namespace biasloss {
 
@@ -74,10 +75,10 @@ struct BackwardSums {
 };
 
 // One item: every row of dy once. An output at (r, c) of the window reaches the input at (y, x) by the tap that lies
-// between them, if there is one.
+// between them, if there is one. `window` is where it begins in the ring.
 template <class Tiling>
-__device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling::Cell> shared, unsigned window,
-                                                   unsigned row_of_cells, unsigned lanes,
+__device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling::Cell> shared,
+                                                   const Ring<Tiling>& ring, unsigned window,
                                                    const typename Tiling::Cell (&weight)[Tiling::kTaps],
                                                    const typename Tiling::Cell (&h)[Tiling::kRows][Tiling::kColumns],
                                                    typename Tiling::Cell (&dh)[Tiling::kRows][Tiling::kColumns],
@@ -89,7 +90,8 @@ __device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling
   for (int r = 0; r < Window::extent(kRows); ++r) {
     typename Tiling::Cell dy[Window::extent(kColumns)];
 #pragma unroll
-    for (int c = 0; c < Window::extent(kColumns); ++c) dy[c] = shared[window + r * row_of_cells + c * lanes];
+    for (int c = 0; c < Window::extent(kColumns); ++c) dy[c] = shared[window + c * ring.lanes];
+    window = ring.below(window);
 #pragma unroll
     for (int y = 0; y < kRows; ++y) {
       const int tap_row = y + kPadding - (r - Window::kHalo) * Tiling::kStride;
@@ -112,7 +114,7 @@ __device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling
 }
 
 template <class Tiling, class Parameters>
-__device__ __forceinline__ void differentiate_tile(const Parameters& p, const Tile& tile,
+__device__ __forceinline__ void differentiate_tile(const Parameters& p, const Tile& tile, unsigned start,
                                                    SharedPointer<typename Tiling::Cell> shared,
                                                    BackwardSums<Tiling>& sums) {
   using T = typename Tiling::Element;
@@ -125,7 +127,7 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
   if (!lane.works()) return;
   const unsigned items_across = grid.tile_columns / kColumns;
   const unsigned items = grid.tile_rows / kRows * items_across;
-  const unsigned row_of_cells = Window::extent(int(grid.tile_columns)) * lane.lanes;
+  const Ring<Tiling> ring(grid);
   Cell weight[Tiling::kTaps];
   read_weights<Tiling>(shared, lane, weight);
   Acc scale[kChannels], shift[kChannels], center[kChannels];
@@ -161,9 +163,9 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
           h[r][c].value[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
         activate(p.gate, h[r][c].value);
       }
-    const unsigned window = Tiling::kTaps * lane.lanes + Window::scaled(int(row)) * row_of_cells +
-                            Window::scaled(int(column)) * lane.lanes + lane.index;
-    differentiate_item<Tiling>(shared, window, row_of_cells, lane.lanes, weight, h, dh, sums);
+    differentiate_item<Tiling>(shared, ring,
+                               ring.at(start, Window::scaled(int(row)), Window::scaled(int(column))) + lane.index,
+                               weight, h, dh, sums);
 #pragma unroll
     for (unsigned r = 0; r < kRows; ++r)
 #pragma unroll
@@ -281,7 +283,7 @@ __device__ __forceinline__ void finish_sums(const Parameters& p, SharedPointer<t
 }
 
 template <class T, class Acc, int kernel, int stride>
-__global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 || sizeof(T) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kDepthwiseThreads, backward_blocks<T>(kernel))
     depthwise_backward_kernel(const DepthwiseBackwardParameters<T, Acc> p) {
   using Tiling = BackwardTiling<T, Acc, kernel, stride>;
   using Cell = typename Tiling::Cell;
@@ -291,14 +293,11 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kernel == 7 || sizeof(T) ==
   BackwardSums<Tiling> sums;
   stage_weights<Tiling>(p.grid, p.weight, shared);
   stage_coefficients<Tiling, Source>(p, coefficients);
+  clear_ring<Tiling>(p.grid, shared);
   __syncthreads();
-  for (unsigned i = blockIdx.y; i < p.grid.tiles; i += gridDim.y) {
-    const Tile tile = tile_at(p.grid, i);
-    stage_tile<Tiling, Source, 2>(p, tile, coefficients, shared);
-    __syncthreads();
-    differentiate_tile<Tiling>(p, tile, shared, sums);
-    __syncthreads();
-  }
+  for_each_tile<Tiling, Source>(p, coefficients, shared, [&](const Tile& tile, unsigned start) {
+    differentiate_tile<Tiling>(p, tile, start, shared, sums);
+  });
   if (p.partial == nullptr) return;
   write_sums<Tiling>(p, shared, sums);
   finish_slabs(p.ticket_slot, [&](unsigned slab) { finish_sums<Tiling>(p, shared, slab); });

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <limits>
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 
 #include "../cpu/activation.h"
@@ -72,12 +75,27 @@ void with_depthwise_kernel(ScalarType dtype, int64_t kernel, int64_t stride, F&&
   });
 }
 
+// As plan_depthwise(), which looks at thousands of cuts; of a shape once.
+template <class Tiling>
+DepthwisePlan remembered_plan(const MapShape& computed, const MapShape& staged, int multiprocessors) {
+  constexpr size_t kMostPlans = 1024;
+  static std::mutex mutex;
+  static std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int>, DepthwisePlan> plans;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (plans.size() >= kMostPlans) plans.clear();
+  const auto [found, is_new] = plans.try_emplace({computed.samples, computed.channels, computed.height, computed.width,
+                                                  staged.height, staged.width, multiprocessors});
+  if (is_new)
+    found->second = plan_depthwise<Tiling>(computed.samples, computed.channels, computed.height, computed.width,
+                                           staged.height, staged.width, multiprocessors);
+  return found->second;
+}
+
 // `computed` from `staged`.
 template <class Tiling>
 DepthwisePlan depthwise_plan(const LaunchContext& context, const MapShape& computed, const MapShape& staged,
                              std::initializer_list<const void*> maps) {
-  DepthwisePlan plan = plan_depthwise<Tiling>(computed.samples, computed.channels, computed.height, computed.width,
-                                              staged.height, staged.width, multiprocessors(context.device()));
+  DepthwisePlan plan = remembered_plan<Tiling>(computed, staged, multiprocessors(context.device()));
   STD_TORCH_CHECK(plan.slabs > 0, "depthwise: too many samples: ", computed.samples);
   plan.grid.vectors = computed.channels % Tiling::kVector == 0;
   for (const void* map : maps) plan.grid.vectors = plan.grid.vectors && aligned_to_vectors(map);

@@ -3,6 +3,7 @@
 
 #include "../math/moments.h"
 #include "finish.cuh"
+#include "stage.cuh"
 
 namespace biasloss {
 
@@ -64,11 +65,11 @@ struct RunningMoments {
   }
 };
 
-// One item: every row of the window once, into all rows of outputs that it has a part in.
+// One item: every row of the window once, into all rows of outputs that it has a part in. `window` is where it begins
+// in the ring.
 template <class Tiling>
-__device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cell> shared, unsigned window,
-                                              unsigned row_of_cells, unsigned lanes,
-                                              const typename Tiling::Cell (&weight)[Tiling::kTaps],
+__device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cell> shared, const Ring<Tiling>& ring,
+                                              unsigned window, const typename Tiling::Cell (&weight)[Tiling::kTaps],
                                               typename Tiling::Cell (&sum)[Tiling::kRows][Tiling::kColumns]) {
   using Window = typename Tiling::Window;
   constexpr int kRows = Tiling::kRows, kColumns = Tiling::kColumns, kKernel = Tiling::kKernel;
@@ -77,7 +78,8 @@ __device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cel
   for (int r = 0; r < Window::extent(kRows); ++r) {
     typename Tiling::Cell input[Window::extent(kColumns)];
 #pragma unroll
-    for (int c = 0; c < Window::extent(kColumns); ++c) input[c] = shared[window + r * row_of_cells + c * lanes];
+    for (int c = 0; c < Window::extent(kColumns); ++c) input[c] = shared[window + c * ring.lanes];
+    window = ring.below(window);
 #pragma unroll
     for (int y = 0; y < kRows; ++y) {
       const int tap_row = r - y * kStride;
@@ -94,7 +96,7 @@ __device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cel
 }
 
 template <class Tiling, class Parameters, class Running>
-__device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& tile,
+__device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& tile, unsigned start,
                                               SharedPointer<typename Tiling::Cell> shared, Running& moments) {
   using T = typename Tiling::Element;
   using Window = typename Tiling::Window;
@@ -103,7 +105,7 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
   if (!lane.works()) return;
   const unsigned items_across = p.grid.tile_columns / Tiling::kColumns;
   const unsigned items = p.grid.tile_rows / Tiling::kRows * items_across;
-  const unsigned row_of_cells = Window::extent(int(p.grid.tile_columns)) * lane.lanes;
+  const Ring<Tiling> ring(p.grid);
   typename Tiling::Cell weight[Tiling::kTaps];
   read_weights<Tiling>(shared, lane, weight);
   T* map = p.y + sample_begin(tile.sample, p.grid.rows, p.grid.columns, p.grid.channels) + lane.channel;
@@ -111,9 +113,8 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
     const unsigned row = item / items_across * Tiling::kRows, column = item % items_across * Tiling::kColumns;
     if (tile.row + row >= p.grid.rows || tile.column + column >= p.grid.columns) continue;
     typename Tiling::Cell sum[Tiling::kRows][Tiling::kColumns] = {};
-    const unsigned window = Tiling::kTaps * lane.lanes + Window::scaled(int(row)) * row_of_cells +
-                            Window::scaled(int(column)) * lane.lanes + lane.index;
-    convolve_item<Tiling>(shared, window, row_of_cells, lane.lanes, weight, sum);
+    convolve_item<Tiling>(
+        shared, ring, ring.at(start, Window::scaled(int(row)), Window::scaled(int(column))) + lane.index, weight, sum);
     const unsigned rows_left = p.grid.rows - (tile.row + row);
     const unsigned columns_left = p.grid.columns - (tile.column + column);
     T* y = map + ((tile.row + row) * p.grid.columns + tile.column + column) * p.grid.channels;
@@ -211,7 +212,7 @@ __device__ __forceinline__ void finish_moments(const Parameters& p, SharedPointe
 }
 
 template <class T, class Acc, int kernel, int stride>
-__global__ void __launch_bounds__(kDepthwiseThreads, sizeof(T) == 8 ? 1 : (kernel == 7 ? 2 : 3))
+__global__ void __launch_bounds__(kDepthwiseThreads, forward_blocks<T>(kernel))
     depthwise_forward_kernel(const DepthwiseForwardParameters<T, Acc> p) {
   using Tiling = ForwardTiling<T, Acc, kernel, stride>;
   using Source = NormalizedInput<T, Acc>;
@@ -220,14 +221,11 @@ __global__ void __launch_bounds__(kDepthwiseThreads, sizeof(T) == 8 ? 1 : (kerne
   RunningMoments<Acc, Tiling::kChannels> moments;
   stage_weights<Tiling>(p.grid, p.weight, shared);
   stage_coefficients<Tiling, Source>(p, coefficients);
+  clear_ring<Tiling>(p.grid, shared);
   __syncthreads();
-  for (unsigned i = blockIdx.y; i < p.grid.tiles; i += gridDim.y) {
-    const Tile tile = tile_at(p.grid, i);
-    stage_tile<Tiling, Source, 2>(p, tile, coefficients, shared);
-    __syncthreads();
-    convolve_tile<Tiling>(p, tile, shared, moments);
-    __syncthreads();
-  }
+  for_each_tile<Tiling, Source>(p, coefficients, shared, [&](const Tile& tile, unsigned start) {
+    convolve_tile<Tiling>(p, tile, start, shared, moments);
+  });
   if (p.partial == nullptr) return;
   write_moments<Tiling>(p, shared, moments);
   finish_slabs(p.ticket_slot, [&](unsigned slab) {
