@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ def predict(
     files = _files(images)
     with processes(device) as here:
         model = load_trained(run).to(here.device)
-        if model.preprocessing is None:
+        preprocessing: Any = model.preprocessing
+        if preprocessing is None:
             raise UserError(
                 f"{run / checkpoint.NAME} was written by an older version, without class names and preprocessing: train"
                 " again"
@@ -80,9 +82,7 @@ def predict(
         if top_k > len(names):
             raise UserError(f"--top-k must be at most {len(names)}, the number of classes of {run}, got {top_k}")
         predictions = Predictions([], [])
-        for paths, batch in _batches(
-            files, model.preprocessing, batch_size, workers, skip_broken, predictions.left_out
-        ):
+        for paths, batch in _batches(files, preprocessing, batch_size, workers, skip_broken, predictions.left_out):
             values, indices = _probabilities(model, batch.to(here.device), paths).topk(top_k)
             for path, row, chosen in zip(paths, values.tolist(), indices.tolist(), strict=True):
                 predictions.found.append(Prediction(path, tuple(names[index] for index in chosen), tuple(row)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import re
 import resource
@@ -40,6 +41,11 @@ def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("biasloss_ext.recipes.trained.build_model", build_small)
     monkeypatch.setattr(loop, "write_report", lambda outcome: None)  # the plots take longest
     return write_folder(tmp_path / "flowers")
+
+
+# A server that has imported everything forks the processes.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["biasloss_ext.recipes.loop", "sklearn.datasets"])
 
 
 def recipe_for(data: Path, **options: Any) -> Recipe:
@@ -173,7 +179,7 @@ def test_a_comparison_knows_its_data(flowers: Path, tmp_path: Path) -> None:
     options |= {"batch_size": 4, "models": ["skipblocknet_xs"], "losses": ["ce", "focal"], "seeds": [0]}
     compare.compare(tmp_path / "out", **options, display=Display(shown=False))
     _rename_class(flowers)
-    with pytest.raises(UserError, match="runs/skipblocknet_xs-ce-seed0/checkpoint.pt is of a run on other classes"):
+    with pytest.raises(UserError, match=r"runs/skipblocknet_xs-ce-seed0/checkpoint\.pt is of a run on other classes"):
         compare.compare(tmp_path / "out", **options, display=Display(shown=False))
 
 
@@ -192,40 +198,40 @@ def test_checkpoints_of_older_versions_go_on(flowers: Path, tmp_path: Path) -> N
 # Disks
 
 
-@pytest.fixture
-def small_disk() -> Any:
-    """Files may not grow beyond some bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_leaves_the_old_checkpoint(flowers: Path, tmp_path: Path, small_disk: Any) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        run(flowers, out, Interrupting(3))
-    before, names = checkpoint_of(out), sorted(path.name for path in out.iterdir())
+def _on_a_small_disk(data: Path, out: Path, said: Any) -> None:
+    """Runs while no file may grow beyond some bytes; a process of its own, whose parent writes files too."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    loop.build_model = build_small  # type: ignore[assignment]
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    with contextlib.suppress(KeyboardInterrupt):
+        run(data, out, Interrupting(3))
     size = (out / "checkpoint.pt").stat().st_size
-    small_disk(size // 2)
-    with pytest.raises(
-        UserError, match=rf"cannot write {out}/checkpoint\.pt: File too large; the file that was there is"
-    ):
-        run(flowers, out)
-    small_disk(resource.RLIM_INFINITY)
-    assert_same(checkpoint_of(out), before)
-    assert sorted(path.name for path in out.iterdir()) == names
-    assert len(run(flowers, out).history) == 2
+    # The checkpoint, the first bytes of the log, the log of an epoch, the checkpoint again.
+    for limit, folder in ((size // 2, out), (0, out / "0"), (30, out / "30"), (2000, out / "2000")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            run(data, folder)
+            said.send("nothing")
+        except UserError as error:
+            said.send(str(error))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
-@pytest.mark.parametrize("limit", [0, 30, 2000])
-def test_a_full_disk_is_one_sentence_whatever_is_written(
-    flowers: Path, tmp_path: Path, small_disk: Any, limit: int
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(
+    flowers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small_disk(limit)  # at 0 the first line of the log, at 30 the log of an epoch, ...
-    with pytest.raises(UserError, match=r"cannot write .*/out/[a-z./]+: File too large"):
-        run(flowers, tmp_path / "out")
+    out = tmp_path / "out"
+    end, said = multiprocessing.Pipe()
+    process = PROCESSES.Process(target=_on_a_small_disk, args=(flowers, out, said))
+    process.start()
+    process.join(60)
+    sentences = [end.recv() for _ in range(4)]
+    assert sentences[0] == f"cannot write {out}/checkpoint.pt: File too large; the file that was there is unchanged"
+    for sentence in sentences[1:]:
+        assert re.fullmatch(r"cannot write .*/out/[a-z./0-9]+: File too large", sentence)
+    assert (checkpoint_of(out)["epoch"], checkpoint_of(out)["step"]) == (1, 0)
+    assert not list(out.glob(".*"))
+    assert len(run(flowers, out).history) == 2
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
@@ -255,7 +261,7 @@ def test_too_little_room_is_found_before_the_first_step(
     flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=60_000))
-    with pytest.raises(UserError, match=r"has 0\.06 MB of free space, a checkpoint takes about 0\.0742 MB: make room"):
+    with pytest.raises(UserError, match=r"has 0\.06 MB of free space, a checkpoint takes about 0\.074 MB: make room"):
         run(flowers, tmp_path / "out", ema_decay=0.9)
     assert run(flowers, tmp_path / "out").history  # without the average it fits
 
