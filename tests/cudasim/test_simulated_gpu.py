@@ -109,7 +109,12 @@ def test_the_front_door_with_nothing_but_the_variable(library: Path) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BIASLOSS_")}
     environment = {**inherited, "BIASLOSS_SIMULATED_GPU": str(library)}
     done = subprocess.run(
-        [sys.executable, "-c", FRONT_DOOR], cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", FRONT_DOOR],
+        cwd=TESTS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -137,8 +142,6 @@ def test_launchers_under_sanitizers(compilers: None) -> None:
     sanitizers.runtime("libasan.so")
     environment = variables(simulated_gpu.build(sanitize=True))
     files = ("simulated_gpu", "ops/test_bias_loss_edge_cases.py", "ops/test_registry.py")
-    done = sanitizers.run(
-        "-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=TESTS, **environment
-    )
+    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=TESTS, **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

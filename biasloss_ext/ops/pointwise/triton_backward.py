@@ -226,7 +226,7 @@ def _data_tiles(shapes: _Shapes) -> tuple[bool, tiling.Groups, int, tiling.Tiles
     of_x, of_y, wanted = shapes.of_x, shapes.of_y, shapes.wanted
     segments, segment_rows = (shapes.x.shape[0], of_x.positions) if wanted.gate else (1, of_x.rows)
     if wanted.weight:
-        tiles = tiling.one_read_tiles(shapes.x.dtype, of_y.channels, of_x.channels)
+        tiles = tiling.one_read_tiles(shapes.x.dtype, of_y.channels, of_x.channels, wanted.gate)
         most = shapes.most_groups // segments
         if tiles is not None and most > 0:
             return True, tiling.groups_of(segment_rows, tiles.rows, segments, most=most), segments, tiles

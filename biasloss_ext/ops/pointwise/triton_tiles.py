@@ -56,23 +56,26 @@ class Groups(NamedTuple):
     tiles: int  # of a group; the last may have fewer
 
 
-def _pads_little(channels: int) -> bool:
-    return 3 * next_power_of_two(channels) <= 4 * channels
+def _whole_depth(results: int, inner: int) -> int | None:
+    """The width of a step that takes all of the inner dimension, so that a program loads the weights but once; None where
+    it is better taken in steps. Padding it to a power of two costs arithmetic on the factor that is read, which does not
+    matter where most of the traffic is that of the results."""
+    depth = max(next_power_of_two(inner), 16)
+    pads_little = 3 * depth <= 4 * inner or depth == 16
+    return depth if depth <= 128 and (pads_little or results >= 2 * inner) else None
 
 
 def forward_tiles(dtype: torch.dtype, results: int, inner: int) -> Tiles:
-    """Weights are loaded but once where one step takes all input channels. Padding these to a power of two costs arithmetic on
-    x, which does not matter where most of the traffic is y's."""
     if dtype == torch.float64:
         return Tiles(16, 16, 16, inner <= 16, WARPS, 1)
     if dtype == torch.float32:
         width, depth = shared.block_of(results, (16, 32, 64), ANOTHER_READ), 16
         return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    depth = max(next_power_of_two(inner), 16)
-    if depth <= 128 and (_pads_little(inner) or results >= 2 * inner or depth == 16):
-        warps = 2 * WARPS if max(width, depth) >= 64 else WARPS
-        return Tiles(64, width, depth, True, warps, 2, None if depth == 128 else 128)
+    whole = _whole_depth(results, inner)
+    if whole is not None:
+        warps = 2 * WARPS if max(width, whole) >= 64 else WARPS
+        return Tiles(64, width, whole, True, warps, 2, None if whole == 128 else 128)
     depth = shared.block_of(inner, (16, 32), 8)
     return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2, 128)
 
@@ -85,15 +88,16 @@ def data_tiles(dtype: torch.dtype, results: int, inner: int, gated: bool) -> Til
         width, depth = (shared.block_of(results, (16, 32, 64), ANOTHER_READ), shared.block_of(inner, (16, 32), 8))
         return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    depth = max(next_power_of_two(inner), 16)
-    whole = depth <= 128 and _pads_little(inner)
-    depth = depth if whole else shared.block_of(inner, (16, 32), 8)
-    if whole or gated or width < 128:
-        return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width >= 64 else WARPS, 2)
-    return Tiles(64, width, depth, inner <= depth, 4 * WARPS, 2, 128)
+    whole = _whole_depth(results, inner)
+    if whole is not None:
+        return Tiles(32, width, whole, True, 2 * WARPS if width >= 64 else WARPS, 2)
+    depth = shared.block_of(inner, (16, 32), 8)
+    if gated:
+        return Tiles(32, width, depth, False, 2 * WARPS if width >= 64 else WARPS, 2)
+    return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2)
 
 
-def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int) -> Tiles | None:
+def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int, gated: bool) -> Tiles | None:
     """For the gradients at the input and at the weight in one kernel; None where the weight is too large for one."""
     high, wide = (max(next_power_of_two(channels), 16) for channels in (outputs, inputs))
     elements = high * wide
@@ -107,7 +111,7 @@ def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int) -> Tiles | Non
         return Tiles(32, wide, high, True, WARPS, 2, 128)
     if elements <= 4096:
         return Tiles(16, wide, high, True, 2 * WARPS, 3, 128 if wide < high else None)
-    return Tiles(32 if elements <= 8192 else 16, wide, high, True, 2 * WARPS, 3)
+    return Tiles(32 if elements <= 8192 and not gated else 16, wide, high, True, 2 * WARPS, 3)
 
 
 def weight_tiles(dtype: torch.dtype, outputs: int, inputs: int) -> WeightTiles:
