@@ -15,7 +15,7 @@ from biasloss_ext.ops.squeeze_excite import op, reference
 from biasloss_ext.ops.squeeze_excite import triton as squeeze_excite
 
 GATES = [(maps.RELU, maps.HARDSIGMOID), (maps.SILU, maps.SIGMOID)]
-SIZES = [(3, 24, 8), (1, 1, 1), (35, 72, 40), (17, 130, 70), (2, 5, 161)]
+SIZES = [(3, 24, 8), (1, 1, 1), (19, 72, 40), (2, 5, 161)]
 
 
 def parameters(channels: int, reduced: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
