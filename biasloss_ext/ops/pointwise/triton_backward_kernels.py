@@ -12,7 +12,7 @@ import triton.language as tl
 
 from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
 from biasloss_ext.ops.pointwise.triton_weight_sums import finish_weight
-from biasloss_ext.ops.triton_finish import finish_coefficients, is_last, merge_sums
+from biasloss_ext.ops.triton_finish import finish_sums, is_last, merge_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
@@ -101,51 +101,6 @@ def finish_sums_of_sample(
             tl.store(sums_ptr + quantity + place, slope_total, mask=exists)
             tl.store(sums_ptr + quantity * 2 + place, dh_away_total, mask=exists)
             tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)
-
-
-@triton.jit
-def finish_sums_of_batch(
-    du_total,
-    du_away_total,
-    coefficients_ptr,
-    affine_ptr,
-    moments_ptr,
-    partials_ptr,
-    tickets_ptr,
-    rows,
-    chunk,
-    chunks,
-    first_in,
-    channels,
-    eps,
-    FROZEN: tl.constexpr,
-    GROUPS: tl.constexpr,
-    IN: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """The coefficients, from what the programs of the batch summed: (2, chunks, channels)."""
-    column = first_in + tl.arange(0, IN)
-    exists = column < channels
-    left = partials_ptr + chunks.to(tl.int64) * channels
-    place = chunk.to(tl.int64) * channels + column
-    tl.store(partials_ptr + place, du_total, mask=exists)
-    tl.store(left + place, du_away_total, mask=exists)
-    if is_last(tickets_ptr + first_in // IN, chunks):
-        du = merge_sums(partials_ptr, chunks, channels, column, exists, GROUPS, IN, DTYPE)
-        du_away = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
-        finish_coefficients(
-            coefficients_ptr,
-            affine_ptr,
-            moments_ptr,
-            column,
-            channels,
-            exists,
-            du,
-            du_away,
-            rows.to(DTYPE),
-            eps,
-            FROZEN,
-        )
 
 
 @triton.jit(
@@ -319,19 +274,19 @@ def data_kernel(
             DTYPE,
         )
     elif moments_ptr is not None:
-        finish_sums_of_batch(
+        finish_sums(
             dh_total,
             dh_away_total,
             coefficients_ptr,
             affine_ptr,
             moments_ptr,
             partials_ptr,
-            tickets_ptr,
-            segment_rows,
+            tickets_ptr + program % in_blocks,
             chunk,
             chunks,
-            first_in,
+            first_in + tl.arange(0, IN),
             in_channels,
+            segment_rows,
             tl.full([], eps, DTYPE),
             FROZEN,
             GROUPS,
