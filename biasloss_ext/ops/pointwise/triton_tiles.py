@@ -74,8 +74,10 @@ def forward_tiles(dtype: torch.dtype, results: int, inner: int) -> Tiles:
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
     whole = _whole_depth(results, inner)
     if whole is not None:
-        warps = 2 * WARPS if max(width, whole) >= 64 else WARPS
-        return Tiles(64, width, whole, True, warps, 2, None if whole == 128 else 128)
+        if whole == 128:
+            return Tiles(64, width, whole, True, 2 * WARPS, 2)
+        warps = {128: 4 * WARPS, 64: 2 * WARPS}.get(max(width, whole), WARPS)
+        return Tiles(64, width, whole, True, warps, 2, 128)
     depth = shared.block_of(inner, (16, 32), 8)
     return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2, 128)
 
