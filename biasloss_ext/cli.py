@@ -40,7 +40,7 @@ def _run() -> int:
     import typer
 
     # Older typers stand on click, newer ones hold a copy of it.
-    usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         status = app(standalone_mode=False)
     except usage_error as error:

@@ -72,10 +72,10 @@ def forward_tiles(dtype: torch.dtype, results: int, inner: int) -> Tiles:
         width, depth = shared.block_of(results, (16, 32, 64), ANOTHER_READ), 16
         return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    depth = _whole_depth(results, inner)
-    if depth is not None:
-        warps = 2 * WARPS if max(width, depth) >= 64 else WARPS
-        return Tiles(64, width, depth, True, warps, 2, None if depth == 128 else 128)
+    whole = _whole_depth(results, inner)
+    if whole is not None:
+        warps = 2 * WARPS if max(width, whole) >= 64 else WARPS
+        return Tiles(64, width, whole, True, warps, 2, None if whole == 128 else 128)
     depth = shared.block_of(inner, (16, 32), 8)
     return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2, 128)
 
@@ -88,9 +88,9 @@ def data_tiles(dtype: torch.dtype, results: int, inner: int, gated: bool) -> Til
         width, depth = (shared.block_of(results, (16, 32, 64), ANOTHER_READ), shared.block_of(inner, (16, 32), 8))
         return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    depth = _whole_depth(results, inner)
-    if depth is not None:
-        return Tiles(32, width, depth, True, 2 * WARPS if width >= 64 else WARPS, 2)
+    whole = _whole_depth(results, inner)
+    if whole is not None:
+        return Tiles(32, width, whole, True, 2 * WARPS if width >= 64 else WARPS, 2)
     depth = shared.block_of(inner, (16, 32), 8)
     if gated:
         return Tiles(32, width, depth, False, 2 * WARPS if width >= 64 else WARPS, 2)
