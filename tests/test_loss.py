@@ -9,10 +9,13 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from runnable import backends_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from biasloss_ext import FusedBiasLoss, functional
+
+KERNELS = backends_of("bias_loss")[0]
 
 
 def batch(seed: int = 0, samples: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +174,7 @@ def test_gradcheck() -> None:
     wide = output.detach().double().requires_grad_()
     for reduction in ("mean", "sum", "none"):
         for smoothing in (0.0, 0.2):
-            loss_fn = FusedBiasLoss(reduction=reduction, label_smoothing=smoothing, backend="cpu").eval()
+            loss_fn = FusedBiasLoss(reduction=reduction, label_smoothing=smoothing, backend=KERNELS).eval()
             assert torch.autograd.gradcheck(lambda scores, fn=loss_fn: fn(features, scores, target), wide)
 
 

@@ -4,6 +4,7 @@ microsecond."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.native import simulated
 from biasloss_ext.ops.registry import Op
 
+Item = TypeVar("Item")
 SHAPES = ((1, 3, 1, 1), (2, 5, 3, 3), (7, 64, 7, 7), (33, 130, 4, 4), (128, 960, 7, 7))
 MAPS, CLASSES = (32, 96, 7, 7), 100  # of a step
 if simulated():
@@ -57,6 +59,13 @@ def drawn(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
 def within(spread: int) -> Callable[[int], int]:
     """Leaves sizes as they are on a GPU, and keeps them below ``spread`` on the simulated one, odd ones odd."""
     return lambda size: size if not simulated() or size < spread else spread - (spread - size) % 2
+
+
+def some(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """All of them on a GPU, at most so many on the simulated one, from end to end."""
+    if not simulated() or len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def run(op: Op, call: Call, backend: str) -> tuple[Tensor, ...]:
