@@ -16,12 +16,13 @@ import oracle
 import torch
 from calls import Call
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("depthwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = range(maps.IDENTITY, maps.SILU + 1)
 # Below, at and above a vector of every instruction set, with and without a rest.

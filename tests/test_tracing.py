@@ -120,7 +120,9 @@ def test_opcheck_of_the_loss(layout: str, positions: tuple[int, ...], reduction:
     for running_min in (None, torch.tensor(0.5)):
         arguments = (features, None, None, output.clone().requires_grad_(), target, None, running_min, 0.3, 0.3, True)
         torch.library.opcheck(bias_loss_op.forward.native, (*arguments, *loss_options))
-    _, *saved = bias_loss_op.forward.native(features, None, None, output, target, None, None, 0.3, 0.3, True, *loss_options)
+    _, *saved = bias_loss_op.forward.native(
+        features, None, None, output, target, None, None, 0.3, 0.3, True, *loss_options
+    )
     grad_loss = torch.randn((4, *positions) if reduction == 0 else ())
     torch.library.opcheck(
         bias_loss_op.backward.native, (grad_loss, output, target, torch.rand(7), *saved, *loss_options)

@@ -176,7 +176,11 @@ def weights_of(parts: Parts) -> Weights:
         *_parameters_of(parts.expand_norm),
         parts.depthwise.weight,
         *_parameters_of(parts.depthwise_norm),
-        *((None,) * 4 if gate is None else matrices_of(gate)),
+        *(
+            (None,) * 4
+            if gate is None
+            else (gate.reduce.weight, gate.reduce.bias, gate.excite.weight, gate.excite.bias)
+        ),
         parts.project.weight,
         *_parameters_of(parts.project_norm),
     )

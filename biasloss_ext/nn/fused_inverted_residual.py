@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
@@ -17,6 +16,7 @@ from biasloss_ext.nn.fused_block import (
     why_not_fusable,
 )
 from biasloss_ext.nn.inverted_residual import InvertedResidual
+from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 
@@ -126,5 +126,5 @@ class FusedSkipBlock(SkipBlock):
         parts = parts_of(self.core_block)
         if isinstance(parts, str) or not takes_fused_path(early, self.fused, None, type(self).__name__):
             return super().forward(early, later)
-        pooled = F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1]))
+        pooled = average_to(early, (later.shape[-2], later.shape[-1]))
         return fused_block(pooled, parts, later)

@@ -100,7 +100,7 @@ def _parts(expand: _Layer | None, depthwise: _Layer, gate: Gate | None, project:
     if project[2] != ACTIVATIONS[nn.Identity]:
         raise _Odd("an activation follows the projection")
     expansion = (None, None, ACTIVATIONS[nn.Identity]) if expand is None else expand
-    return Parts._make((*expansion, *depthwise, gate, *project[:2]))
+    return Parts(*expansion, *depthwise, gate, *project[:2])
 
 
 def _of_torchvision_v2(block: Any) -> Found:

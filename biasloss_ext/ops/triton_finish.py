@@ -44,35 +44,35 @@ def merge_moments(
 ):
     """(mean, squared deviations from it, count) of COLUMNS columns from what `store_moments` left.
 
-    GROUPS groups at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979). Means are kept relative to the first
-    group's shift, so that a mean of a thousand standard deviations costs no accuracy.
+    Lane by lane, GROUPS groups at a time, and then over the lanes (Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979): no exchange between threads holds up the loads. Means are kept relative
+    to the first group's shift, so that a mean of a thousand standard deviations costs no accuracy.
     """
     row = groups.to(tl.int64) * columns
     reference = tl.load(partials_ptr + column, mask=exists, other=0.0, cache_modifier=".cg")
-    mean = tl.zeros([COLUMNS], DTYPE)
-    m2 = tl.zeros([COLUMNS], DTYPE)
-    before = tl.full([], 0.0, DTYPE)
+    counts = tl.zeros([GROUPS], DTYPE)
+    means = tl.zeros([GROUPS, COLUMNS], DTYPE)
+    m2s = tl.zeros([GROUPS, COLUMNS], DTYPE)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
         inside = (group < groups)[:, None] & exists[None, :]
         count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0, cache_modifier=".cg")
         pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
         shift = tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
-        means = tl.load(pointers + row, mask=inside, other=0.0, cache_modifier=".cg")
-        # Where there is no group the count is 0, but NaN or infinity would still come through a product with it.
-        means = tl.where(inside, (shift - reference[None, :]) + means, 0.0)
-        m2s = tl.load(pointers + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
+        mean = tl.load(pointers + row, mask=inside, other=0.0, cache_modifier=".cg")
+        m2 = tl.load(pointers + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
 
-        here = tl.sum(count, 0)
-        mean_here = tl.sum(means * count[:, None], 0) / here
-        deviation = means - mean_here[None, :]
-        delta = mean_here - mean
-        fraction = here / (before + here)
-        mean += delta * fraction
-        m2 += tl.sum(m2s + deviation * deviation * count[:, None], 0) + delta * delta * (before * fraction)
-        before += here
-    return reference + mean, m2, before
+        together = counts + count
+        fraction = count / tl.maximum(together, 1.0)
+        # Where there is no group the fraction is 0, but NaN or infinity would still come through a product with it.
+        delta = tl.where(inside, (shift - reference[None, :]) + mean - means, 0.0)
+        means += delta * fraction[:, None]
+        m2s += m2 + delta * delta * (counts * fraction)[:, None]
+        counts = together
+    total = tl.sum(counts, 0)
+    mean_of_all = tl.sum(means * counts[:, None], 0) / total
+    deviation = means - mean_of_all[None, :]
+    return reference + mean_of_all, tl.sum(m2s + deviation * deviation * counts[:, None], 0), total
 
 
 @triton.jit

@@ -145,7 +145,10 @@ def sum_deviations(
     offsets, inside = tile_of(first_row, end, first_channel, channels, ROWS, CHANNELS)
     head = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
     head = activate(normalize(head, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-    shift = tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE)
+    smallest = tl.min(tl.where(inside, head, float("inf")), 0)
+    largest = tl.max(tl.where(inside, head, -float("inf")), 0)
+    # A rounded mean of equal values may differ from them, and at 1e30 the square of that difference is infinite.
+    shift = between(tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE), smallest, largest)
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     squares = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):

@@ -21,7 +21,7 @@ from biasloss_ext.ops.triton_launch import divide_up
 from biasloss_ext.ops.triton_launch import on_its_device as on_its_device
 
 LONGEST_GROUP = 32  # tiles whose deviations are summed from the shift of the first; bounds the rounding error
-MERGED_ELEMENTS = 4096  # of partial results that one step of a merge holds
+MERGED_ELEMENTS = 2048  # of partial results that one step of a merge holds
 OLDEST_CAPABILITY_FOR_TF32 = (8, 0)
 _TRITON_DTYPES = {
     torch.float16: tl.float16,

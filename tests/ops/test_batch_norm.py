@@ -11,11 +11,12 @@ from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import Case, channels_last, column
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops.batch_norm import op, reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("batch_norm_apply")
 
 
 def check(ours: Tensor, truth: Tensor, own: Tensor, scale: float, what: str) -> None:

@@ -10,9 +10,10 @@ import norm_cases
 import pytest
 import torch
 from calls import Call
-from depthwise_cases import ACTIVATIONS, BACKENDS, CHANNELS, SIZES, Source
+from depthwise_cases import ACTIVATIONS, CHANNELS, SIZES, Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.nn.inference_block import packed, taps_first
@@ -20,6 +21,7 @@ from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise.op import output_size
 from biasloss_ext.ops.expand_depthwise import op, reference
 
+BACKENDS = backends_of("expand_depthwise")
 X, EXPAND_WEIGHT, AFFINE, WEIGHT = range(4)  # positions of arguments
 MOMENTS = 4  # of backward
 

@@ -15,6 +15,7 @@ import torch
 from calls import Call
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 import biasloss_ext
@@ -25,7 +26,7 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.native import native
 from biasloss_ext.ops.pointwise import op, reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("pointwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHANNELS = (1, 3, 8, 16, 17, 24, 40, 48, 67)
 EPS = 1e-3

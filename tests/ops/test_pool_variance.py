@@ -10,11 +10,12 @@ from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import Case, channels_last, column
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops.pool_variance import op, reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("pool_variance")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

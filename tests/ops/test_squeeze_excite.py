@@ -9,12 +9,13 @@ import torch
 from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.squeeze_excite import op, reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("squeeze_excite")
 GATES = (maps.HARDSIGMOID, maps.SIGMOID)
 
 

@@ -137,7 +137,9 @@ def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual
     if plan is None:
         if y.numel() == 0:
             return maps.empty_map(y, *y.shape[1:])
-        plan = _plans[key] = _streaming_plan(kernels.apply_kernel, y, {"ACTIVATION": activation})
+        plan = _plans[key] = _streaming_plan(
+            kernels.apply_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
+        )
     h = torch.empty_strided(y.shape, plan.strides, dtype=y.dtype, device=y.device)
     residual = None if residual is None else shared.dense(residual, plan.strides)
     plan.launch(shared.dense(y, plan.strides), affine.contiguous(), residual, h)
@@ -161,7 +163,7 @@ def batch_norm_coefficients(
         if y.numel() == 0:
             sums = torch.zeros_like(moments)
             return maps.finish_coefficients(sums, affine, moments, 0, eps=eps, frozen=frozen)
-        constants = {"ACTIVATION": activation, "FROZEN": frozen}
+        constants = {"ACTIVATION": maps.checked_activation(activation), "FROZEN": frozen}
         plan = _plans[key] = _summing_plan(kernels.coefficients_kernel, y, 2, (eps,), constants)
     coefficients = torch.empty((6, y.shape[1]), dtype=plan.wide, device=y.device)
     partials = torch.empty(plan.partials, dtype=plan.wide, device=y.device)
@@ -186,7 +188,9 @@ def batch_norm_backward(
     if plan is None:
         if y.numel() == 0:
             return maps.empty_map(y, *y.shape[1:])
-        plan = _plans[key] = _streaming_plan(kernels.backward_kernel, y, {"ACTIVATION": activation})
+        plan = _plans[key] = _streaming_plan(
+            kernels.backward_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
+        )
     dy = torch.empty_strided(y.shape, plan.strides, dtype=y.dtype, device=y.device)
     plan.launch(
         shared.dense(grad, plan.strides),

@@ -272,9 +272,7 @@ def _plan(
     # Rows of a sample are summed within a block; without a reduction the losses are kept.
     losses = all_rows if reduction == NONE else (2 if reduction == MEAN else 1) * rows.samples * rows.blocks_per_sample
     loss_shape = (rows.samples, *output.shape[2:]) if reduction == NONE else ()
-    return Plan(
-        launch, weigh, side.in_place, wide, tuple(loss_shape), 1 + 2 * all_rows, losses, 3 * side.total_slices
-    )
+    return Plan(launch, weigh, side.in_place, wide, tuple(loss_shape), 1 + 2 * all_rows, losses, 3 * side.total_slices)
 
 
 def bias_loss_backward(

@@ -556,8 +556,8 @@ def loss_kernel(
             CLASSES,
             DTYPE,
         )
-    elif program < row_blocks + total_slices:  # a batch without samples has one program, and no slice
-        if features_ptr is not None:
+    elif features_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
+        if program < row_blocks + total_slices:  # a batch without samples has one program, and no slice
             store_slice_moments(
                 program - row_blocks,
                 features_ptr,
@@ -649,7 +649,9 @@ def gradient_kernel(
     DTYPE: tl.constexpr,
 ):
     """grad_loss * w / denominator * (p * sum(q) - q), q the target's distribution times the class weight."""
-    sample, position, inside = rows_of_block(tl.program_id(0) % row_blocks, samples, positions, blocks_per_sample, DENSE, ROWS)
+    sample, position, inside = rows_of_block(
+        tl.program_id(0) % row_blocks, samples, positions, blocks_per_sample, DENSE, ROWS
+    )
     row = sample * positions + position
     row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
     target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride

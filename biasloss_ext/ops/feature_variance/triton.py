@@ -18,8 +18,8 @@ BYTES_PER_LOAD = 16  # the widest load of a thread
 UNROLLED = 4  # loads of a thread in flight
 LONGEST_SLICE = 32  # in heads of a slice, from which its shift is taken; bounds the rounding error
 WANTED_PROGRAMS = 528  # four for each multiprocessor of the largest GPUs of today
-TILE = 1024  # samples x slices that one step of the merge holds
-MOST_SAMPLES = 512  # of them: each has state beside its slices, which in float64 fills the registers
+TILE = 512  # samples x slices that one step of the merge holds
+MOST_SAMPLES = 256  # of them: each has state beside its slices, which in float64 fills the registers
 
 
 class Slicing(NamedTuple):

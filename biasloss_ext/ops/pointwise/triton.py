@@ -130,8 +130,7 @@ def _plan(
             "GROUPS": shared.merged_groups(groups.number, tiles.results),
             "DTYPE": triton_dtype(wide),
             **shared.precision_of_products(x),
-            "num_warps": tiles.warps,
-            "num_stages": tiles.stages,
+            **tiles.options,
         },
     )
     return Plan(

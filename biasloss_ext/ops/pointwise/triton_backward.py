@@ -226,11 +226,11 @@ def _data_tiles(shapes: _Shapes) -> tuple[bool, tiling.Groups, int, tiling.Tiles
     of_x, of_y, wanted = shapes.of_x, shapes.of_y, shapes.wanted
     segments, segment_rows = (shapes.x.shape[0], of_x.positions) if wanted.gate else (1, of_x.rows)
     if wanted.weight:
-        tiles = tiling.one_read_tiles(shapes.x.dtype, of_y.channels, of_x.channels)
+        tiles = tiling.one_read_tiles(shapes.x.dtype, of_y.channels, of_x.channels, wanted.gate)
         most = shapes.most_groups // segments
         if tiles is not None and most > 0:
             return True, tiling.groups_of(segment_rows, tiles.rows, segments, most=most), segments, tiles
-    tiles = tiling.data_tiles(shapes.x.dtype, of_x.channels, of_y.channels)
+    tiles = tiling.data_tiles(shapes.x.dtype, of_x.channels, of_y.channels, wanted.gate)
     blocks = divide_up(of_x.channels, tiles.results)
     return False, tiling.groups_of(segment_rows, tiles.rows, blocks * segments), segments, tiles
 
@@ -273,8 +273,7 @@ def _data_launch(
             "CHUNKED": chunked,
             "FROZEN": wanted.frozen,
             "GROUPS": shared.merged_groups(chunks.number, tiles.results),
-            "num_warps": tiles.warps,
-            "num_stages": tiles.stages,
+            **tiles.options,
         },
     )
     return launch, quantities * segments * chunks.number * of_x.channels, ticket_count

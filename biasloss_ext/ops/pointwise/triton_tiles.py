@@ -19,7 +19,7 @@ from biasloss_ext.ops.triton_launch import divide_up, next_power_of_two
 ANOTHER_READ = 32  # what a further block of results costs: in channels, for the factor that it reads once more
 LONGEST_GROUP = 128  # tiles whose deviations are summed from the mean of the first; bounds the rounding error
 PARTIAL_SHARE = 4  # partial gradients of the weight are at most this part of the bytes that the kernel reads
-ONE_READ_ELEMENTS = {torch.float16: 16384, torch.bfloat16: 16384, torch.float32: 4096, torch.float64: 256}
+ONE_READ_ELEMENTS = {torch.float16: 16384, torch.bfloat16: 16384, torch.float32: 2048, torch.float64: 256}
 
 
 class Tiles(NamedTuple):
@@ -31,6 +31,13 @@ class Tiles(NamedTuple):
     whole: bool  # one step takes all of the inner dimension
     warps: int
     stages: int
+    registers: int | None = None  # at most so many a thread, for a second block on a multiprocessor
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's own."""
+        chosen = {"num_warps": self.warps, "num_stages": self.stages}
+        return chosen if self.registers is None else {**chosen, "maxnreg": self.registers}
 
 
 class WeightTiles(NamedTuple):
@@ -49,33 +56,62 @@ class Groups(NamedTuple):
     tiles: int  # of a group; the last may have fewer
 
 
+def _whole_depth(results: int, inner: int) -> int | None:
+    """The width of a step that takes all of the inner dimension, so that a program loads the weights but once; None where
+    it is better taken in steps. Padding it to a power of two costs arithmetic on the factor that is read, which does not
+    matter where most of the traffic is that of the results."""
+    depth = max(next_power_of_two(inner), 16)
+    pads_little = 3 * depth <= 4 * inner or depth == 16
+    return depth if depth <= 128 and (pads_little or results >= 2 * inner) else None
+
+
 def forward_tiles(dtype: torch.dtype, results: int, inner: int) -> Tiles:
     if dtype == torch.float64:
         return Tiles(16, 16, 16, inner <= 16, WARPS, 1)
-    wide = dtype == torch.float32
-    width = shared.block_of(results, (16, 32, 64) if wide else (16, 32, 64, 128), ANOTHER_READ)
-    depth = shared.block_of(inner, (16,) if wide else (16, 32), 8)
-    return Tiles(32 if wide else 64, width, depth, inner <= depth, 2 * WARPS if width >= 64 else WARPS, 2)
+    if dtype == torch.float32:
+        width, depth = shared.block_of(results, (16, 32, 64), ANOTHER_READ), 16
+        return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
+    width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
+    depth = _whole_depth(results, inner)
+    if depth is not None:
+        warps = 2 * WARPS if max(width, depth) >= 64 else WARPS
+        return Tiles(64, width, depth, True, warps, 2, None if depth == 128 else 128)
+    depth = shared.block_of(inner, (16, 32), 8)
+    return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2, 128)
 
 
-def data_tiles(dtype: torch.dtype, results: int, inner: int) -> Tiles:
+def data_tiles(dtype: torch.dtype, results: int, inner: int, gated: bool) -> Tiles:
+    """A gate adds a gradient and two sums to every channel, and with them registers."""
     if dtype == torch.float64:
         return Tiles(16, 16, 16, inner <= 16, WARPS, 1)
-    wide = dtype == torch.float32
-    width = shared.block_of(results, (16, 32, 64) if wide else (16, 32, 64, 128), ANOTHER_READ)
-    depth = shared.block_of(inner, (16, 32) if wide else (16, 32, 64), 8)
-    rows = 32 if wide or width > 64 else 64
-    return Tiles(rows, width, depth, inner <= depth, 2 * WARPS if width >= 64 else WARPS, 2)
+    if dtype == torch.float32:
+        width, depth = (shared.block_of(results, (16, 32, 64), ANOTHER_READ), shared.block_of(inner, (16, 32), 8))
+        return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
+    width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
+    depth = _whole_depth(results, inner)
+    if depth is not None:
+        return Tiles(32, width, depth, True, 2 * WARPS if width >= 64 else WARPS, 2)
+    depth = shared.block_of(inner, (16, 32), 8)
+    if gated:
+        return Tiles(32, width, depth, False, 2 * WARPS if width >= 64 else WARPS, 2)
+    return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2)
 
 
-def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int) -> Tiles | None:
+def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int, gated: bool) -> Tiles | None:
     """For the gradients at the input and at the weight in one kernel; None where the weight is too large for one."""
     high, wide = (max(next_power_of_two(channels), 16) for channels in (outputs, inputs))
-    if high * wide > ONE_READ_ELEMENTS[dtype]:
+    elements = high * wide
+    if elements > ONE_READ_ELEMENTS[dtype] or wide > 128:
         return None
     if dtype == torch.float64:
         return Tiles(16, wide, high, True, WARPS, 1)
-    return Tiles(32, wide, high, True, 2 * WARPS if high * wide > 2048 else WARPS, 2)
+    if dtype == torch.float32:
+        return Tiles(16, wide, high, True, WARPS, 2)
+    if elements <= 2048:
+        return Tiles(32, wide, high, True, WARPS, 2, 128)
+    if elements <= 4096:
+        return Tiles(16, wide, high, True, 2 * WARPS, 3, 128 if wide < high else None)
+    return Tiles(32 if elements <= 8192 and not gated else 16, wide, high, True, 2 * WARPS, 3)
 
 
 def weight_tiles(dtype: torch.dtype, outputs: int, inputs: int) -> WeightTiles:

@@ -64,7 +64,7 @@ def _forward_plan(x: Tensor, activation: int, want_variance: bool) -> Plan:
         samples * slices,
         (samples, *cut.numbers),
         {
-            "ACTIVATION": activation,
+            "ACTIVATION": maps.checked_activation(activation),
             **_constants(cut, x),
             "CHUNKS": shared.merged_groups(chunks, cut.tiles.channels),
             "SLICES": MERGED_SLICES,
@@ -117,7 +117,7 @@ def _backward_plan(x: Tensor, activation: int, has_moments: bool, eps: float, fr
         groups * cut.tiles.blocks,
         (eps, samples, *cut.numbers),
         {
-            "ACTIVATION": activation,
+            "ACTIVATION": maps.checked_activation(activation),
             "FROZEN": frozen,
             **_constants(cut, x),
             "GROUPS": shared.merged_groups(groups, cut.tiles.channels),

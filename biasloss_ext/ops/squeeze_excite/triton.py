@@ -1,12 +1,13 @@
 """``biasloss_ext::squeeze_excite_triton`` and its backward: one launch forward, two backward.
 
-The batch times a few hundred channels is little work, and launches are most of its time. The first layer is shared by many
-programs; the last of them to finish for some samples computes the second layer of these. Deterministic, capturable in a CUDA
-graph.
+The batch times a few hundred channels is little work, and launches are most of its time. A program takes some hidden units of
+some samples through both layers; the last one of the samples adds up what the hidden units contribute to the second layer.
+Deterministic, capturable in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,33 +15,36 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
-from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
+from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WARPS, triton_dtype
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
 from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
 
-BLOCK = 32  # channels of a block of results and of a step; halved in float64
-SAMPLES = 16  # of a block of results, and of a step of the sums over samples
+SAMPLES = 16  # of a block of results: the fewest rows of a product
+CHANNELS = 64  # of a step through the channels
+HIDDEN = 32  # units of a program
+BLOCK = 32  # channels of a block of a weight's gradient
+OF_FLOAT64 = 16  # in place of all of these
+PARTS_AT_ONCE = 4  # of the second layer's results, that the last program of some samples loads at a time
 
 
 class Plan(NamedTuple):
     """The launches for values of one shape."""
 
-    first: Launch
-    second: Launch | None
+    layers: Launch
+    parameters: Launch | None
+    partials: int
     tickets: int
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-def _block(values: Tensor) -> int:
-    return BLOCK // 2 if values.dtype == torch.float64 else BLOCK
+def _size(values: Tensor, size: int) -> int:
+    return min(size, OF_FLOAT64) if values.dtype == torch.float64 else size
 
 
-def _constants(values: Tensor) -> dict[str, Any]:
+def _options(values: Tensor) -> dict[str, Any]:
     return {
-        "ROWS": SAMPLES,
-        "BLOCK": _block(values),
         "DTYPE": triton_dtype(values.dtype),
         "PRECISION": shared.precision_of_products(values)["PRECISION"],
         "num_warps": WARPS,
@@ -48,15 +52,54 @@ def _constants(values: Tensor) -> dict[str, Any]:
     }
 
 
-def _layer_launch(kernel: Any, pooled: Tensor, hidden: int, activation: int, gate_activation: int) -> Launch:
-    """Of a kernel whose programs take a block of hidden units of some samples."""
+def _layers_plan(
+    pooled: Tensor, hidden: int, activations: tuple[int, int], backward: bool, parameters: Launch | None
+) -> Plan:
     samples, channels = pooled.shape
-    hidden_blocks = divide_up(hidden, _block(pooled))
+    activation, gate_activation = (maps.checked_activation(number) for number in activations)
+    widest = BYTES_PER_LOAD // pooled.element_size()
+    channel_vector, hidden_vector = math.gcd(widest, channels), math.gcd(widest, hidden)
+    hidden_block = _size(pooled, HIDDEN)
+    hidden_blocks, row_blocks = max(divide_up(hidden, hidden_block), 1), divide_up(samples, SAMPLES)
+    launch = Launch(
+        kernels.layers_kernel,
+        hidden_blocks * row_blocks,
+        (samples, channels // channel_vector, hidden // hidden_vector, hidden_blocks),
+        {
+            "ACTIVATION": activation,
+            "GATE_ACTIVATION": gate_activation,
+            "BACKWARD": backward,
+            "CHANNEL_VECTOR": channel_vector,
+            "HIDDEN_VECTOR": hidden_vector,
+            "ROWS": SAMPLES,
+            "CHANNELS": _size(pooled, CHANNELS),
+            "HIDDEN": hidden_block,
+            "AT_ONCE": PARTS_AT_ONCE,
+            **_options(pooled),
+        },
+    )
+    return Plan(launch, parameters, hidden_blocks * samples * channels if hidden_blocks > 1 else 0, row_blocks)
+
+
+def _parameters_launch(
+    pooled: Tensor, hidden: int, activations: tuple[int, int], has_sums: bool, positions: int, eps: float, frozen: bool
+) -> Launch:
+    samples, channels = pooled.shape
+    block = _size(pooled, BLOCK)
+    channel_blocks = divide_up(channels, block)
+    weight_blocks = channel_blocks * divide_up(hidden, block)
     return Launch(
-        kernel,
-        hidden_blocks * divide_up(samples, SAMPLES),
-        (samples, channels, hidden, hidden_blocks),
-        {"ACTIVATION": activation, "GATE_ACTIVATION": gate_activation, **_constants(pooled)},
+        kernels.parameters_kernel,
+        2 * weight_blocks + (channel_blocks if has_sums else 0),
+        (eps, samples, channels, hidden, positions, weight_blocks),
+        {
+            "ACTIVATION": activations[0],
+            "GATE_ACTIVATION": activations[1],
+            "FROZEN": frozen,
+            "ROWS": SAMPLES,
+            "BLOCK": block,
+            **_options(pooled),
+        },
     )
 
 
@@ -80,40 +123,22 @@ def squeeze_excite(
     key = (samples, channels, hidden, dtype, device, activation, gate_activation, shared.precision_setting(pooled))
     plan = _plans.get(key)
     if plan is None:
-        launch = _layer_launch(kernels.gate_kernel, pooled, hidden, activation, gate_activation)
-        plan = _plans[key] = Plan(launch, None, divide_up(samples, SAMPLES))
-    parameters = (reduce_weight, reduce_bias, expand_weight, expand_bias)
-    plan.first(
-        pooled.contiguous(),
-        *[parameter.contiguous() for parameter in parameters],
+        plan = _plans[key] = _layers_plan(pooled, hidden, (activation, gate_activation), False, None)
+    plan.layers(
+        shared.in_order(pooled),
+        None,
+        shared.in_order(reduce_weight),
+        shared.in_order(reduce_bias),
+        None,
         reduced,
+        shared.in_order(expand_weight),
+        shared.in_order(expand_bias),
         expanded,
         gate,
-        tickets(pooled, plan.tickets),
+        torch.empty(plan.partials, dtype=dtype, device=device) if plan.partials else None,
+        tickets(pooled, plan.tickets) if plan.partials else None,
     )
     return gate, reduced, expanded
-
-
-def _backward_plan(
-    pooled: Tensor, hidden: int, activations: tuple[int, int], has_sums: bool, positions: int, eps: float, frozen: bool
-) -> Plan:
-    samples, channels = pooled.shape
-    block = _block(pooled)
-    channel_blocks = divide_up(channels, block)
-    weight_blocks = channel_blocks * divide_up(hidden, block)
-    second = Launch(
-        kernels.parameters_kernel,
-        2 * weight_blocks + (channel_blocks if has_sums else 0),
-        (eps, samples, channels, hidden, positions, weight_blocks),
-        {
-            "ACTIVATION": activations[0],
-            "GATE_ACTIVATION": activations[1],
-            "FROZEN": frozen,
-            **_constants(pooled),
-        },
-    )
-    first = _layer_launch(kernels.pool_gradient_kernel, pooled, hidden, *activations)
-    return Plan(first, second, divide_up(samples, SAMPLES))
 
 
 @on_its_device
@@ -143,28 +168,32 @@ def squeeze_excite_backward(
     key = (samples, channels, hidden, dtype, device, activations, sums is None, positions, eps, frozen, setting)
     plan = _plans.get(key)
     if plan is None:
-        plan = _backward_plan(pooled, hidden, activations, sums is not None, positions, eps, frozen)
-        _plans[key] = plan
-    assert plan.second is not None
+        parameters = _parameters_launch(pooled, hidden, activations, sums is not None, positions, eps, frozen)
+        plan = _plans[key] = _layers_plan(pooled, hidden, activations, True, parameters)
+    assert plan.parameters is not None
     gate_grad, pooled, reduced, expanded = (t.contiguous() for t in (gate_grad, pooled, reduced, expanded))
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     hidden_grad, pool_grad = empty(samples, hidden), empty(samples, channels)
-    plan.first(
+    plan.layers(
         gate_grad,
         expanded,
+        shared.in_order(expand_weight),
+        None,
         reduced,
-        reduce_weight.contiguous(),
-        expand_weight.contiguous(),
         hidden_grad,
+        shared.in_order(reduce_weight),
+        None,
         pool_grad,
-        tickets(pooled, plan.tickets),
+        None,
+        empty(plan.partials) if plan.partials else None,
+        tickets(pooled, plan.tickets) if plan.partials else None,
     )
     of_parameters = empty(hidden, channels), empty(hidden), empty(channels, hidden), empty(channels)
     coefficients = empty(0) if sums is None else empty(6, channels)
-    plan.second(
+    plan.parameters(
         gate_grad,
         pooled,
         reduced,

@@ -22,11 +22,10 @@ def load_factor(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """act(values), or with ``slope_at`` the gradient before an activation: values * act'(slope_at). 0 outside. Other programs
-    of the launch may have stored the values: they are not read through the first cache."""
+    """act(values), or with ``slope_at`` the gradient before an activation: values * act'(slope_at). 0 outside."""
     offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
     start = first_row * channels
-    values = tl.load(values_ptr + start + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+    values = tl.load(values_ptr + start + offsets, mask=inside, other=0.0)
     if slope_at_ptr is not None:
         values *= derivative(tl.load(slope_at_ptr + start + offsets, mask=inside, other=0.0), ACTIVATION)
     else:
@@ -35,128 +34,144 @@ def load_factor(
 
 
 @triton.jit
-def linear_tile(
-    values_ptr,
-    slope_at_ptr,
-    weight_ptr,
-    bias_ptr,
-    first_row,
-    samples,
-    in_channels,
-    first_out,
-    out_channels,
-    in_stride,
-    out_stride,
-    ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+def load_weight(
+    weight_ptr, first_row, rows, first_column, columns, BY_ROWS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 ):
-    """ROWS x OUT of factor @ weight + bias; the weight's strides say how it lies in memory."""
-    out_channel = first_out + tl.arange(0, OUT)
-    result = tl.zeros([ROWS, OUT], DTYPE)
-    for first_in in range(0, in_channels, IN):
-        factor = load_factor(values_ptr, slope_at_ptr, first_row, samples, first_in, in_channels, ACTIVATION, ROWS, IN)
-        in_channel = first_in + tl.arange(0, IN)
-        inside = (in_channel < in_channels)[:, None] & (out_channel < out_channels)[None, :]
-        pointers = weight_ptr + in_channel[:, None] * in_stride + out_channel[None, :] * out_stride
-        weight = tl.load(pointers, mask=inside, other=0.0)
-        result = product(factor, weight, result, DTYPE, DTYPE, PRECISION)
-    if bias_ptr is not None:
-        result += load_channels(bias_ptr, first_out, out_channels, OUT)[None, :]
-    return result
+    """R x C of a matrix (rows, columns) that lies in memory row by row or column by column; 0 outside."""
+    row = first_row + tl.arange(0, R)
+    column = first_column + tl.arange(0, C)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    if BY_ROWS:
+        pointers = weight_ptr + row[:, None] * columns + column[None, :]
+    else:
+        pointers = weight_ptr + row[:, None] + column[None, :] * rows
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tile(ptr, values, first_row, samples, first_out, out_channels, ROWS: tl.constexpr, OUT: tl.constexpr):
-    offsets, inside = tile_of(first_row, samples, first_out, out_channels, ROWS, OUT)
-    tl.store(ptr + first_row * out_channels + offsets, values, mask=inside)
+def finish_tile(
+    result,
+    bias_ptr,
+    result_ptr,
+    activated_ptr,
+    first_row,
+    samples,
+    first_channel,
+    channels,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Store a tile of the second layer's results and, where wanted, their activation."""
+    if bias_ptr is not None:
+        result += load_channels(bias_ptr, first_channel, channels, CHANNELS)[None, :]
+    offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+    offsets += first_row * channels
+    tl.store(result_ptr + offsets, result, mask=inside)
+    if activated_ptr is not None:
+        tl.store(activated_ptr + offsets, activate(result, ACTIVATION), mask=inside)
 
 
-@triton.jit(do_not_specialize=["samples", "channels", "hidden", "hidden_blocks"])
-def gate_kernel(
-    pooled_ptr,
-    reduce_weight_ptr,
-    reduce_bias_ptr,
-    expand_weight_ptr,
-    expand_bias_ptr,
-    reduced_ptr,
-    expanded_ptr,
-    gate_ptr,
+@triton.jit
+def sum_tiles(partials_ptr, offsets, inside, stride, count, AT_ONCE: tl.constexpr, DTYPE: tl.constexpr):
+    """The sum of ``count`` tiles that lie ``stride`` apart, AT_ONCE loaded at a time. For the last program (`is_last`)."""
+    total = tl.zeros(offsets.shape, DTYPE)
+    for first in range(0, count, AT_ONCE):
+        index = first + tl.arange(0, AT_ONCE)
+        pointers = partials_ptr + index.to(tl.int64)[:, None, None] * stride + offsets[None, :, :]
+        exists = (index < count)[:, None, None] & inside[None, :, :]
+        total += tl.sum(tl.load(pointers, mask=exists, other=0.0, cache_modifier=".cg"), 0)
+    return total
+
+
+@triton.jit(do_not_specialize=["samples", "channel_units", "hidden_units", "hidden_blocks"])
+def layers_kernel(
+    values_ptr,
+    slope_at_ptr,
+    first_weight_ptr,
+    first_bias_ptr,
+    hidden_slope_at_ptr,
+    hidden_ptr,
+    second_weight_ptr,
+    second_bias_ptr,
+    result_ptr,
+    activated_ptr,
+    partials_ptr,
     tickets_ptr,
     samples,
-    channels,
-    hidden,
+    channel_units,
+    hidden_units,
     hidden_blocks,
     ACTIVATION: tl.constexpr,
     GATE_ACTIVATION: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    CHANNEL_VECTOR: tl.constexpr,
+    HIDDEN_VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A block of hidden units of some samples; the last program of those samples goes on to their gates."""
+    """A block of hidden units of some samples, and their part of the second layer; channels to hidden units to channels.
+
+    Forward: the gate. BACKWARD: from the gate's gradient the gradient at what was pooled, through the same weights. Every
+    program reads its own rows and columns of the two weights alone. Where there are several blocks of hidden units, the last
+    program of the samples adds up the parts.
+    """
+    SLOPE_ACTIVATION: tl.constexpr = GATE_ACTIVATION if BACKWARD else 0
     program = tl.program_id(0)
+    channels = channel_units * CHANNEL_VECTOR
+    hidden_channels = hidden_units * HIDDEN_VECTOR
+    block = program % hidden_blocks
     row_block = program // hidden_blocks
     first_row = row_block.to(tl.int64) * ROWS
-    first_hidden = (program % hidden_blocks) * BLOCK
-    reduced = linear_tile(
-        pooled_ptr, None, reduce_weight_ptr, reduce_bias_ptr, first_row, samples, channels, first_hidden, hidden,
-        1, channels, 0, ROWS, BLOCK, BLOCK, DTYPE, PRECISION,
-    )  # fmt: skip
-    store_tile(reduced_ptr, reduced, first_row, samples, first_hidden, hidden, ROWS, BLOCK)
-    if is_last(tickets_ptr + row_block, hidden_blocks):
-        for first_channel in range(0, channels, BLOCK):
-            expanded = linear_tile(
-                reduced_ptr, None, expand_weight_ptr, expand_bias_ptr, first_row, samples, hidden, first_channel,
-                channels, 1, hidden, ACTIVATION, ROWS, BLOCK, BLOCK, DTYPE, PRECISION,
-            )  # fmt: skip
-            store_tile(expanded_ptr, expanded, first_row, samples, first_channel, channels, ROWS, BLOCK)
-            gate = activate(expanded, GATE_ACTIVATION)
-            store_tile(gate_ptr, gate, first_row, samples, first_channel, channels, ROWS, BLOCK)
+    first_hidden = block * HIDDEN
+    hidden = tl.zeros([ROWS, HIDDEN], DTYPE)
+    for first_channel in range(0, channels, CHANNELS):
+        factor = load_factor(
+            values_ptr, slope_at_ptr, first_row, samples, first_channel, channels, SLOPE_ACTIVATION, ROWS, CHANNELS
+        )
+        weight = load_weight(
+            first_weight_ptr, first_channel, channels, first_hidden, hidden_channels, BACKWARD, CHANNELS, HIDDEN
+        )
+        hidden = product(factor, weight, hidden, DTYPE, DTYPE, PRECISION)
+    if first_bias_ptr is not None:
+        hidden += load_channels(first_bias_ptr, first_hidden, hidden_channels, HIDDEN)[None, :]
+    at, exists = tile_of(first_row, samples, first_hidden, hidden_channels, ROWS, HIDDEN)
+    at += first_row * hidden_channels
+    if BACKWARD:
+        hidden *= derivative(tl.load(hidden_slope_at_ptr + at, mask=exists, other=0.0), ACTIVATION)
+    tl.store(hidden_ptr + at, hidden, mask=exists)
+    if not BACKWARD:
+        hidden = activate(hidden, ACTIVATION)
+    hidden = tl.where(exists, hidden, 0.0)
 
-
-@triton.jit(do_not_specialize=["samples", "channels", "hidden", "hidden_blocks"])
-def pool_gradient_kernel(
-    gate_grad_ptr,
-    expanded_ptr,
-    reduced_ptr,
-    reduce_weight_ptr,
-    expand_weight_ptr,
-    hidden_grad_ptr,
-    pool_grad_ptr,
-    tickets_ptr,
-    samples,
-    channels,
-    hidden,
-    hidden_blocks,
-    ACTIVATION: tl.constexpr,
-    GATE_ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The gradient at a block of activated hidden units of some samples; the last program of those samples goes on to the
-    gradient at what was pooled."""
-    program = tl.program_id(0)
-    row_block = program // hidden_blocks
-    first_row = row_block.to(tl.int64) * ROWS
-    first_hidden = (program % hidden_blocks) * BLOCK
-    hidden_grad = linear_tile(
-        gate_grad_ptr, expanded_ptr, expand_weight_ptr, None, first_row, samples, channels, first_hidden, hidden,
-        hidden, 1, GATE_ACTIVATION, ROWS, BLOCK, BLOCK, DTYPE, PRECISION,
-    )  # fmt: skip
-    store_tile(hidden_grad_ptr, hidden_grad, first_row, samples, first_hidden, hidden, ROWS, BLOCK)
-    if is_last(tickets_ptr + row_block, hidden_blocks):
-        for first_channel in range(0, channels, BLOCK):
-            pool_grad = linear_tile(
-                hidden_grad_ptr, reduced_ptr, reduce_weight_ptr, None, first_row, samples, hidden, first_channel,
-                channels, channels, 1, ACTIVATION, ROWS, BLOCK, BLOCK, DTYPE, PRECISION,
+    size = samples.to(tl.int64) * channels
+    for first_channel in range(0, channels, CHANNELS):
+        weight = load_weight(
+            second_weight_ptr, first_hidden, hidden_channels, first_channel, channels, BACKWARD, HIDDEN, CHANNELS
+        )
+        part = product(hidden, weight, tl.zeros([ROWS, CHANNELS], DTYPE), DTYPE, DTYPE, PRECISION)
+        if partials_ptr is not None:
+            offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+            tl.store(partials_ptr + block * size + first_row * channels + offsets, part, mask=inside)
+        else:
+            finish_tile(
+                part, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
+                GATE_ACTIVATION, ROWS, CHANNELS,
             )  # fmt: skip
-            store_tile(pool_grad_ptr, pool_grad, first_row, samples, first_channel, channels, ROWS, BLOCK)
+    if partials_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
+        if is_last(tickets_ptr + row_block, hidden_blocks):
+            for first_channel in range(0, channels, CHANNELS):
+                offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+                parts_ptr = partials_ptr + first_row * channels
+                total = sum_tiles(parts_ptr, offsets, inside, size, hidden_blocks, AT_ONCE, DTYPE)
+                finish_tile(
+                    total, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
+                    GATE_ACTIVATION, ROWS, CHANNELS,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -285,8 +300,8 @@ def parameters_kernel(
     program = tl.program_id(0)
     if program < weight_blocks:
         weight_block(
-            program, hidden_grad_ptr, reduced_ptr, pooled_ptr, reduce_weight_grad_ptr, reduce_bias_grad_ptr, samples,
-            channels, hidden, ACTIVATION, 0, ROWS, BLOCK, DTYPE, PRECISION,
+            program, hidden_grad_ptr, None, pooled_ptr, reduce_weight_grad_ptr, reduce_bias_grad_ptr, samples,
+            channels, hidden, 0, 0, ROWS, BLOCK, DTYPE, PRECISION,
         )  # fmt: skip
     elif program < 2 * weight_blocks:
         weight_block(
