@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     recipe = make_recipe(
         "imagefolder",
         data_dir=str(write_folder(tmp_path / "data")),
-        **{"image_size": 16, "epochs": 3, "batch_size": 8, "loss": "ce", "warmup_epochs": 0, "lr": 0.01},
+        **{"image_size": 16, "epochs": 10, "batch_size": 4, "loss": "ce", "warmup_epochs": 0, "lr": 0.02},
         ema_decay=0.5,
     )
     train(recipe, tmp_path / "run", device="cpu", display=Display(shown=False))
