@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the data that the pages speak of, and fewer digits."""
     for name, images in (("cifar10", 32), ("cifar100", 128)):
         write_cifar(tmp_path / "data", name, images)
-    write_folder(tmp_path / "data" / "flowers", images=32)
+    write_folder(tmp_path / "data" / "flowers", images=8)
     (tmp_path / "data" / "new").mkdir()
     for number in ("one", "two"):
         Image.new("RGB", (40, 30), (80, 80, 120)).save(tmp_path / "data" / "new" / f"{number}.png")
@@ -87,7 +87,8 @@ def test_commands(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsy
             assert done.stdout.count("test accuracy") == 2  # of the epoch, and the result: by one process
             continue
         assert words[0] == "biasloss", words
-        monkeypatch.setattr("sys.argv", [*words, *shlex.split(LESS[words[1]] if "--help" not in words else "")])
+        less = LESS[words[1]] + (" --image-size 64 --batch-size 16" if "imagefolder" in words else "")
+        monkeypatch.setattr("sys.argv", [*words, *shlex.split(less if "--help" not in words else "")])
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code in (0, None), f"{' '.join(words)}: {capsys.readouterr().err}"
