@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 from biasloss_ext.errors import UserError
@@ -58,7 +62,11 @@ def _run() -> int:
 
 
 def _fail(sentence: str) -> NoReturn:
-    print(f"biasloss: {' '.join(sentence.split())}", file=sys.stderr)
+    sentence = f"biasloss: {' '.join(sentence.split())}"
+    print(sentence, file=sys.stderr)
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if summary:  # torchrun shows what is in it among its own lines
+        Path(summary).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))
     sys.exit(2)
 
 
