@@ -237,11 +237,13 @@ def weighted_cross_entropy(
         op = bias_loss_op.triton if chosen == "triton" else bias_loss_op.native
         try:
             results = op(output, before, after, 2 if want_weight else 1)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise _explained(error, features, variance, output, target, weight) from None
+    loss = results[0]
     if len(shape) > 3 and reduction == "none":
-        return results[0].unflatten(1, shape[2:]), *results[1:]
-    return results
+        loss = loss.unflatten(1, shape[2:])
+    # A copy: the backward pass reads the op's own weights, whatever the caller does to these.
+    return (loss, results[1].detach().clone()) if want_weight else (loss,)
 
 
 def _over_ranks(
@@ -263,16 +265,14 @@ def _values(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _explained(
-    error: RuntimeError,
+    error: Exception,
     features: Tensor | None,
     variance: Tensor | None,
     output: Tensor,
     target: Tensor,
     weight: Tensor | None,
 ) -> Exception:
-    """What to raise for an error of the op: C++ behind the stable ABI can throw nothing but a RuntimeError."""
-    if "expected a class in" in str(error):
-        return IndexError(str(error).splitlines()[0])
+    """What to raise for an error of the op: the checks in C++ throw nothing but a RuntimeError."""
     try:
         checks.tensors(features, variance, output, target, weight)
     except (TypeError, ValueError) as wrong:

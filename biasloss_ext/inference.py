@@ -55,7 +55,8 @@ def _swap_children(module: nn.Module) -> None:
 def _prepared(module: nn.Module) -> nn.Module | None:
     """The module on prepared tensors, or None where it is of no known kind or has no kernels."""
     if isinstance(module, SkipBlock):
-        return InferenceSkipBlock(module, Found(parts_of(module.core_block), False))
+        parts = parts_of(module.core_block)
+        return None if isinstance(parts, str) else InferenceSkipBlock(module, Found(parts, False))
     if isinstance(module, (FusedBlock, InvertedResidual)) or is_block(module):
         found = find(module.plain if isinstance(module, FusedBlock) else module)
         return None if isinstance(found, str) else InferenceBlock(module, found)

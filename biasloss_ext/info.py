@@ -8,7 +8,7 @@ import platform
 import torch
 
 from biasloss_ext.ops.backends import BACKENDS, choose, why_not
-from biasloss_ext.ops.native import native
+from biasloss_ext.ops.native import SIMULATED_GPU, native
 from biasloss_ext.ops.registry import families
 from biasloss_ext.version import __version__
 
@@ -46,11 +46,13 @@ def _build() -> list[str]:
     built = native()
     if built.problem is not None:
         return [f"compiled kernels: no, {built.problem}"]
+    simulated = [] if SIMULATED_GPU is None else [f"simulated GPU: {SIMULATED_GPU}; CPU tensors stand for a GPU's"]
     facts = built.build
     cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else "no CUDA kernels"
     return [
         f"compiled kernels: built beside torch {facts['torch']} by {facts['compiler']}, {cuda}",
         f"CPU kernels: {facts['cpu_variant_in_use']} of {facts['cpu_variants'].replace(';', ', ')}",
+        *simulated,
     ]
 
 

@@ -14,19 +14,20 @@ from typing import Any
 
 import oracle
 import torch
+from calls import Call
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("depthwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = range(maps.IDENTITY, maps.SILU + 1)
 # Below, at and above a vector of every instruction set, with and without a rest.
 CHANNELS = (1, 3, 8, 16, 17, 24, 33, 40, 72, 100)
 SIZES = (1, 2, 3, 4, 7, 8, 9, 15, 16)
-CPU = torch.device("cpu")
 
 
 class Source:
@@ -50,6 +51,9 @@ class Source:
     def exact(self, *shape: int) -> Tensor:
         return (torch.randint(-4, 5, shape, generator=self.generator) / 4).to(self.wide)
 
+    def moments(self, channels: int) -> Tensor:
+        return torch.stack((self.values(channels), self.values(channels).square() + 0.5))
+
     def affine(self, channels: int) -> Tensor:
         scale = 2.0 ** torch.randint(-1, 2, (channels,), generator=self.generator)
         sign = torch.randint(0, 2, (channels,), generator=self.generator) * 2 - 1
@@ -57,22 +61,28 @@ class Source:
         return torch.stack((scale * sign, shift)).to(self.wide)
 
 
-def widened(arguments: Sequence[Any]) -> list[Any]:
-    return [a.double() if isinstance(a, Tensor) else a for a in arguments]
-
-
-def magnitudes(arguments: Sequence[Any]) -> list[Any]:
-    return [a.double().abs() if isinstance(a, Tensor) else a for a in arguments]
-
-
 def compare(
-    names: Sequence[str], ours: Sequence[Tensor], reference: Callable[..., Any], arguments: Sequence[Any]
+    names: Sequence[str],
+    ours: Sequence[Tensor],
+    reference: Callable[..., Any],
+    call: Call,
+    moments: int | None = None,
 ) -> None:
-    """Every output against the reference in float64; allowed is twice the error of the reference in its own dtype and
-    a few roundings of the sums of magnitudes that the outputs are made of."""
-    truth, own = reference(*widened(arguments)), reference(*arguments)
-    scales = reference(*magnitudes(arguments))
-    for name, mine, exact, rough, scale in zip(names, ours, truth, own, scales, strict=True):
+    """Every output against the reference in float64, coefficients row by row; allowed is twice the error of the reference
+    in its own dtype and a few roundings of the sums of magnitudes that the outputs are made of.
+
+    Args:
+        names: of the outputs; what comes after the last name is left out.
+        moments: their position among the arguments, where they are no option.
+    """
+    runs = (call.to(torch.float64), call, call.magnitudes(moments))
+    outputs = [list(ours[: len(names)]), *(list(run.fresh()(reference))[: len(names)] for run in runs)]
+    names = list(names)
+    if names[-1] == "coefficients" and outputs[0][-1].numel() > 0:
+        names[-1:] = [f"coefficients[{row}]" for row in range(6)]
+        for found in outputs:
+            found[-1:] = found[-1].unbind()
+    for name, mine, exact, rough, scale in zip(names, *outputs, strict=True):
         assert mine.dtype == rough.dtype, name
         assert mine.shape == rough.shape, name
         if mine.dim() == 4:

@@ -13,7 +13,7 @@ import torch
 
 import biasloss_ext
 from biasloss_ext.info import report
-from biasloss_ext.ops import backends
+from biasloss_ext.ops import FAMILIES, backends
 from biasloss_ext.ops.native import BUILD_HINT, _remedy, covers, native
 
 PACKAGE = Path(biasloss_ext.__file__).parent
@@ -149,7 +149,7 @@ def test_a_source_folder_that_hides_an_installed_package_is_named(
 
 def test_info_names_every_op_and_backend() -> None:
     text = report()
-    for word in (*backends.OPS, *backends.BACKENDS, torch.__version__, native().build["cpu_variant_in_use"]):
+    for word in (*FAMILIES, *backends.BACKENDS, torch.__version__, native().build["cpu_variant_in_use"]):
         assert word in text
     assert "no: it runs on CUDA tensors, not on cpu" in text
 

@@ -119,20 +119,23 @@ def test_opcheck_of_the_loss(layout: str, positions: tuple[int, ...], reduction:
     loss_options = (reduction, -100, 0.1)
     for running_min in (None, torch.tensor(0.5)):
         arguments = (features, None, None, output.clone().requires_grad_(), target, None, running_min, 0.3, 0.3, True)
-        torch.library.opcheck(bias_loss_op.native.op, (*arguments, *loss_options))
-    _, *saved = bias_loss_op.native.op(features, None, None, output, target, None, None, 0.3, 0.3, True, *loss_options)
+        torch.library.opcheck(bias_loss_op.forward.native, (*arguments, *loss_options))
+    _, *saved = bias_loss_op.forward.native(
+        features, None, None, output, target, None, None, 0.3, 0.3, True, *loss_options
+    )
     grad_loss = torch.randn((4, *positions) if reduction == 0 else ())
     torch.library.opcheck(
-        bias_loss_op.native.backward_op, (grad_loss, output, target, torch.rand(7), *saved, *loss_options)
+        bias_loss_op.backward.native, (grad_loss, output, target, torch.rand(7), *saved, *loss_options)
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_opcheck_of_the_variance(dtype: torch.dtype) -> None:
     features = torch.randn(4, 6, 5, 5).to(dtype)
-    torch.library.opcheck(feature_variance_op.native, (features,))
-    torch.library.opcheck(feature_variance_op.native, (features.permute(0, 2, 3, 1),))
-    torch.library.opcheck(feature_variance_op.native, (features[:, ::2],))
+    op = feature_variance_op.feature_variance.native
+    torch.library.opcheck(op, (features,))
+    torch.library.opcheck(op, (features.permute(0, 2, 3, 1),))
+    torch.library.opcheck(op, (features[:, ::2],))
 
 
 def test_deterministic_algorithms_are_no_obstacle() -> None:

@@ -1,8 +1,6 @@
-"""Batch normalisation with its activation, and the two layers that it replaces."""
+"""Batch normalization with its activation, and the two layers that it replaces."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,19 +27,17 @@ def _draw(workload: Workload) -> Parameters:
 
 
 def _chain(workload: Workload, x: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
-    return (composition.normalised(workload, x, parameters),)
+    return (composition.normalized(workload, x, parameters),)
 
 
 def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
-    where: dict[str, Any] = {"device": x.device, "backend": "auto"}
-    moments = composition.moments_of(workload, x, parameters, **where)
-    affine = composition.affine_of(moments, parameters, **where)
-    h = op.apply(x, affine, ACTIVATION, None, **where)
+    moments, affine = composition.statistics_of(workload, x, parameters)
+    h = op.apply(x, affine, activation=ACTIVATION)
     if not workload.backward:
         return (h,)
-    sums = op.sums(gradient, x, affine, moments[0], ACTIVATION, **where)
-    coefficients, grad_norm = op.coefficients(sums, affine, moments, EPS, x.numel() // x.shape[1], False, **where)
-    return h, op.backward(gradient, x, affine, coefficients, ACTIVATION, **where), *grad_norm.unbind()
+    coefficients = op.coefficients(gradient, x, affine, moments, activation=ACTIVATION, eps=EPS)
+    grad_x = op.backward(gradient, x, affine, coefficients, activation=ACTIVATION)
+    return h, grad_x, *coefficients[4:].unbind()
 
 
 CONTENDERS = composition.contenders(_draw, _chain, _ours, ("batch_norm",))

@@ -1,9 +1,9 @@
 """What the benchmarks of the blocks' ops have in common: a chain of PyTorch's own layers, and the ops that replace it.
 
-The chain has inputs of one map (or matrix) and the gradient of its first output. A forward workload normalises by running
+The chain has inputs of one map (or matrix) and the gradient of its first output. A forward workload normalizes by running
 statistics, as in evaluation; a workload with both passes by those of the batch, as in training, and ends with the gradients
 of the input and of every parameter. Ours computes the same from the same, with whatever ops that takes: in a block some of
-their passes are shared with the op before or behind. Every activation is a hard swish, the dearer of the network's two.
+their passes are shared with the op before or after. Every activation is a hard swish, the more expensive of the network's two.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Unavailable, Workload
 from biasloss_ext.benchmarks.peers.compiled import compiled
-from biasloss_ext.ops import maps
+from biasloss_ext.ops import maps, registry
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
+from biasloss_ext.ops.library import accumulation_dtype
 
 SEED = 0
 EPS = 1e-3
@@ -37,7 +38,7 @@ class Parameters(NamedTuple):
 
     Attributes:
         weights: of convolutions and linear layers.
-        norm: weight and bias of the normalisation, or none.
+        norm: weight and bias of the normalization, or none.
         running: its running statistics as moments (2, C), or None.
     """
 
@@ -67,7 +68,7 @@ Chain = Callable[[Workload, Tensor, Parameters], tuple[Tensor, ...]]
 Ours = Callable[[Workload, Tensor, Tensor, Parameters], tuple[Tensor, ...]]
 
 
-def normalised(workload: Workload, x: Tensor, parameters: Parameters) -> Tensor:
+def normalized(workload: Workload, x: Tensor, parameters: Parameters) -> Tensor:
     """The chain's ``act(BN(x))`` in plain PyTorch."""
     mean = variance = None
     if not workload.backward:
@@ -77,16 +78,20 @@ def normalised(workload: Workload, x: Tensor, parameters: Parameters) -> Tensor:
     return F.hardswish(F.batch_norm(x, mean, variance, weight, bias, training=workload.backward, eps=EPS))
 
 
-def affine_of(moments: Tensor, parameters: Parameters, **where: Any) -> Tensor:
-    affine: Tensor = batch_norm_op.affine(moments, *parameters.norm, EPS, **where)
-    return affine
+def finish(parameters: Parameters) -> dict[str, Any]:
+    """The arguments by which an op finishes the statistics of the normalization."""
+    weight, bias = parameters.norm
+    return {"norm_weight": weight, "norm_bias": bias, "eps": EPS}
 
 
-def moments_of(workload: Workload, x: Tensor, parameters: Parameters, **where: Any) -> Tensor:
-    """Those that the workload normalises x by."""
-    moments: Tensor | None = batch_norm_op.moments(x, **where) if workload.backward else parameters.running
-    assert moments is not None
-    return moments
+def statistics_of(workload: Workload, x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """Moments and affine (2, C) by which the workload normalizes x."""
+    if workload.backward:
+        statistics = batch_norm_op.statistics(x, **finish(parameters))
+    else:
+        assert parameters.running is not None
+        statistics = batch_norm_op.affine(parameters.running, 0, **finish(parameters))
+    return statistics[:2], statistics[2:]
 
 
 def norm_parameters(channels: int, weights: tuple[Tensor, ...]) -> Parameters:
@@ -111,14 +116,15 @@ def contenders(draw: Draw, chain: Chain, ours: Ours, families: tuple[str, ...]) 
 
 
 def our_contender(name: str, draw: Draw, chain: Chain, ours: Ours, families: tuple[str, ...]) -> Contender:
-    """``ours`` where all ``families`` of ops have kernels; `Unavailable` elsewhere."""
+    """``ours`` where all ops of the ``families`` have kernels; `Unavailable` elsewhere."""
 
     def build(workload: Workload, device: torch.device) -> Built:
-        for family in families:
-            if choose("auto", device, family) == "reference":
-                raise Unavailable(f"{family} has no kernels for {device.type} here")
+        for op in registry.OPS.values():
+            if op.family in families and choose("auto", device, op.name) == "reference":
+                raise Unavailable(f"{op.name} has no kernels for {device.type} here")
         parameters = _drawn(draw, workload)
-        prepared = parameters.to(device, torch.float32, torch.float32, grad=False)
+        wide = accumulation_dtype(workload.dtype)
+        prepared = parameters.to(device, wide, wide, grad=False)
 
         def step(inputs: Inputs) -> tuple[Tensor, ...]:
             with torch.inference_mode():

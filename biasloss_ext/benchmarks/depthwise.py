@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Workload
 from biasloss_ext.nn import DepthwiseConv2d
-from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import op
+from biasloss_ext.ops.library import accumulation_dtype
 
 SEED = 0
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -73,37 +73,50 @@ def _torch(workload: Workload, device: torch.device) -> Built:
     return _built(workload, device, _convolution(workload), _torch_gradient)
 
 
-Gradient = Callable[[Workload, Tensor, Tensor, Tensor], Tensor]
+Gradient = Callable[[Tensor, Tensor], Tensor]  # of images and the gradient of the output
 
 
-def _our_gradient(workload: Workload, images: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    wanted = (workload.gradient == "input", workload.gradient == "weight")
-    nothing_behind = (None, None, None, None, maps.IDENTITY)
-    options = (None, None, maps.IDENTITY, workload.option("stride"), *wanted)
-    gradients = op.backward(gradient, *nothing_behind, images, weight, *options, device=images.device, backend="auto")
-    found: Tensor = gradients[wanted.index(True)]
-    return found
+def _our_gradient(workload: Workload, weight: Tensor) -> Gradient:
+    want_x, want_weight = workload.gradient == "input", workload.gradient == "weight"
+    stride, wide = workload.option("stride"), weight.detach().to(accumulation_dtype(workload.dtype))
+
+    def gradient_alone(images: Tensor, gradient: Tensor) -> Tensor:
+        gradients = op.backward(images, wide, grad=gradient, stride=stride, want_x=want_x, want_weight=want_weight)
+        found: Tensor = gradients[0 if want_x else 1]
+        return found
+
+    return gradient_alone
 
 
-def _torch_gradient(workload: Workload, images: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+def _torch_gradient(workload: Workload, weight: Tensor) -> Gradient:
     wanted = [workload.gradient == "input", workload.gradient == "weight", False]
     stride, padding = workload.option("stride"), workload.option("kernel_size") // 2
-    geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], images.shape[1])
-    gradients = torch.ops.aten.convolution_backward(gradient, images, weight, None, *geometry, wanted)
-    found: Tensor = gradients[wanted.index(True)]
-    return found
+    geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], workload.sample[0])
+
+    def gradient_alone(images: Tensor, gradient: Tensor) -> Tensor:
+        gradients = torch.ops.aten.convolution_backward(gradient, images, weight, None, *geometry, wanted)
+        found: Tensor = gradients[wanted.index(True)]
+        return found
+
+    return gradient_alone
 
 
-def _built(workload: Workload, device: torch.device, layer: nn.Module, gradient_alone: Gradient) -> Built:
+def _built(
+    workload: Workload,
+    device: torch.device,
+    layer: nn.Module,
+    make_gradient: Callable[[Workload, Tensor], Gradient],
+) -> Built:
     layer.to(device, workload.dtype)
     weight = layer.get_parameter("weight")
+    gradient_alone = make_gradient(workload, weight)
     kernel_size, stride = workload.option("kernel_size"), workload.option("stride")
 
     def step(inputs: Inputs) -> tuple[Tensor, ...]:
         images, gradient = inputs
         if workload.gradient:
             with torch.inference_mode():
-                return (gradient_alone(workload, images, gradient, weight),)
+                return (gradient_alone(images, gradient),)
         if not workload.backward:
             with torch.inference_mode():
                 return (layer(images),)

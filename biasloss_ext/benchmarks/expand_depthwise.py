@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,6 @@ from torch import Tensor
 from biasloss_ext.benchmarks import composition
 from biasloss_ext.benchmarks.composition import ACTIVATION, EPS, Parameters
 from biasloss_ext.benchmarks.contender import Cost, Inputs, Op, Workload
-from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.depthwise.op import output_size
 from biasloss_ext.ops.expand_depthwise import op
@@ -48,48 +45,43 @@ def _draw(workload: Workload) -> Parameters:
 
 def _chain(workload: Workload, x: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
     expand, weight = parameters.weights
-    h = composition.normalised(workload, F.conv2d(x, expand), parameters)
+    h = composition.normalized(workload, F.conv2d(x, expand), parameters)
     padding = workload.option("kernel_size") // 2
     return (F.conv2d(h, weight, stride=workload.option("stride"), padding=padding, groups=h.shape[1]),)
 
 
 def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
-    where: dict[str, Any] = {"device": x.device, "backend": "auto"}
     expand, weight = parameters.weights
     stride = workload.option("stride")
     if not workload.backward:
-        assert parameters.running is not None
-        affine = composition.affine_of(parameters.running, parameters, **where)
-        y, _ = op.forward(x, expand, affine, ACTIVATION, weight, stride, False, **where)
+        _, affine = composition.statistics_of(workload, x, parameters)
+        y, _ = op.forward(x, expand, affine, weight, activation=ACTIVATION, stride=stride)
         return (y,)
     # As in `nn.block_function`, where the formulas are.
     matrix, count = expand.flatten(1), x.numel() // x.shape[1]
-    mean_x, gram = op.gram(x, **where)
+    mean_x, gram = op.gram(x)
     weight_gram = matrix @ gram
     mean = (matrix.double() @ mean_x.double()).to(matrix.dtype)
     moments = torch.stack((mean, (weight_gram * matrix).sum(1) / count))
-    affine = composition.affine_of(moments, parameters, **where)
-    y, _ = op.forward(x, expand, affine, ACTIVATION, weight, stride, False, **where)
-    behind = (gradient, None, y, *_nothing_behind(moments), maps.IDENTITY)
-    grad_x, grad_expand, grad_weight, sums = op.backward(
-        *behind, x, mean_x, expand, affine, moments[0], ACTIVATION, weight, stride, **where
-    )
-    coefficients, grad_norm = batch_norm_op.coefficients(sums, affine, moments, EPS, count, False, **where)
-    a, b, c, _ = coefficients
+    affine = batch_norm_op.affine(moments, count, **composition.finish(parameters))[2:]
+    y, _ = op.forward(x, expand, affine, weight, activation=ACTIVATION, stride=stride)
+    grad_x, grad_expand, grad_weight, coefficients = op.backward(
+        x, mean_x, expand, affine, moments, weight, y, *_nothing_after(moments),
+        grad=gradient, activation=ACTIVATION, stride=stride, eps=EPS,
+    )  # fmt: skip
+    a, b, c, _, *grad_norm = coefficients.unbind()
     grad_expand = a[:, None] * grad_expand.flatten(1) + b[:, None] * weight_gram
     through_statistics = ((matrix.T * b) @ matrix)[:, :, None, None]
     origin = torch.stack((torch.ones_like(mean_x), -mean_x))
-    grad_x, _ = pointwise.forward(
-        x.to(grad_x.dtype), through_statistics, origin, maps.IDENTITY, None, c @ matrix, maps.IDENTITY, grad_x, False,
-        **where,
-    )  # fmt: skip
-    return y, grad_x.to(x.dtype), grad_expand.reshape(expand.shape), grad_weight, *grad_norm.unbind()
+    wide = x.to(grad_x.dtype)
+    grad_x, _ = pointwise.forward(wide, through_statistics, affine=origin, bias=c @ matrix, residual=grad_x)
+    return y, grad_x.to(x.dtype), grad_expand.reshape(expand.shape), grad_weight, *grad_norm
 
 
-def _nothing_behind(moments: Tensor) -> tuple[Tensor, Tensor]:
+def _nothing_after(moments: Tensor) -> tuple[Tensor, Tensor]:
     """An affine and coefficients by which the gradient at the output is the one that is given."""
     one, none = torch.ones_like(moments[0]), torch.zeros_like(moments[0])
-    return torch.stack((one, none)), torch.stack((one, none, none, none))
+    return torch.stack((one, none)), torch.stack((one, none, none, none, none, none))
 
 
 CONTENDERS = composition.contenders(_draw, _chain, _ours, ("expand_depthwise", "pointwise", "batch_norm"))

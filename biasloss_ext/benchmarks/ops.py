@@ -1,29 +1,13 @@
-"""Everything that can be measured, by name. A new op adds its module here and its shapes in `shapes`."""
+"""Everything that can be measured, by name. A family of ops has its benchmark in the module of its name here, and its shapes
+in `shapes`."""
 
 from __future__ import annotations
 
-from biasloss_ext.benchmarks import (
-    batch_norm,
-    bias_loss,
-    depthwise,
-    expand_depthwise,
-    feature_variance,
-    pointwise,
-    pool_variance,
-    skipblocknet,
-    squeeze_excite,
-)
-from biasloss_ext.benchmarks.contender import Op
+import importlib
 
-_MODULES = (
-    feature_variance,
-    bias_loss,
-    depthwise,
-    pointwise,
-    expand_depthwise,
-    squeeze_excite,
-    pool_variance,
-    batch_norm,
-    skipblocknet,
-)
-OPS: dict[str, Op] = {module.OP.name: module.OP for module in _MODULES}
+from biasloss_ext.benchmarks import skipblocknet
+from biasloss_ext.benchmarks.contender import Op
+from biasloss_ext.ops import FAMILIES
+
+OPS: dict[str, Op] = {family: importlib.import_module(f"biasloss_ext.benchmarks.{family}").OP for family in FAMILIES}
+OPS[skipblocknet.OP.name] = skipblocknet.OP

@@ -1,9 +1,7 @@
-"""1x1 convolutions and their peers: the projection of a block with the normalisation and activation before it, or the
+"""1x1 convolutions and their peers: the projection of a block with the normalization and activation before it, or the
 expansion alone; and `torch.mm` of the same sizes."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,6 @@ from torch import Tensor
 from biasloss_ext.benchmarks import composition
 from biasloss_ext.benchmarks.composition import ACTIVATION, EPS, Parameters
 from biasloss_ext.benchmarks.contender import Built, Contender, Cost, Inputs, Op, Step, Workload
-from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.pointwise import op
 
@@ -37,31 +34,24 @@ def _draw(workload: Workload) -> Parameters:
 
 
 def _chain(workload: Workload, x: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
-    h = composition.normalised(workload, x, parameters) if workload.option("norm") else x
+    h = composition.normalized(workload, x, parameters) if workload.option("norm") else x
     return (F.conv2d(h, parameters.weights[0]),)
 
 
 def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
-    where: dict[str, Any] = {"device": x.device, "backend": "auto"}
-    affine = center = None
-    activation = maps.IDENTITY
-    if workload.option("norm"):
-        moments = composition.moments_of(workload, x, parameters, **where)
-        affine, center, activation = composition.affine_of(moments, parameters, **where), moments[0], ACTIVATION
     (weight,) = parameters.weights
-    y, _ = op.forward(x, weight, affine, activation, None, None, maps.IDENTITY, None, False, **where)
+    if not workload.option("norm"):
+        y, _ = op.forward(x, weight)
+        return (y, *op.backward(gradient, x, weight)[:2]) if workload.backward else (y,)
+    moments, affine = composition.statistics_of(workload, x, parameters)
+    y, _ = op.forward(x, weight, affine=affine, activation=ACTIVATION)
     if not workload.backward:
         return (y,)
-    dh, grad_weight, _, sums = op.backward(
-        gradient, None, None, x, weight, affine, center, activation, None, None, True, True, **where
+    dh, grad_weight, _, _, coefficients = op.backward(
+        gradient, x, weight, affine=affine, moments=moments, activation=ACTIVATION, eps=EPS
     )
-    if center is None:
-        return y, dh, grad_weight
-    coefficients, grad_norm = batch_norm_op.coefficients(
-        sums[0::2].sum(1), affine, moments, EPS, x.numel() // x.shape[1], False, **where
-    )
-    grad_x = batch_norm_op.backward(dh, x, affine, coefficients, activation, **where)
-    return y, grad_x, grad_weight, *grad_norm.unbind()
+    grad_x = batch_norm_op.backward(dh, x, affine, coefficients, activation=ACTIVATION)
+    return y, grad_x, grad_weight, *coefficients[4:].unbind()
 
 
 def _mm(workload: Workload, device: torch.device) -> Built:

@@ -44,13 +44,13 @@ def _conv2d(workload: Workload, x: Tensor, parameters: Parameters) -> tuple[Tens
 
 
 def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
-    where: dict[str, Any] = {"device": x.device, "backend": "auto"}
-    activations = (maps.RELU, maps.HARDSIGMOID)
-    gate, reduced, expanded = op.forward(x, *parameters.weights, *activations, **where)
+    activations: dict[str, Any] = {"activation": maps.RELU, "gate_activation": maps.HARDSIGMOID}
+    gate, reduced, expanded = op.forward(x, *parameters.weights, **activations)
     if not workload.backward:
         return (gate,)
     reduce, _, expand, _ = parameters.weights
-    return gate, *op.backward(gradient, x, reduced, expanded, reduce, expand, *activations, **where)
+    *gradients, _ = op.backward(gradient, x, reduced, expanded, reduce, expand, **activations)
+    return gate, *gradients
 
 
 CONTENDERS: tuple[Contender, ...] = (

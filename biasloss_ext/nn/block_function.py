@@ -98,7 +98,14 @@ class Saved(NamedTuple):
 
 
 def in_accumulation_dtype(parameters: tuple[Tensor | None, ...], dtype: torch.dtype) -> Weights:
-    return Weights._make(in_dtype(t, dtype) for t in parameters)
+    """The parameters in ``dtype``, a gate's 1x1 convolutions as matrices.
+
+    They are flattened here rather than by the caller, so that autograd returns gradients in the strides of the parameters.
+    """
+    w = Weights._make(in_dtype(t, dtype) for t in parameters)
+    if w.reduce is None or w.excite is None:
+        return w
+    return w._replace(reduce=w.reduce.flatten(1), excite=w.excite.flatten(1))
 
 
 class Block(torch.autograd.Function):

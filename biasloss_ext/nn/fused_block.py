@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.block_function import Block, Options, Weights
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
@@ -26,6 +27,7 @@ ACTIVATIONS: dict[type[nn.Module], int] = {
 Fused = Literal["auto", True, False]
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
+EXACT_LAYERS = (nn.Conv2d, nn.Linear, DepthwiseConv2d)
 
 
 class Gate(NamedTuple):
@@ -50,6 +52,7 @@ class Parts(NamedTuple):
     gate: Gate | None
     project: nn.Conv2d
     project_norm: nn.BatchNorm2d
+    others: tuple[nn.Module, ...] = ()  # the modules that the numbers of the activations stand for
 
 
 def why_not_fusable(parts: Parts) -> str | None:
@@ -74,11 +77,37 @@ def why_not_fusable(parts: Parts) -> str | None:
             return "a convolution has a bias or pads with other than zeros"
     norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
     for norm in norms:
+        if isinstance(norm, nn.SyncBatchNorm):
+            return "SyncBatchNorm takes its statistics over all processes"
         if norm is not None and not isinstance(norm, nn.BatchNorm2d):
             return f"{type(norm).__name__} is not BatchNorm2d"
-        if norm is not None and isinstance(norm, nn.SyncBatchNorm):
-            return "SyncBatchNorm takes its statistics over all processes"
+    return _why_not_bypassed(parts)
+
+
+def _why_not_bypassed(parts: Parts) -> str | None:
+    """Why a module of the block must be called, rather than only its parameters read; None where none must."""
+    gate = () if parts.gate is None else (parts.gate.reduce, parts.gate.excite)
+    convolutions = (parts.expand, parts.depthwise, parts.project)
+    for module in (*convolutions, *gate):
+        if module is not None and type(module) not in EXACT_LAYERS:
+            return f"{type(module).__name__} may compute something else than its base class"
+    norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
+    for module in (*convolutions, *gate, *norms, *parts.others):
+        if module is not None and is_watched(module):
+            return f"a {type(module).__name__} has hooks or a forward method of its own"
     return None
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class does: it has hooks (pruning and old weight normalization are hooks
+    too), or a forward method of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def exporting(x: Tensor) -> bool:
@@ -147,7 +176,11 @@ def weights_of(parts: Parts) -> Weights:
         *_parameters_of(parts.expand_norm),
         parts.depthwise.weight,
         *_parameters_of(parts.depthwise_norm),
-        *((None,) * 4 if gate is None else matrices_of(gate)),
+        *(
+            (None,) * 4
+            if gate is None
+            else (gate.reduce.weight, gate.reduce.bias, gate.excite.weight, gate.excite.bias)
+        ),
         parts.project.weight,
         *_parameters_of(parts.project_norm),
     )

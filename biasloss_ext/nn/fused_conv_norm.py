@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
@@ -66,8 +67,9 @@ def normalize(y: Tensor, module: nn.BatchNorm2d) -> Normalized:
     norm = batch_norm.norm_of(module, dtype, count)
     if norm.frozen:
         return _settled(y, norm, None, module)
-    parameters = (batch_norm.in_dtype(values, dtype) for values in (module.weight, module.bias))
-    statistics = batch_norm_op.statistics(y.detach(), backend=BACKEND, **norm.finish(*parameters))
+    with torch.no_grad():
+        parameters = (batch_norm.in_dtype(values, dtype) for values in (module.weight, module.bias))
+        statistics = batch_norm_op.statistics(y.detach(), backend=BACKEND, **norm.finish(*parameters))
     return _settled(y, norm, statistics, module)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
@@ -17,17 +16,33 @@ from biasloss_ext.nn.fused_block import (
     why_not_fusable,
 )
 from biasloss_ext.nn.inverted_residual import InvertedResidual
+from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
-from biasloss_ext.ops import maps
 
 
-def parts_of(layers: nn.Sequential) -> Parts:
-    """The parts of the sequence that `InvertedResidual.conv` and `SkipBlock.core_block` are."""
+def parts_of(layers: nn.Sequential) -> Parts | str:
+    """The parts of the sequence that `InvertedResidual.conv` and `SkipBlock.core_block` are, or why they have no fused
+    kernels. Looked at in each call, as the layers may have been exchanged."""
+    if len(layers) not in (8, 9):
+        return f"it has {len(layers)} layers, expected 8, or 9 with an attention"
     expand, expand_norm, first, depthwise, depthwise_norm, second, *rest = layers
     *gates, project, project_norm = rest
-    gate = next((gate_of(module) for module in gates if isinstance(module, SqueezeExcite)), None)
-    return Parts(
+    for activation in (first, second):
+        if type(activation) not in ACTIVATIONS:
+            return f"the activation is {type(activation).__name__}"
+    gate: Gate | None = None
+    others: tuple[nn.Module, ...] = (layers, first, second)
+    for module in gates:
+        if type(module) is nn.Identity:  # in the place of an attention
+            others = (*others, module)
+            continue
+        found = gate_of(module)
+        if isinstance(found, str):
+            return found
+        gate = found
+        others = (*others, module, *module.fc, module.fc)  # type: ignore[misc, arg-type]
+    parts = Parts(
         expand,  # type: ignore[arg-type]
         expand_norm,  # type: ignore[arg-type]
         ACTIVATIONS[type(first)],
@@ -37,27 +52,42 @@ def parts_of(layers: nn.Sequential) -> Parts:
         gate,
         project,  # type: ignore[arg-type]
         project_norm,  # type: ignore[arg-type]
+        others,
     )
+    return _why_not_plain_norms(parts) or why_not_fusable(parts) or parts
 
 
-def gate_of(module: SqueezeExcite) -> Gate:
-    reduce, _, excite, _ = module.fc
-    return Gate(reduce, excite, maps.RELU, maps.HARDSIGMOID)  # type: ignore[arg-type]
+def _why_not_plain_norms(parts: Parts) -> str | None:
+    for norm in (parts.expand_norm, parts.depthwise_norm, parts.project_norm):
+        if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
+            return f"{type(norm).__name__} may compute something else than BatchNorm2d"
+    return None
 
 
-def objection_to(layers: nn.Sequential) -> str | None:
-    """Why the layers have no fused kernels, or None. Asked at each call: a converted normalisation is another module."""
-    unknown = [type(layers[i]).__name__ for i in (2, 5) if type(layers[i]) not in ACTIVATIONS]
-    return f"the activation is {unknown[0]}" if unknown else why_not_fusable(parts_of(layers))
+def gate_of(module: nn.Module) -> Gate | str:
+    """The parts of a `SqueezeExcite`, or why it has no fused kernels."""
+    if type(module) is not SqueezeExcite:
+        return f"the attention is {type(module).__name__}"
+    layers = list(module.fc)
+    kinds = [type(layer) for layer in layers]
+    if len(layers) != 4 or kinds[0] is not nn.Linear or kinds[2] is not nn.Linear:
+        return f"the attention is made of {', '.join(kind.__name__ for kind in kinds)}"
+    reduce, activation, excite, gate = layers
+    for kind in (type(activation), type(gate)):
+        if kind not in ACTIVATIONS:
+            return f"the activation of the attention is {kind.__name__}"
+    if reduce.bias is None or excite.bias is None:
+        return "a layer of the attention has no bias"
+    return Gate(reduce, excite, ACTIVATIONS[type(activation)], ACTIVATIONS[type(gate)])  # type: ignore[arg-type]
 
 
 def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
     """``fused`` itself; a ValueError where it is no choice, or True for layers without fused kernels."""
     if fused not in ("auto", True, False):
         raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
-    objection = objection_to(layers)
-    if objection is not None and fused is True:
-        raise ValueError(f"{name} has no fused kernels: {objection}; fused='auto' takes the plain layers instead")
+    found = parts_of(layers)
+    if isinstance(found, str) and fused is True:
+        raise ValueError(f"{name} has no fused kernels: {found}; fused='auto' takes the plain layers instead")
     return fused
 
 
@@ -79,9 +109,10 @@ class FusedInvertedResidual(InvertedResidual):
         self.fused = check_fused(fused, self.conv, type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not takes_fused_path(x, self.fused, objection_to(self.conv), type(self).__name__):
+        parts = parts_of(self.conv)
+        if isinstance(parts, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             return super().forward(x)
-        return fused_block(x, parts_of(self.conv), x if self.has_residual else None)
+        return fused_block(x, parts, x if self.has_residual else None)
 
 
 class FusedSkipBlock(SkipBlock):
@@ -92,7 +123,8 @@ class FusedSkipBlock(SkipBlock):
         self.fused = check_fused(fused, self.core_block, type(self).__name__)
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
-        if not takes_fused_path(early, self.fused, objection_to(self.core_block), type(self).__name__):
+        parts = parts_of(self.core_block)
+        if isinstance(parts, str) or not takes_fused_path(early, self.fused, None, type(self).__name__):
             return super().forward(early, later)
-        pooled = F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1]))
-        return fused_block(pooled, parts_of(self.core_block), later)
+        pooled = average_to(early, (later.shape[-2], later.shape[-1]))
+        return fused_block(pooled, parts, later)

@@ -17,6 +17,7 @@ from biasloss_ext.nn.fused_block import (
     matrices_of,
     takes_fused_path,
 )
+from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.recognise import Found
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import op as depthwise
@@ -175,7 +176,7 @@ class InferenceSkipBlock(InferenceBlock):
         if not takes_fused_path(early, "auto", None, type(self).__name__):
             result: Tensor = self.plain(early, later)
             return result
-        return self.run(F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1])), later)
+        return self.run(average_to(early, (later.shape[-2], later.shape[-1])), later)
 
 
 class InferenceConvNorm(Prepared):

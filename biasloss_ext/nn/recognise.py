@@ -100,7 +100,8 @@ def _parts(expand: _Layer | None, depthwise: _Layer, gate: Gate | None, project:
     if project[2] != ACTIVATIONS[nn.Identity]:
         raise _Odd("an activation follows the projection")
     expansion = (None, None, ACTIVATIONS[nn.Identity]) if expand is None else expand
-    return Parts._make((*expansion, *depthwise, gate, *project[:2]))
+    others = ()  # `find` has them
+    return Parts._make((*expansion, *depthwise, gate, *project[:2], others))
 
 
 def _of_torchvision_v2(block: Any) -> Found:
@@ -171,9 +172,10 @@ def find(block: nn.Module) -> Found | str:
     """The parts of a block, or why it has no fused kernels."""
     try:
         if isinstance(block, InvertedResidual):
-            found = Found(parts_of(block.conv), block.has_residual)
-        else:
-            found = RECOGNISERS[_key(block)](block)
+            parts = parts_of(block.conv)
+            return parts if isinstance(parts, str) else Found(parts, block.has_residual)
+        found = RECOGNISERS[_key(block)](block)
     except _Odd as odd:
         return str(odd)
+    found = found._replace(parts=found.parts._replace(others=tuple(block.modules())[1:]))
     return why_not_fusable(found.parts) or found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from biasloss_ext.nn.conv_norm import conv_norm
+from biasloss_ext.nn.pooling import average_to
 
 
 class SkipBlock(nn.Module):
@@ -35,6 +35,6 @@ class SkipBlock(nn.Module):
         )
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(early, (later.shape[-2], later.shape[-1]))
+        pooled = average_to(early, (later.shape[-2], later.shape[-1]))
         carried: Tensor = self.core_block(pooled)
         return later + carried

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from biasloss_ext.ops.native import covers, native
+from biasloss_ext.ops.native import covers, native, simulated
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 COMPILED = ("cpu", "cuda")
@@ -27,6 +27,8 @@ def why_not(backend: str, device: torch.device, op: str = "bias_loss") -> str | 
         return None
     if backend in BACKENDS and backend not in BACKENDS_OF[op]:
         return f"{op} has no {backend} kernels; there are: {', '.join(BACKENDS_OF[op])}"
+    if simulated() and backend in COMPILED:
+        return _why_not_simulated(backend, device)
     if backend == "cpu":
         return f"it runs on CPU tensors, not on {device.type}" if device.type != "cpu" else native().problem
     if backend == "cuda":
@@ -58,10 +60,20 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _fastest(op: str, device: torch.device) -> str:
     # Triton's interpreter, which can run on CPU tensors, is never the fastest.
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
+    # On a simulated GPU the choice is that on a GPU.
+    gpu = ("cuda", "triton")
+    candidates = {"cpu": gpu if simulated() else ("cpu",), "cuda": gpu}.get(device.type, ())
     return next(
         (name for name in candidates if name in BACKENDS_OF[op] and why_not(name, device, op) is None), "reference"
     )
+
+
+def _why_not_simulated(backend: str, device: torch.device) -> str | None:
+    if backend == "cpu":
+        return "CPU tensors stand for a GPU's in this process (BIASLOSS_SIMULATED_GPU is set)"
+    if device.type != "cpu":
+        return f"it runs on CPU tensors, which stand for a GPU's in this process, not on {device.type}"
+    return native().problem
 
 
 def _why_not_gpu() -> str | None:

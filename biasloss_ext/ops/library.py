@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,24 @@ LIBRARY = torch.library.Library("biasloss_ext", "DEF")
 def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
     """Define ``biasloss_ext::name`` with its shape function, and return its overload."""
     LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"biasloss_ext::{name}", fake, lib=LIBRARY)
+
+    @functools.wraps(fake)
+    def on_one_device(*arguments: Any, **options: Any) -> Any:
+        _check_devices(name, (*arguments, *options.values()))
+        return fake(*arguments, **options)
+
+    torch.library.register_fake(f"biasloss_ext::{name}", on_one_device, lib=LIBRARY)
     overload: torch._ops.OpOverload = getattr(torch.ops.biasloss_ext, name).default
     return overload
+
+
+def _check_devices(name: str, arguments: tuple[Any, ...]) -> None:
+    """Raise for tensors on several devices: a single meta tensor sends a call to the shape function, not to a kernel."""
+    devices = dict.fromkeys(str(argument.device) for argument in arguments if isinstance(argument, torch.Tensor))
+    if len(devices) > 1:
+        raise ValueError(
+            f"biasloss_ext::{name} expects all tensors on one device, got {' and '.join(devices)}: move them to one device"
+        )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+# The path of an op library whose CUDA kernels run on the CPU, for tests: CPU tensors then stand for a GPU's.
+SIMULATED_GPU = os.environ.get("BIASLOSS_SIMULATED_GPU")
 BUILD_HINT = "reinstall with `pip install --no-build-isolation .` next to the torch you run"
 
 
@@ -23,11 +26,18 @@ class Native:
     build: dict[str, str] = field(default_factory=dict)
 
 
+def simulated() -> bool:
+    """Whether CPU tensors stand for a GPU's."""
+    return SIMULATED_GPU is not None
+
+
 @functools.cache
 def native() -> Native:
-    """Load ``_ops.so`` and ``_C``; never raises."""
-    path = Path(__file__).parent.parent / "_ops.so"
+    """Load ``_ops.so``, or the simulated GPU's library in its place, and ``_C``; never raises."""
+    path = Path(__file__).parent.parent / "_ops.so" if SIMULATED_GPU is None else Path(SIMULATED_GPU)
     if not path.exists():
+        if simulated():
+            return Native(f"BIASLOSS_SIMULATED_GPU names {path}, which does not exist; build it, or unset the variable")
         return Native(f"the compiled kernels are not built; {_remedy(path.parent)}")
     try:
         torch.ops.load_library(path)

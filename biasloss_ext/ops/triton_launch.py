@@ -10,12 +10,17 @@ graph once it has run eagerly.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime import driver
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ALIGNMENT = 16  # bytes, which the compiled kernels count on
 TICKETS_OF_STREAM = 1 << 12
@@ -30,6 +35,14 @@ def divide_up(a: int, b: int) -> int:
 def next_power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n``, 1 for 0."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+_ENTER_HOOK, _EXIT_HOOK = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
+
+
+def _calls(hook: Any) -> Any:
+    """What a profiler has hung on Triton's launches; a launch with hooks takes Triton's own way."""
+    return getattr(hook, "calls", hook)
 
 
 class Launch:
@@ -58,15 +71,18 @@ class Launch:
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch on the current stream of the current device."""
         compiled = self.compiled
-        if compiled is not None:
-            pointers = [None if t is None else t.data_ptr() for t in tensors]
-            runtime = triton.knobs.runtime
-            if runtime.launch_enter_hook is None and not any(p is not None and p % ALIGNMENT for p in pointers):
+        if compiled is not None and not (_calls(_ENTER_HOOK) or _calls(_EXIT_HOOK)):
+            pointers, bits = [], 0
+            for tensor in tensors:
+                pointer = None if tensor is None else tensor.data_ptr()
+                bits |= pointer or 0
+                pointers.append(pointer)
+            if bits % ALIGNMENT == 0:
                 active = driver.active
                 stream = active.get_current_stream(active.get_current_device())
                 compiled.run(
-                    self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None,
-                    None, runtime.launch_exit_hook, *pointers, *self.tail,
+                    self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None,
+                    *pointers, *self.tail,
                 )  # fmt: skip
                 return
         compiled = self.kernel[(self.programs,)](*tensors, *self.numbers, **self.constants)
@@ -90,6 +106,7 @@ def tickets(x: Tensor, count: int) -> Tensor:
         RuntimeError: the first call for a device is made under capture.
     """
     device = x.device
+    count = divide_up(count, 4) * 4  # the next counters are aligned, too
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         ring = _of_graphs.get(device)
         if ring is None:
@@ -111,3 +128,17 @@ def tickets(x: Tensor, count: int) -> Tensor:
             _of_graphs[device] = torch.zeros(TICKETS_OF_GRAPHS, dtype=torch.int32, device=device)
             _taken_by_graphs[device] = 0
     return counters
+
+
+def on_its_device(op: Callable[P, R]) -> Callable[P, R]:
+    """An op that launches on the device of its first tensor, whichever is current."""
+
+    @functools.wraps(op)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        first: Any = arguments[0]
+        if first.is_cuda and first.get_device() != torch._C._cuda_getDevice():
+            with torch.cuda.device_of(first):
+                return op(*arguments, **options)
+        return op(*arguments, **options)
+
+    return call

@@ -1,11 +1,11 @@
-"""Pieces of the Triton kernels on feature maps, and the small second kernels that merge what programs leave.
+"""Pieces of the Triton kernels on feature maps.
 
 A channels_last map is a matrix: one row a position of a sample, channels along it. A program holds ROWS x CHANNELS of it at a
 time. Launches pass a number of channels as vectors of VECTOR elements: the multiplication by a constant tells the compiler
 what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
 
-What is summed over more rows than a program has goes to memory as one partial result a program, and a second kernel merges
-them in a fixed order: results are deterministic. Terms: :mod:`biasloss_ext.ops.maps`.
+What is summed over more rows than a program has goes to memory as one partial result per program, and the last program merges
+them in a fixed order (`triton_finish`): results are deterministic. Terms: :mod:`biasloss_ext.ops.maps`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -93,7 +93,7 @@ def load_channels(ptr, first_channel, channels, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def normalise(x, affine_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+def normalize(x, affine_ptr, first_channel, channels, CHANNELS: tl.constexpr):
     """u = scale * x + shift, or x where there is no affine."""
     if affine_ptr is not None:
         scale = load_channels(affine_ptr, first_channel, channels, CHANNELS)
@@ -144,14 +144,17 @@ def sum_deviations(
     end = first_row + count
     offsets, inside = tile_of(first_row, end, first_channel, channels, ROWS, CHANNELS)
     head = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    head = activate(normalise(head, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-    shift = tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE)
+    head = activate(normalize(head, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    smallest = tl.min(tl.where(inside, head, float("inf")), 0)
+    largest = tl.max(tl.where(inside, head, -float("inf")), 0)
+    # A rounded mean of equal values may differ from them, and at 1e30 the square of that difference is infinite.
+    shift = between(tl.sum(tl.where(inside, head, 0.0), 0) / tl.minimum(count, ROWS).to(DTYPE), smallest, largest)
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     squares = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):
         offsets, inside = tile_of(first_row + row, end, first_channel, channels, ROWS, CHANNELS)
         x = tl.load(x_ptr + (first_row + row) * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-        h = activate(normalise(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+        h = activate(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
         deviation = tl.where(inside, h - shift[None, :], 0.0)
         totals += deviation
         squares += deviation * deviation
@@ -171,77 +174,3 @@ def store_moments(partials_ptr, group, groups, column, columns, count, shift, to
     tl.store(partials_ptr + row + offsets, mean, mask=column < columns)
     tl.store(partials_ptr + row * 2 + offsets, m2, mask=column < columns)
     tl.store(partials_ptr + row * 3 + group, count)
-
-
-@triton.jit(do_not_specialize=["groups", "columns"])
-def merge_moments_kernel(
-    partials_ptr,
-    mean_ptr,
-    variance_ptr,
-    groups,
-    columns,
-    UNBIASED: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Mean (where wanted) and variance of COLUMNS columns from what `store_moments` left.
-
-    GROUPS groups at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979). Means are kept relative to the first
-    group's shift, so that a mean of a thousand standard deviations costs no accuracy.
-    """
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    exists = column < columns
-    row = groups.to(tl.int64) * columns
-    reference = tl.load(partials_ptr + column, mask=exists, other=0.0)
-    mean = tl.zeros([COLUMNS], DTYPE)
-    m2 = tl.zeros([COLUMNS], DTYPE)
-    before = tl.full([], 0.0, DTYPE)
-    for start in range(0, groups, GROUPS):
-        group = start + tl.arange(0, GROUPS)
-        inside = (group < groups)[:, None] & exists[None, :]
-        count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0)
-        pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
-        shift = tl.load(pointers, mask=inside, other=0.0)
-        means = tl.load(pointers + row, mask=inside, other=0.0)
-        # Where there is no group the count is 0, but NaN or infinity would still come through a product with it.
-        means = tl.where(inside, (shift - reference[None, :]) + means, 0.0)
-        m2s = tl.load(pointers + row * 2, mask=inside, other=0.0)
-
-        here = tl.sum(count, 0)
-        mean_here = tl.sum(means * count[:, None], 0) / here
-        deviation = means - mean_here[None, :]
-        delta = mean_here - mean
-        fraction = here / (before + here)
-        mean += delta * fraction
-        m2 += tl.sum(m2s + deviation * deviation * count[:, None], 0) + delta * delta * (before * fraction)
-        before += here
-    if mean_ptr is not None:
-        tl.store(mean_ptr + column, reference + mean, mask=exists)
-    divisor = tl.maximum(before - 1.0, 1.0) if UNBIASED else before
-    tl.store(variance_ptr + column, m2 / divisor, mask=exists)
-
-
-@triton.jit(do_not_specialize=["groups", "columns", "column_blocks"])
-def sum_partials_kernel(
-    partials_ptr,
-    sums_ptr,
-    groups,
-    columns,
-    column_blocks,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Sums (rows, columns) of partials (rows, groups, columns) over the groups."""
-    program = tl.program_id(0)
-    row = (program // column_blocks).to(tl.int64)
-    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([GROUPS, COLUMNS], DTYPE)
-    for start in range(0, groups, GROUPS):
-        group = start + tl.arange(0, GROUPS)
-        inside = (group < groups)[:, None] & (column < columns)[None, :]
-        offsets = (row * groups + group)[:, None] * columns + column[None, :]
-        total += tl.load(partials_ptr + offsets, mask=inside, other=0.0)
-    tl.store(sums_ptr + row * columns + column, tl.sum(total, 0), mask=column < columns)

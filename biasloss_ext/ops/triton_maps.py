@@ -1,4 +1,4 @@
-"""What the launches of the Triton kernels on feature maps share: tiles, groups of rows, precision, the merging launches.
+"""What the launches of the Triton kernels on feature maps share: tiles, groups of rows, precision, layouts.
 
 Sizes, warps and stages are fixed by rules, not tuned at run time: a call can be captured in a CUDA graph once a first call
 has compiled its kernels. Launches allocate outputs and partial results, and never wait for the device.
@@ -11,17 +11,17 @@ import os
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from biasloss_ext.ops import triton_map_kernels as kernels
-from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROGRAMS, WARPS, triton_dtype
+from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROGRAMS, WARPS
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.maps import channels_last, finish_statistics
+from biasloss_ext.ops.triton_launch import divide_up
+from biasloss_ext.ops.triton_launch import on_its_device as on_its_device
 
 LONGEST_GROUP = 32  # tiles whose deviations are summed from the shift of the first; bounds the rounding error
-MERGED_ELEMENTS = 4096  # of partial results that one step of a merge holds
-MERGED_COLUMNS = 16
+MERGED_ELEMENTS = 2048  # of partial results that one step of a merge holds
 OLDEST_CAPABILITY_FOR_TF32 = (8, 0)
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -69,9 +69,14 @@ def precision_of_products(x: Tensor) -> dict[str, Any]:
     return {"ROUNDED": rounded, "FACTOR": factor, "PRECISION": precision}
 
 
+def precision_setting(x: Tensor) -> str | None:
+    """What a plan depends on besides its tensors."""
+    return torch.backends.cuda.matmul.fp32_precision if x.dtype == torch.float32 else None
+
+
 def block_of(channels: int, widths: tuple[int, ...], cost_of_block: int) -> int:
     """The width that covers the channels with the least waste, a further block costing as much as ``cost_of_block`` channels."""
-    return min(widths, key=lambda width: (triton.cdiv(channels, width) * (width + cost_of_block), -width))
+    return min(widths, key=lambda width: (divide_up(channels, width) * (width + cost_of_block), -width))
 
 
 class Stream(NamedTuple):
@@ -90,7 +95,7 @@ def stream_of(shape: Rows, x: Tensor, loads: int = 4) -> Stream:
     """Tiles of ``loads`` 16-byte loads a thread."""
     elements = WARPS * 32 * (BYTES_PER_LOAD // x.element_size()) * loads
     channels = block_of(shape.channels, (16, 32, 64, 128), 8)
-    return Stream(elements // channels, channels, triton.cdiv(shape.channels, channels))
+    return Stream(elements // channels, channels, divide_up(shape.channels, channels))
 
 
 class Groups(NamedTuple):
@@ -102,10 +107,10 @@ class Groups(NamedTuple):
 
 def groups_of(rows: int, tile: int, blocks: int, longest: int = LONGEST_GROUP) -> Groups:
     """Enough programs for a GPU, else few partial results; never more tiles than ``longest``."""
-    tiles = triton.cdiv(rows, tile)
-    wanted = triton.cdiv(WANTED_PROGRAMS, max(blocks, 1))
-    per_group = max(min(triton.cdiv(tiles, wanted), longest), 1)
-    return Groups(triton.cdiv(tiles, per_group), per_group)
+    tiles = divide_up(rows, tile)
+    wanted = divide_up(WANTED_PROGRAMS, max(blocks, 1))
+    per_group = max(min(divide_up(tiles, wanted), longest), 1)
+    return Groups(divide_up(tiles, per_group), per_group)
 
 
 def accumulators(x: Tensor, *shape: int) -> Tensor:
@@ -113,51 +118,37 @@ def accumulators(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
 
 
-def partial_moments(x: Tensor, groups: int, columns: int) -> Tensor:
-    """Room for what `kernels.store_moments` leaves."""
-    return accumulators(x, 3 * groups * columns + groups)
-
-
-def merge_moments(
-    partials: Tensor, mean: Tensor | None, variance: Tensor, groups: int, columns: int, unbiased: bool
-) -> None:
-    wide = min(MERGED_COLUMNS, triton.next_power_of_2(columns))
-    kernels.merge_moments_kernel[(triton.cdiv(columns, wide),)](
-        partials,
-        mean,
-        variance,
-        groups,
-        columns,
-        UNBIASED=unbiased,
-        GROUPS=merged_groups(groups, wide),
-        COLUMNS=wide,
-        DTYPE=triton_dtype(partials.dtype),
-        num_warps=2 * WARPS,
-    )
-
-
 def merged_groups(groups: int, columns: int) -> int:
     """Few widths, so that another batch size rarely needs another kernel."""
-    most = MERGED_ELEMENTS // columns
-    return next(width for width in (4, 32, most) if groups <= width or width == most)
+    most = max(MERGED_ELEMENTS // columns, 4)
+    return next(width for width in (4, 32, most) if groups <= width or width >= most)
 
 
-def sum_partials(partials: Tensor, sums: Tensor, rows: int, groups: int, columns: int) -> None:
-    """Into sums (rows, columns), from partials (rows, groups, columns)."""
-    wide = min(2 * MERGED_COLUMNS, triton.next_power_of_2(columns))
-    column_blocks = triton.cdiv(columns, wide)
-    kernels.sum_partials_kernel[(rows * column_blocks,)](
-        partials,
-        sums,
-        groups,
-        columns,
-        column_blocks,
-        GROUPS=merged_groups(groups, 2 * wide),
-        COLUMNS=wide,
-        DTYPE=triton_dtype(partials.dtype),
-        num_warps=WARPS,
-    )
+def dtypes_of(*tensors: Tensor | None) -> tuple[torch.dtype | None, ...]:
+    """Their part of a plan's key: which are given, and of what they are."""
+    return tuple([None if t is None else t.dtype for t in tensors])
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a map of this shape in channels_last order."""
+    _, channels, height, width = shape
+    return (height * width * channels, 1, width * channels, channels)
+
+
+def dense(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """``x`` in channels_last order, which has these strides."""
+    return x if x.stride() == strides else channels_last(x)
 
 
 def in_order(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+    return t if t is None or t.is_contiguous() else t.contiguous()
+
+
+def statistics_of_nothing(
+    x: Tensor, channels: int, norm: tuple[Tensor | None, ...], momentum: float, eps: float
+) -> Tensor:
+    """Statistics (4, C) of a map without elements; ``norm`` in the order of `maps.NORM`."""
+    names = ("norm_weight", "norm_bias", "running_mean", "running_var", "num_batches_tracked")
+    named: dict[str, Any] = dict(zip(names, norm, strict=True))
+    moments = x.new_zeros((2, channels), dtype=accumulation_dtype(x.dtype))
+    return finish_statistics(moments, 0, **named, momentum=momentum, eps=eps)

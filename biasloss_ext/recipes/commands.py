@@ -29,6 +29,14 @@ SkipBroken = Annotated[
     bool,
     typer.Option("--skip-broken", help="Leave out image files that cannot be read.", rich_help_panel="Data"),
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="Capture the steps in a CUDA graph; where that is impossible, say why and run them eagerly.",
+        rich_help_panel="Machine",
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the folder holds.")]
 
 # Options of the recipe: panel, help.
@@ -132,6 +140,7 @@ def train(
     skip_broken: SkipBroken = False,
     device: Device = "auto",
     workers: Workers = 4,
+    cuda_graphs: CudaGraphs = False,
     **options: Any,
 ) -> None:
     """Train a classifier; killed, it goes on where it was when called again. Also under torchrun."""
@@ -146,6 +155,7 @@ def train(
         checkpoint_steps=checkpoint_steps,
         fresh=fresh,
         skip_broken=skip_broken,
+        cuda_graphs=cuda_graphs,
         title=recipe.loss,
     )
     if int(os.environ.get("RANK", "0")) == 0:
@@ -171,6 +181,7 @@ def compare(
     skip_broken: SkipBroken = False,
     device: Device = "auto",
     workers: Workers = 4,
+    cuda_graphs: CudaGraphs = False,
     **options: Any,
 ) -> None:
     """Train with several losses or models over several seeds, and say whether they differ; goes on when called again."""
@@ -187,6 +198,7 @@ def compare(
         checkpoint_steps=checkpoint_steps,
         fresh=fresh,
         skip_broken=skip_broken,
+        cuda_graphs=cuda_graphs,
         **options,
     )
     for difference in found.differences:

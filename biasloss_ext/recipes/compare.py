@@ -80,6 +80,7 @@ def compare(
     checkpoint_steps: int = 0,
     fresh: bool = False,
     skip_broken: bool = False,
+    cuda_graphs: bool = False,
     display: Display | None = None,
     **options: Any,
 ) -> Comparison:
@@ -93,7 +94,7 @@ def compare(
         models: names as in the recipe; None takes the data set's default and MobileNetV3-Large. One whose package cannot
             be imported is reported as unavailable, and the rest is done.
         losses, seeds: at least one each.
-        device, workers, checkpoint_steps, fresh, skip_broken: as for :func:`biasloss_ext.recipes.loop.train`.
+        device, workers, checkpoint_steps, fresh, skip_broken, cuda_graphs: as for :func:`biasloss_ext.recipes.loop.train`.
         display: shows progress there; one of its own by default.
         options: all other choices of :class:`biasloss_ext.recipes.recipe.Recipe`, the same for all runs.
 
@@ -137,6 +138,7 @@ def compare(
                 checkpoint_steps=checkpoint_steps,
                 fresh=fresh,
                 skip_broken=skip_broken,
+                cuda_graphs=cuda_graphs,
                 display=shown,
                 title=f"{recipe.model}, {recipe.loss}, seed {recipe.seed}",
             )

@@ -20,6 +20,7 @@ from biasloss_ext.recipes.data.sound import check_images
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.evaluation import evaluate
 from biasloss_ext.recipes.files import make_folder
+from biasloss_ext.recipes.graphs import CapturedSteps, Compute, CudaCapture, why_not_captured
 from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
 from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.mixing import Mixing
@@ -62,6 +63,7 @@ def train(
     checkpoint_steps: int = 0,
     fresh: bool = False,
     skip_broken: bool = False,
+    cuda_graphs: bool = False,
     display: Display | None = None,
     title: str = "training",
 ) -> Outcome:
@@ -77,6 +79,7 @@ def train(
         checkpoint_steps: a checkpoint after so many steps too, not only after every epoch; 0 for none.
         fresh: begins anew, whatever ``out`` holds.
         skip_broken: image files that cannot be read are left out.
+        cuda_graphs: captures the steps in a CUDA graph; where that is impossible, says why and runs them eagerly.
         display: shows progress there; one of its own by default.
 
     Raises:
@@ -96,6 +99,8 @@ def train(
             run.restore(state)
         for note in (*notes, *run.notes):
             shown.say(note)
+        if cuda_graphs:
+            run.capture_steps(shown)
         return run.train(out, checkpoint_steps, shown, title)
 
 
@@ -146,6 +151,7 @@ class _Run:
             torch.float16 if recipe.amp == "fp16" else torch.bfloat16,
             enabled=recipe.amp != "none",
         )
+        self.compute: Compute = self._compute
         # From here on every process has random numbers of its own, for dropout.
         checkpoint.seed_random_state(recipe.seed + here.number)
 
@@ -154,6 +160,15 @@ class _Run:
         self.losses: list[Tensor] = []  # of every part of it; on the device, since to look at them would wait for it
         self.weights: list[Tensor] = []
         self.history: list[Row] = []
+
+    def capture_steps(self, display: Display) -> None:
+        """Let steps be captured in a CUDA graph where that is possible."""
+        reason = why_not_captured(self.recipe, self.here)
+        if reason is not None:
+            display.say(f"--cuda-graphs: steps run eagerly: {reason}")
+            return
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.compute = CapturedSteps(self._compute, parameters, CudaCapture(), display.say)
 
     def train(self, out: Path, checkpoint_steps: int, display: Display, title: str) -> Outcome:
         """The rest of the run."""
@@ -206,12 +221,17 @@ class _Run:
         # Gradients are summed over the processes once a step, after the last part.
         waits = isinstance(self.parallel, DistributedDataParallel) and part < self.recipe.accumulate
         with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with self.autocast:
-                loss, weights = self.loss(self.parallel(images), target)
-            self.scaler.scale(loss / self.recipe.accumulate).backward()
-        self.losses.append(loss.detach())
+            loss, weights = self.compute(images, target)
+        self.losses.append(loss)
         if weights is not None:
             self.weights.append(weights)
+
+    def _compute(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Leaves gradients in the parameters."""
+        with self.autocast:
+            loss, weights = self.loss(self.parallel(images), target)
+        self.scaler.scale(loss / self.recipe.accumulate).backward()
+        return loss.detach(), weights
 
     def _end_epoch(self, out: Path, log: TensorBoard | None, display: Display) -> None:
         step_losses = self.here.sum(torch.stack(self.losses) / self.here.count)

@@ -22,7 +22,7 @@ struct RowGradient {
 
 template <class T, class Acc>
 __device__ __forceinline__ Acc gradient_of(const ScoreBatch<T, Acc>& b, const RowGradient<Acc>& row,
-                                           const T* probability, unsigned k, Acc score) {
+                                           int64_t target, unsigned k, Acc score) {
   if (row.ignored) return Acc(0);
   const Acc log_p = (score - row.max) - row.log_sum;
   if (!needs_mass(b)) {
@@ -30,7 +30,7 @@ __device__ __forceinline__ Acc gradient_of(const ScoreBatch<T, Acc>& b, const Ro
     const Acc difference = k == row.index ? exponential_minus_one(log_p) : exponential(log_p);
     return row.scale * (row.mass * difference);
   }
-  Acc q = target_mass(b, probability, k);
+  Acc q = target_mass(b, target, k);
   if (k == row.index) q += row.class_mass;
   return row.scale * (row.mass * exponential(log_p) - q);
 }
@@ -49,7 +49,7 @@ __device__ __forceinline__ RowGradient<Acc> read_row(const BackwardParameters<T,
   row.class_mass = Acc(0);
   row.index = -1;
   row.ignored = false;
-  if (b.target_kind != TargetKind::kProbability) {
+  if (!is_probability(b.target_kind)) {
     const ClassTarget<Acc> target = read_class_target(b, sample, position);
     row.index = target.index;
     row.ignored = target.ignored;
@@ -63,7 +63,7 @@ __device__ __forceinline__ RowGradient<Acc> read_row(const BackwardParameters<T,
 // Classes first, first + step, ... below end.
 template <class T, class Acc>
 __device__ __forceinline__ void write_strided(const BackwardParameters<T, Acc>& p, const RowGradient<Acc>& row,
-                                              const T* score, const T* probability, T* gradient, unsigned first,
+                                              const T* score, int64_t target, T* gradient, unsigned first,
                                               unsigned step, unsigned end) {
   for (unsigned k = first; k < end; k += kScoresInFlight / 2 * step) {
     Acc x[kScoresInFlight / 2];
@@ -74,7 +74,7 @@ __device__ __forceinline__ void write_strided(const BackwardParameters<T, Acc>& 
     for (unsigned u = 0; u < kScoresInFlight / 2; ++u)
       if (k + u * step < end)
         gradient[(k + u * step) * p.grad_output_stride.klass] =
-            static_cast<T>(gradient_of(p.scores, row, probability, k + u * step, x[u]));
+            static_cast<T>(gradient_of(p.scores, row, target, k + u * step, x[u]));
   }
 }
 
@@ -98,22 +98,22 @@ __device__ __forceinline__ void write_vectors(const BackwardParameters<T, Acc>& 
       Acc g[kSize];
 #pragma unroll
       for (unsigned i = 0; i < kSize; ++i)
-        g[i] = gradient_of<T, Acc>(p.scores, row, nullptr, k + i, vector[u].template get<Acc>(i));
+        g[i] = gradient_of<T, Acc>(p.scores, row, 0, k + i, vector[u].template get<Acc>(i));
       store_vector<T, Acc>(gradient + k, g);
     }
   }
   if (thread < aligned.edges()) {
     const unsigned k = begin + aligned.edge(thread);
-    gradient[k] = static_cast<T>(gradient_of<T, Acc>(p.scores, row, nullptr, k, static_cast<Acc>(score[k])));
+    gradient[k] = static_cast<T>(gradient_of<T, Acc>(p.scores, row, 0, k, static_cast<Acc>(score[k])));
   }
 }
 
 // Sum of q over all classes of a row, by whoever shares the row; every one of them gets it.
 template <class T, class Acc>
-__device__ __forceinline__ Acc sum_of_mass(const ScoreBatch<T, Acc>& b, const T* probability, unsigned thread,
+__device__ __forceinline__ Acc sum_of_mass(const ScoreBatch<T, Acc>& b, int64_t target, unsigned thread,
                                            unsigned threads, SharedPointer<Acc> buffer) {
   Acc mass = 0;
-  for (unsigned k = thread; k < b.classes; k += threads) mass += target_mass(b, probability, k);
+  for (unsigned k = thread; k < b.classes; k += threads) mass += target_mass(b, target, k);
   if (threads == 1) return mass;
   if (threads == kWarpSize) return __shfl_sync(kFullWarp, warp_reduce(mass, Add()), 0);
   return block_reduce<Acc>(mass, buffer, Add());
@@ -127,11 +127,11 @@ __global__ void __launch_bounds__(kBackwardThreads) bias_loss_backward_kernel(co
   const unsigned thread = threadIdx.x % threads;
   const unsigned begin = blockIdx.y * p.chunk;
   const unsigned end = begin + p.chunk < b.classes ? begin + p.chunk : b.classes;
-  const bool probabilities = b.target_kind == TargetKind::kProbability;
+  const bool probabilities = is_probability(b.target_kind);
   const bool adjacent = b.output_stride.klass == 1 && p.grad_output_stride.klass == 1 && threads > 1;
   // Smoothing adds the same to every row of class targets.
   Acc smooth_mass = 0;
-  if (!probabilities && needs_mass(b)) smooth_mass = sum_of_mass<T, Acc>(b, nullptr, threadIdx.x, blockDim.x, warp_sum);
+  if (!probabilities && needs_mass(b)) smooth_mass = sum_of_mass<T, Acc>(b, 0, threadIdx.x, blockDim.x, warp_sum);
 
   const int64_t rows = b.samples * b.positions;
   const int64_t rows_at_once = blockDim.x / threads;
@@ -141,13 +141,13 @@ __global__ void __launch_bounds__(kBackwardThreads) bias_loss_backward_kernel(co
     T* gradient = p.grad_output + sample * p.grad_output_stride.sample + position * p.grad_output_stride.position;
     RowGradient<Acc> row = read_row(p, sample, position, smooth_mass);
     if (probabilities) {
-      const T* probability = target_row(b, sample, position);
-      row.mass = sum_of_mass(b, probability, thread, threads, warp_sum);
-      write_strided(p, row, score, probability, gradient, begin + thread, threads, end);
+      const int64_t target = target_row(b, sample, position);
+      row.mass = sum_of_mass(b, target, thread, threads, warp_sum);
+      write_strided(p, row, score, target, gradient, begin + thread, threads, end);
     } else if (adjacent && elements_to_alignment(score) == elements_to_alignment(static_cast<const T*>(gradient))) {
       write_vectors(p, row, score, gradient, thread, threads, begin, end);
     } else {
-      write_strided<T, Acc>(p, row, score, nullptr, gradient, begin + thread, threads, end);
+      write_strided<T, Acc>(p, row, score, 0, gradient, begin + thread, threads, end);
     }
   }
 }

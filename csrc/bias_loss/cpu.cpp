@@ -4,12 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "../cpu/empty.h"
@@ -17,6 +15,7 @@
 #include "../math/bias_weight.h"
 #include "arguments.h"
 #include "cpu_scores.h"
+#include "cpu_targets.h"
 #include "ops.h"
 #include "statistics.h"
 
@@ -31,58 +30,6 @@ enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 // exp and log make a score about as dear as this many activations of the variance.
 constexpr int64_t kActivationsPerScore = 8;
 
-// What a row's cross-entropy is taken against: a class, or a distribution over the classes where there are
-// probabilities or smoothing. q_k holds the class weight as well; the loss is -sum_k q_k log p_k, its gradient (sum_j
-// q_j) p_k - q_k.
-template <class Scalar>
-class Targets {
- public:
-  Targets(const Tensor& target, const ScoreTensor& scores, const Scalar* class_weight, int64_t ignore_index,
-          double label_smoothing)
-      : classes_(scores.classes),
-        class_weight_(class_weight),
-        ignore_index_(ignore_index),
-        smoothing_(static_cast<Scalar>(label_smoothing)) {
-    const ScalarType dtype = target.scalar_type();
-    if (dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Byte)
-      indices_.emplace(target);
-    else
-      probabilities_.emplace(target);
-  }
-
-  bool soft() const { return probabilities_ || smoothing_ != Scalar(0); }
-  bool ignored(int64_t row) const { return indices_ && (*indices_)[row] == ignore_index_; }
-  bool valid(int64_t row) const { return !indices_ || ((*indices_)[row] >= 0 && (*indices_)[row] < classes_); }
-  int64_t index(int64_t row) const { return (*indices_)[row]; }
-  Scalar weight_of(int64_t k) const { return class_weight_ == nullptr ? Scalar(1) : class_weight_[k]; }
-  // How much a counted row adds to the denominator of the mean.
-  Scalar count(int64_t row) const { return probabilities_ ? Scalar(1) : weight_of(index(row)); }
-
-  // Writes q and returns its sum.
-  Scalar distribution(int64_t row, Scalar* q) const {
-    const Scalar uniform = smoothing_ / Scalar(classes_), sharp = Scalar(1) - smoothing_;
-    if (probabilities_) {
-      const Scalar* p = probabilities_->read(row, q);
-      for (int64_t k = 0; k < classes_; ++k)
-        q[k] = weight_of(k) * (smoothing_ == Scalar(0) ? p[k] : p[k] * sharp + uniform);
-    } else {
-      for (int64_t k = 0; k < classes_; ++k) q[k] = weight_of(k) * uniform;
-      q[index(row)] += weight_of(index(row)) * sharp;
-    }
-    double total = 0;
-    for (int64_t k = 0; k < classes_; ++k) total += q[k];
-    return static_cast<Scalar>(total);
-  }
-
- private:
-  int64_t classes_;
-  const Scalar* class_weight_;
-  int64_t ignore_index_;
-  Scalar smoothing_;
-  std::optional<ClassTargets> indices_;
-  std::optional<ScoreTensor> probabilities_;
-};
-
 // Rows are summed in pieces of a fixed length, none of which spans two samples: the result does not depend on the
 // number of threads, and the weight of a sample, known only at the end, multiplies sums of its rows.
 struct RowPieces {
@@ -92,6 +39,7 @@ struct RowPieces {
         per_sample((positions + kLength - 1) / kLength),
         count(scores.samples * per_sample) {}
   int64_t begin(int64_t piece) const { return piece / per_sample * positions + piece % per_sample * kLength; }
+  int64_t of(int64_t row) const { return row / positions * per_sample + row % positions / kLength; }
   int64_t end(int64_t piece) const { return std::min(begin(piece) + kLength, (piece / per_sample + 1) * positions); }
   int64_t positions, per_sample, count;
 };
@@ -100,58 +48,111 @@ struct PieceSums {
   double loss = 0, count = 0;
 };
 
+// What a thread computes a row, or a block of rows, with.
+template <class Scalar>
+class RowScratch {
+ public:
+  explicit RowScratch(const ScoreTensor& scores)
+      : part_(scores.classes * (scores.prefers_lanes() ? scores.lanes() : 1)),
+        buffer_(std::make_unique_for_overwrite<Scalar[]>(static_cast<size_t>(3 * part_))) {}
+  Scalar* scores() const { return buffer_.get(); }
+  Scalar* targets() const { return buffer_.get() + part_; }
+  Scalar* spare() const { return buffer_.get() + 2 * part_; }
+
+ private:
+  int64_t part_;
+  std::unique_ptr<Scalar[]> buffer_;
+};
+
 template <class Scalar>
 struct Forward {
   const ScoreTensor& scores;
   const Targets<Scalar>& targets;
   const Statistics<Scalar> statistics;
   Scalar* losses;  // of every row, unweighted; null where only sums are wanted
-  std::atomic<int64_t> first_invalid_row{std::numeric_limits<int64_t>::max()};
+  const RowPieces& pieces;
+  PieceSums* sums;
+  InvalidClass invalid_class = {};
 
-  PieceSums run(int64_t begin, int64_t end, Scalar* row_scratch, Scalar* target_scratch) {
-    PieceSums sums;
-    for (int64_t row = begin; row < end; ++row) {
-      Scalar loss = 0;
-      statistics.row_max[row] = statistics.row_log_sum[row] = 0;
-      if (!targets.ignored(row)) {
-        if (!targets.valid(row)) {
-          report_invalid(row);
-          continue;
-        }
-        loss = loss_of(row, row_scratch, target_scratch);
-        sums.count += targets.count(row);
-      }
-      if (losses != nullptr) losses[row] = loss;
-      sums.loss += loss;
+  // All rows of pieces [first, last).
+  void run(int64_t first, int64_t last) {
+    if (first == last) return;
+    const RowScratch<Scalar> scratch(scores);
+    if (!scores.prefers_lanes()) {
+      for (int64_t i = first; i < last; ++i)
+        for (int64_t row = pieces.begin(i); row < pieces.end(i); ++row) run_row(row, i, scratch);
+      return;
     }
-    return sums;
+    // A piece is one row where samples have one position.
+    const int64_t end = pieces.end(last - 1), width = scores.lanes();
+    for (int64_t row = pieces.begin(first), count; row < end; row += count) {
+      const int64_t piece = pieces.of(row), end_of_block = scores.positions == 1 ? end : pieces.end(piece);
+      count = std::min(width, end_of_block - row);
+      run_lanes(row, count, piece, scratch);
+    }
   }
 
  private:
-  Scalar loss_of(int64_t row, Scalar* row_scratch, Scalar* target_scratch) {
+  void run_row(int64_t row, int64_t piece, const RowScratch<Scalar>& scratch) {
+    Scalar loss = 0;
+    statistics.row_max[row] = statistics.row_log_sum[row] = 0;
+    const Label label = targets.label(row);
+    if (!label.ignored) {
+      if (!label.valid) return invalid_class.report(row, label.value);
+      loss = loss_of(row, label, scratch);
+    }
+    keep(row, piece, label, loss);
+  }
+
+  void run_lanes(int64_t first, int64_t count, int64_t piece, const RowScratch<Scalar>& scratch) {
+    const LaneTable<Scalar>& table = lane_table<Scalar>();
+    const int64_t width = scores.lanes();
+    Scalar *x = scratch.scores(), *q = scratch.targets();
+    LaneRows<Scalar> rows;
+    Label labels[64];
+    for (int64_t r = 0; r < count; ++r) {
+      labels[r] = targets.label(first + r);
+      const bool counts = !labels[r].ignored && labels[r].valid;
+      if (!labels[r].ignored && !labels[r].valid) invalid_class.report(first + r, labels[r].value);
+      rows.label[r] = counts ? static_cast<int32_t>(labels[r].value) : -1;
+    }
+    scores.load_lanes(first, count, x, width, scratch.spare());
+    table.max_and_log_sum(x, scores.classes, width, count, &rows);
+    if (targets.soft()) {
+      targets.distributions(first, count, width, rows, q, scratch.spare());
+      table.soft_loss(x, q, scores.classes, width, count, &rows);
+    }
+    const int64_t pieces_a_row = scores.positions == 1 ? 1 : 0;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t t = rows.label[r];
+      const bool counts = t >= 0;
+      statistics.row_max[first + r] = counts ? rows.max[r] : Scalar(0);
+      statistics.row_log_sum[first + r] = counts ? rows.log_sum[r] : Scalar(0);
+      if (counts && !targets.soft())
+        rows.loss[r] = (rows.log_sum[r] - (x[t * width + r] - rows.max[r])) * targets.weight_of(t);
+      keep(first + r, piece + r * pieces_a_row, labels[r], counts ? rows.loss[r] : Scalar(0));
+    }
+  }
+
+  Scalar loss_of(int64_t row, const Label& label, const RowScratch<Scalar>& scratch) {
     const RowTable<Scalar>& table = row_table<Scalar>();
-    const Scalar* x = scores.read(row, row_scratch);
+    const Scalar* x = scores.read(row, scratch.scores());
     Scalar &max = statistics.row_max[row], &log_sum = statistics.row_log_sum[row];
     table.max_and_log_sum(x, scores.classes, &max, &log_sum);
     if (!targets.soft()) {
-      const int64_t t = targets.index(row);
+      const int64_t t = label.value;
       return (log_sum - (x[t] - max)) * targets.weight_of(t);
     }
-    targets.distribution(row, target_scratch);
-    return table.soft_loss(x, target_scratch, scores.classes, max, log_sum);
+    targets.distribution(row, label, scratch.targets());
+    return table.soft_loss(x, scratch.targets(), scores.classes, max, log_sum);
   }
 
-  void report_invalid(int64_t row) {
-    int64_t first = first_invalid_row;
-    while (row < first && !first_invalid_row.compare_exchange_weak(first, row)) {
-    }
+  void keep(int64_t row, int64_t piece, const Label& label, Scalar loss) {
+    if (losses != nullptr) losses[row] = loss;
+    sums[piece].loss += loss;
+    if (!label.ignored && label.valid) sums[piece].count += targets.count(label);
   }
 };
-
-[[noreturn]] void throw_invalid_class(int64_t sample, int64_t value, int64_t classes) {
-  throw std::runtime_error("target of sample " + std::to_string(sample) + " is " + std::to_string(value) +
-                           ", expected a class in [0, " + std::to_string(classes) + ")");
-}
 
 template <class Scalar>
 Extrema<Scalar> extrema_of_batch(const Scalar* variance, int64_t samples) {
@@ -192,25 +193,20 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
                 : output.dim() > 2 ? empty_tensor({scores.samples, scores.positions}, dtype)
                                    : empty_tensor({scores.samples}, dtype);
   Scalar* losses = reduction == kNone ? loss.mutable_data_ptr<Scalar>() : nullptr;
-  Forward<Scalar> rows{scores, targets, {statistics.mutable_data_ptr<Scalar>(), scores.rows()}, losses};
-
   // One parallel region over both inputs: every thread takes its share of the features and its share of the rows.
   std::optional<FeatureMoments> moments;
   if (features) moments.emplace(*features);
   const RowPieces pieces(scores);
   std::vector<PieceSums> sums(static_cast<size_t>(pieces.count));
+  Forward<Scalar> rows{scores, targets, {statistics.mutable_data_ptr<Scalar>(), scores.rows()},
+                       losses, pieces,  sums.data()};
   const int64_t elements =
       scores.rows() * scores.classes * kActivationsPerScore + (moments ? moments->activations() : 0);
   parallel_shares(elements, [&](int64_t share, int64_t shares) {
     if (moments) moments->compute(moments->pieces() * share / shares, moments->pieces() * (share + 1) / shares);
-    std::vector<Scalar> scratch(static_cast<size_t>(2 * scores.classes));
-    for (int64_t i = pieces.count * share / shares; i < pieces.count * (share + 1) / shares; ++i)
-      sums[i] = rows.run(pieces.begin(i), pieces.end(i), scratch.data(), scratch.data() + scores.classes);
+    rows.run(pieces.count * share / shares, pieces.count * (share + 1) / shares);
   });
-  if (rows.first_invalid_row < scores.rows()) {
-    const int64_t row = rows.first_invalid_row;
-    throw_invalid_class(row / scores.positions, targets.index(row), scores.classes);
-  }
+  rows.invalid_class.throw_if_any(scores);
 
   Scalar* w = weight.mutable_data_ptr<Scalar>();
   for (int64_t i = 0; i < scores.samples; ++i)
@@ -237,40 +233,6 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
   return {loss, weight, statistics};
 }
 
-template <class Scalar>
-struct Backward {
-  const ScoreTensor& scores;
-  const ScoreTensor& gradient;
-  const Targets<Scalar>& targets;
-  const Statistics<const Scalar> statistics;
-  const Scalar* weight;
-
-  void run(int64_t row, Scalar grad_loss, Scalar* row_scratch, Scalar* target_scratch) const {
-    const RowTable<Scalar>& table = row_table<Scalar>();
-    Scalar* g = gradient.destination(row, row_scratch);
-    if (targets.ignored(row)) {
-      std::fill_n(g, scores.classes, Scalar(0));
-    } else {
-      // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
-      const Scalar* x = scores.read(row, row_scratch);
-      const Scalar max = statistics.row_max[row], log_sum = statistics.row_log_sum[row];
-      const Scalar scale = grad_loss * weight[row / scores.positions] / *statistics.denominator;
-      if (targets.soft()) {
-        const Scalar total = targets.distribution(row, target_scratch);
-        table.soft_gradient(x, target_scratch, scores.classes, max, log_sum, scale, total, g);
-      } else {
-        const int64_t t = targets.index(row);
-        const Scalar scale_of_class = scale * targets.weight_of(t);
-        const Scalar log_p = (x[t] - max) - log_sum;
-        table.hard_gradient(x, scores.classes, max, log_sum, scale_of_class, g);
-        // p - 1, without the cancellation of a confident prediction
-        g[t] = log_p > Scalar(-0.5) ? std::expm1(log_p) * scale_of_class : g[t] - scale_of_class;
-      }
-    }
-    gradient.write(row, g);
-  }
-};
-
 // grad_loss of a row: one value for all, or (N) or (N, S) with any strides.
 template <class Scalar>
 class LossGradient {
@@ -290,6 +252,89 @@ class LossGradient {
 };
 
 template <class Scalar>
+struct Backward {
+  const ScoreTensor& scores;
+  const ScoreTensor& gradient;
+  const Targets<Scalar>& targets;
+  const Statistics<const Scalar> statistics;
+  const Scalar* weight;
+  const LossGradient<Scalar> grad_loss;
+  InvalidClass invalid_class = {};  // targets that changed since the forward pass
+
+  void run(int64_t begin, int64_t end) {
+    if (begin == end) return;
+    const RowScratch<Scalar> scratch(scores);
+    if (!scores.prefers_lanes()) {
+      for (int64_t row = begin; row < end; ++row) run_row(row, scratch);
+      return;
+    }
+    for (int64_t row = begin, count; row < end; row += count) {
+      count = std::min({scores.lanes(), end - row, scores.end_of_run(row) - row});
+      run_lanes(row, count, scratch);
+    }
+  }
+
+ private:
+  Scalar scale_of(int64_t row) const {
+    return grad_loss[row] * weight[row / scores.positions] / *statistics.denominator;
+  }
+
+  void run_row(int64_t row, const RowScratch<Scalar>& scratch) {
+    const RowTable<Scalar>& table = row_table<Scalar>();
+    Scalar* g = gradient.destination(row, scratch.scores());
+    const Label label = targets.label(row);
+    if (label.ignored || !label.valid) {
+      if (!label.ignored) invalid_class.report(row, label.value);
+      std::fill_n(g, scores.classes, Scalar(0));
+    } else {
+      // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
+      const Scalar* x = scores.read(row, scratch.scores());
+      const Scalar max = statistics.row_max[row], log_sum = statistics.row_log_sum[row];
+      const Scalar scale = scale_of(row);
+      if (targets.soft()) {
+        const Scalar total = targets.distribution(row, label, scratch.targets());
+        table.soft_gradient(x, scratch.targets(), scores.classes, max, log_sum, scale, total, g);
+      } else {
+        const int64_t t = label.value;
+        const Scalar scale_of_class = scale * targets.weight_of(t);
+        const Scalar log_p = (x[t] - max) - log_sum;
+        table.hard_gradient(x, scores.classes, max, log_sum, scale_of_class, g);
+        // p - 1, without the cancellation of a confident prediction
+        g[t] = log_p > Scalar(-0.5) ? std::expm1(log_p) * scale_of_class : g[t] - scale_of_class;
+      }
+    }
+    gradient.write(row, g);
+  }
+
+  void run_lanes(int64_t first, int64_t count, const RowScratch<Scalar>& scratch) {
+    const LaneTable<Scalar>& table = lane_table<Scalar>();
+    const int64_t width = scores.lanes();
+    LaneRows<Scalar> rows;
+    std::fill_n(rows.label, width, -1);
+    for (int64_t r = 0; r < count; ++r) {
+      const Label label = targets.label(first + r);
+      if (label.ignored || !label.valid) {
+        if (!label.ignored) invalid_class.report(first + r, label.value);
+        continue;
+      }
+      rows.label[r] = static_cast<int32_t>(label.value);
+      rows.max[r] = statistics.row_max[first + r];
+      rows.log_sum[r] = statistics.row_log_sum[first + r];
+      rows.scale[r] = scale_of(first + r) * (targets.soft() ? Scalar(1) : targets.weight_of(label.value));
+    }
+    Scalar* x = scratch.scores();
+    scores.load_lanes(first, count, x, width, scratch.spare());
+    if (targets.soft()) {
+      targets.distributions(first, count, width, rows, scratch.targets(), scratch.spare());
+      table.soft_gradient(x, scratch.targets(), scores.classes, width, rows, count);
+    } else {
+      table.hard_gradient(x, scores.classes, width, rows, count);
+    }
+    gradient.store_lanes(first, count, x, width, scratch.spare());
+  }
+};
+
+template <class Scalar>
 Tensor backward(const Tensor& grad_loss, const Tensor& output, const Tensor& target,
                 const std::optional<Tensor>& class_weight, const Tensor& weight, const Tensor& statistics,
                 int64_t ignore_index, double label_smoothing) {
@@ -297,14 +342,16 @@ Tensor backward(const Tensor& grad_loss, const Tensor& output, const Tensor& tar
   const ScoreTensor scores(output), gradient(grad_output);
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
                                 ignore_index, label_smoothing);
-  const LossGradient<Scalar> grad(grad_loss, std::max<int64_t>(scores.positions, 1));
-  const Backward<Scalar> rows{
-      scores, gradient, targets, {statistics.const_data_ptr<Scalar>(), scores.rows()}, weight.const_data_ptr<Scalar>()};
+  Backward<Scalar> rows{scores,
+                        gradient,
+                        targets,
+                        {statistics.const_data_ptr<Scalar>(), scores.rows()},
+                        weight.const_data_ptr<Scalar>(),
+                        {grad_loss, std::max<int64_t>(scores.positions, 1)}};
   parallel_shares(scores.rows() * scores.classes * kActivationsPerScore, [&](int64_t share, int64_t shares) {
-    std::vector<Scalar> scratch(static_cast<size_t>(2 * scores.classes));
-    for (int64_t row = scores.rows() * share / shares; row < scores.rows() * (share + 1) / shares; ++row)
-      rows.run(row, grad[row], scratch.data(), scratch.data() + scores.classes);
+    rows.run(scores.rows() * share / shares, scores.rows() * (share + 1) / shares);
   });
+  rows.invalid_class.throw_if_any(scores);
   return grad_output;
 }
 

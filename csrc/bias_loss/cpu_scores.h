@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "lanes_simd.h"
 #include "rows_simd.h"
 
 namespace biasloss {
@@ -18,6 +19,14 @@ const RowTable<Scalar>& row_table() {
     return row_tables().float32;
   else
     return row_tables().float64;
+}
+
+template <class Scalar>
+const LaneTable<Scalar>& lane_table() {
+  if constexpr (std::is_same_v<Scalar, float>)
+    return lane_tables().float32;
+  else
+    return lane_tables().float64;
 }
 
 // (N, K) or (N, K, S); a row is the K scores of one position. Scalar is double for float64 tensors and float for all
@@ -77,6 +86,45 @@ class ScoreTensor {
 
   int64_t rows() const { return samples * positions; }
 
+  // Whether rows are better taken side by side, as lanes: their scores lie side by side, or there are too few to fill
+  // vectors.
+  bool prefers_lanes() const {
+    constexpr int64_t few_classes = 48, few_rows = 8;
+    const bool side_by_side = row_stride() == 1 && (positions == 1 ? samples : positions) >= few_rows;
+    return classes <= few_classes || (class_stride_ != 1 && side_by_side);
+  }
+  // Rows of a block of lanes: no more than stay in the first cache.
+  int64_t lanes() const { return classes <= 128 ? 64 : classes <= 512 ? 32 : 16; }
+  // The end of the rows behind `row` that lie at a fixed distance from each other.
+  int64_t end_of_run(int64_t row) const { return positions == 1 ? samples : (row / positions + 1) * positions; }
+
+  // `count` rows of one run as (classes, width); `spare` has room for as much.
+  template <class Scalar>
+  void load_lanes(int64_t row, int64_t count, Scalar* to, int64_t width, Scalar* spare) const {
+    const RowBlock block = {count, classes, row_stride(), class_stride_};
+    const int64_t offset = offset_of(row);
+    if constexpr (std::is_same_v<Scalar, float>) {
+      if (dtype_ == ScalarType::Half)
+        return lane_tables().load_float16(at<Float16>(offset, 2), block, to, width, spare);
+      if (dtype_ == ScalarType::BFloat16)
+        return lane_tables().load_bfloat16(at<BFloat16>(offset, 2), block, to, width, spare);
+    }
+    lane_table<Scalar>().load(at<Scalar>(offset, sizeof(Scalar)), block, to, width, spare);
+  }
+
+  template <class Scalar>
+  void store_lanes(int64_t row, int64_t count, const Scalar* from, int64_t width, Scalar* spare) const {
+    const RowBlock block = {count, classes, row_stride(), class_stride_};
+    const int64_t offset = offset_of(row);
+    if constexpr (std::is_same_v<Scalar, float>) {
+      if (dtype_ == ScalarType::Half)
+        return lane_tables().store_float16(from, width, block, at<Float16>(offset, 2), spare);
+      if (dtype_ == ScalarType::BFloat16)
+        return lane_tables().store_bfloat16(from, width, block, at<BFloat16>(offset, 2), spare);
+    }
+    lane_table<Scalar>().store(from, width, block, at<Scalar>(offset, sizeof(Scalar)), spare);
+  }
+
  private:
   char* data_;
   ScalarType dtype_;
@@ -86,6 +134,8 @@ class ScoreTensor {
 
  private:
   int64_t sample_stride_, class_stride_, position_stride_;
+
+  int64_t row_stride() const { return positions == 1 ? sample_stride_ : position_stride_; }
 
   int64_t offset_of(int64_t row) const { return row / positions * sample_stride_ + row % positions * position_stride_; }
 

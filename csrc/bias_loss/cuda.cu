@@ -21,8 +21,8 @@ struct ScoreOptions {
   double label_smoothing;
 };
 
-TargetKind kind_of(ScalarType dtype) {
-  switch (dtype) {
+TargetKind kind_of(const Tensor& target, const Tensor& output) {
+  switch (target.scalar_type()) {
     case ScalarType::Long:
       return TargetKind::kInt64;
     case ScalarType::Int:
@@ -30,14 +30,14 @@ TargetKind kind_of(ScalarType dtype) {
     case ScalarType::Byte:
       return TargetKind::kUInt8;
     default:
-      return TargetKind::kProbability;
+      return target.scalar_type() == output.scalar_type() ? TargetKind::kProbability : TargetKind::kWideProbability;
   }
 }
 
-// Class indices as one run, probabilities in the dtype of the scores.
+// Class indices as one run, probabilities as they are.
 Tensor readable_target(const Tensor& target, const Tensor& output) {
-  if (kind_of(target.scalar_type()) == TargetKind::kProbability) return with_dtype(target, output.scalar_type());
-  return target.is_contiguous() ? target : torch::stable::contiguous(target);
+  if (is_probability(kind_of(target, output)) || target.is_contiguous()) return target;
+  return torch::stable::contiguous(target);
 }
 
 template <class T, class Acc>
@@ -47,8 +47,8 @@ ScoreBatch<T, Acc> score_batch(const Tensor& output, const Tensor& target, const
   b.output = data_of<T>(output);
   b.output_stride = strides_of(output);
   b.target = target.const_data_ptr();
-  b.target_kind = kind_of(target.scalar_type());
-  if (b.target_kind == TargetKind::kProbability) b.target_stride = strides_of(target);
+  b.target_kind = kind_of(target, output);
+  if (is_probability(b.target_kind)) b.target_stride = strides_of(target);
   b.class_weight = data_of<Acc>(class_weight);
   b.samples = output.size(0);
   b.classes = static_cast<unsigned>(output.size(1));

@@ -60,9 +60,10 @@ __device__ __forceinline__ void finish_batch(const ForwardParameters<T, Acc>& p)
     const Acc running_min = static_cast<Acc>(*p.running_min);
     low = running_min < min ? running_min : min;
   }
+  const bool finite = is_finite_batch(extrema);
   Acc total = 0;
   for (int64_t sample = threadIdx.x; sample < p.scores.samples; sample += blockDim.x) {
-    const Acc weight = bias_weight(p.weight[sample], low, extrema, p.alpha, p.beta);
+    const Acc weight = finite ? bias_weight(p.weight[sample], low, extrema, p.alpha, p.beta) : static_cast<Acc>(NAN);
     const Acc loss = weight * p.sample_loss[sample];
     p.weight[sample] = weight;
     total += loss;
@@ -72,7 +73,7 @@ __device__ __forceinline__ void finish_batch(const ForwardParameters<T, Acc>& p)
   total = block_reduce<Acc>(total, warp_sum, Add());
   if (threadIdx.x != 0) return;
   // Behind the barriers of the reduction: everyone has read the old running minimum.
-  if (p.running_min != nullptr && p.update_running_min && is_finite_batch(extrema) && min < *p.running_min)
+  if (p.running_min != nullptr && p.update_running_min && finite && min < *p.running_min)
     *p.running_min = static_cast<float>(min);
   const bool mean = p.reduction == Reduction::kMean;
   *p.denominator = mean ? denominator : Acc(1);

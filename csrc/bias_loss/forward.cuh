@@ -22,7 +22,7 @@ __device__ __forceinline__ LossSums<Acc> loss_of_positions(const ForwardParamete
   for (int64_t position = begin + score_thread / threads_per_row; position < end;
        position += p.score_threads / threads_per_row) {
     ClassTarget<Acc> target = {};
-    if (thread == 0 && b.target_kind != TargetKind::kProbability) target = read_class_target(b, sample, position);
+    if (thread == 0 && !is_probability(b.target_kind)) target = read_class_target(b, sample, position);
     ScoreRow<Acc> row = scan_row(b, sample, position, thread, threads_per_row);
     if (threads_per_row == kWarpSize) row = warp_reduce(row, Merge());
     if (thread != 0) continue;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(largest_block(sizeof(T)), 1)
     if constexpr (kOnePosition) {
       ScoreRow<Acc> row = empty_score_row<Acc>();
       if (split == 0) {
-        if (threadIdx.x == leader && b.target_kind != TargetKind::kProbability)
+        if (threadIdx.x == leader && !is_probability(b.target_kind))
           target = read_class_target(b, sample, 0);
         row = warp_reduce(scan_row(b, sample, 0, score_thread, p.score_threads), Merge());
       }

@@ -5,12 +5,15 @@
 #include <cstdint>
 
 #include "../feature_variance/parameters.h"
+#include "../math/macros.h"
 
 namespace biasloss {
 
 // torch's numbering
 enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2 };
-enum class TargetKind : int { kInt64, kInt32, kUInt8, kProbability };
+enum class TargetKind : int { kInt64, kInt32, kUInt8, kProbability, kWideProbability };
+
+BIASLOSS_HOST_DEVICE constexpr bool is_probability(TargetKind kind) { return kind >= TargetKind::kProbability; }
 
 // Threads of a forward block. float64 takes more registers than a block of 512 leaves each thread.
 constexpr unsigned largest_block(int64_t element_size) { return element_size == sizeof(double) ? 384 : 512; }
@@ -24,7 +27,7 @@ template <class T, class Acc>
 struct ScoreBatch {
   const T* output;
   ScoreStrides output_stride;
-  const void* target;  // class indices, contiguous, or probabilities of type T
+  const void* target;  // class indices, contiguous, or probabilities: of type T, or wide ones of type Acc
   TargetKind target_kind;
   ScoreStrides target_stride;  // of probabilities
   const Acc* class_weight;     // null: 1 each

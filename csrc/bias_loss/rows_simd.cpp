@@ -8,8 +8,19 @@ namespace biasloss {
 namespace BIASLOSS_ISA {
 namespace {
 
-inline float logarithm(float x) { return __builtin_logf(x); }
-inline double logarithm(double x) { return __builtin_log(x); }
+// In float64: sums over any number of classes, one large term among them, stay exact.
+typedef double WideVector __attribute__((vector_size(2 * BIASLOSS_VECTOR_BYTES)));
+inline WideVector widened(const FloatVector& v) { return __builtin_convertvector(v, WideVector); }
+inline DoubleVector widened(const DoubleVector& v) { return v; }
+
+template <class V>
+double sum_of_lanes(const V& v) {
+  double sum = 0;
+  for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) sum += v[i];
+  return sum;
+}
+
+constexpr int64_t kVectorsOfSum = 16;  // whose sum in the precision of the scores is as exact
 
 // A row as whole vectors and a last one, which overlaps the vector before it. A row shorter than one vector is copied
 // into `padded`; the lanes in front of its values are no part of it either.
@@ -50,20 +61,27 @@ template <class Scalar>
 void max_and_log_sum(const Scalar* x, int64_t classes, Scalar* max, Scalar* log_sum) {
   const Row<Scalar> row(classes);
   const Scalar largest = maximum_of_row(x, row);
-  typename Compute<Scalar>::Vector sum = {};
-  for (int64_t k = 0; k < row.whole; k += row.lanes) sum += exponential(load(x + k) - largest);
+  using Vector = typename Compute<Scalar>::Vector;
+  Vector sum = {};
   if (row.rest > 0) sum += keep_last(exponential(row.last(x) - largest), row.rest, Scalar(0));
+  decltype(widened(sum)) total = widened(sum);
+  for (int64_t begin = 0; begin < row.whole; begin += kVectorsOfSum * row.lanes) {
+    const int64_t end = begin + kVectorsOfSum * row.lanes < row.whole ? begin + kVectorsOfSum * row.lanes : row.whole;
+    sum = Vector{};
+    for (int64_t k = begin; k < end; k += row.lanes) sum += exponential(load(x + k) - largest);
+    total += widened(sum);
+  }
   *max = largest;
-  *log_sum = logarithm(horizontal_sum(sum));
+  *log_sum = Scalar(__builtin_log(sum_of_lanes(total)));
 }
 
 template <class Scalar>
 Scalar soft_loss(const Scalar* x, const Scalar* q, int64_t classes, Scalar max, Scalar log_sum) {
   const Row<Scalar> row(classes);
-  typename Compute<Scalar>::Vector sum = {};
-  for (int64_t k = 0; k < row.whole; k += row.lanes) sum += load(q + k) * (log_sum - (load(x + k) - max));
-  if (row.rest > 0) sum += keep_last(row.last(q) * (log_sum - (row.last(x) - max)), row.rest, Scalar(0));
-  return horizontal_sum(sum);
+  decltype(widened(typename Compute<Scalar>::Vector())) sum = {};
+  for (int64_t k = 0; k < row.whole; k += row.lanes) sum += widened(load(q + k) * (log_sum - (load(x + k) - max)));
+  if (row.rest > 0) sum += widened(keep_last(row.last(q) * (log_sum - (row.last(x) - max)), row.rest, Scalar(0)));
+  return Scalar(sum_of_lanes(sum));
 }
 
 // The gradient may overwrite the scores: the last vector, which overlaps another, is read before anything is written.

@@ -49,13 +49,27 @@ __device__ __forceinline__ ClassTarget<Acc> read_class_target(const ScoreBatch<T
   return target;
 }
 
+// Where the probabilities of a row begin: their first element, counted from that of the batch.
+template <class T, class Acc>
+__device__ __forceinline__ int64_t target_row(const ScoreBatch<T, Acc>& b, int64_t sample, int64_t position) {
+  return sample * b.target_stride.sample + position * b.target_stride.position;
+}
+
+// Probabilities in the precision that they are given in: float32 ones of 16-bit scores are not rounded.
+template <class T, class Acc>
+__device__ __forceinline__ Acc probability_at(const ScoreBatch<T, Acc>& b, int64_t i) {
+  if (sizeof(T) != sizeof(Acc) && b.target_kind == TargetKind::kWideProbability)
+    return static_cast<const Acc*>(b.target)[i];
+  return static_cast<Acc>(static_cast<const T*>(b.target)[i]);
+}
+
 // The distribution that the scores are compared with, times the class weights: q_k of score_row.h. For a class target
 // only its smoothed part, the same for every row; the class itself is added by whoever knows the row's target.
 template <class T, class Acc>
-__device__ __forceinline__ Acc target_mass(const ScoreBatch<T, Acc>& b, const T* probability, unsigned k) {
+__device__ __forceinline__ Acc target_mass(const ScoreBatch<T, Acc>& b, int64_t row, unsigned k) {
   Acc q = b.label_smoothing / static_cast<Acc>(b.classes);
-  if (b.target_kind == TargetKind::kProbability) {
-    const Acc p = static_cast<Acc>(probability[k * b.target_stride.klass]);
+  if (is_probability(b.target_kind)) {
+    const Acc p = probability_at(b, row + k * b.target_stride.klass);
     // Without smoothing p stays as it is: infinity * 0 would not.
     q = b.label_smoothing == Acc(0) ? p : p * (Acc(1) - b.label_smoothing) + q;
   }
@@ -63,19 +77,14 @@ __device__ __forceinline__ Acc target_mass(const ScoreBatch<T, Acc>& b, const T*
 }
 
 template <class T, class Acc>
-__device__ __forceinline__ const T* target_row(const ScoreBatch<T, Acc>& b, int64_t sample, int64_t position) {
-  return static_cast<const T*>(b.target) + sample * b.target_stride.sample + position * b.target_stride.position;
-}
-
-template <class T, class Acc>
 __device__ __forceinline__ bool needs_mass(const ScoreBatch<T, Acc>& b) {
-  return b.target_kind == TargetKind::kProbability || b.label_smoothing != Acc(0);
+  return is_probability(b.target_kind) || b.label_smoothing != Acc(0);
 }
 
 // kMass: with the sums against q. Classes first, first + step, ... below classes.
 template <bool kMass, class T, class Acc>
 __device__ __forceinline__ void scan_strided(ScoreRow<Acc>& row, const ScoreBatch<T, Acc>& b, const T* score,
-                                             const T* probability, unsigned first, unsigned step, unsigned classes) {
+                                             int64_t target, unsigned first, unsigned step, unsigned classes) {
   for (unsigned k = first; k < classes; k += kScoresInFlight * step) {
     Acc x[kScoresInFlight];
     Acc max = row.max;
@@ -91,7 +100,7 @@ __device__ __forceinline__ void scan_strided(ScoreRow<Acc>& row, const ScoreBatc
     for (unsigned u = 0; u < kScoresInFlight; ++u) {
       if (k + u * step >= classes) continue;
       if constexpr (kMass)
-        add_score(row, x[u], target_mass(b, probability, k + u * step));
+        add_score(row, x[u], target_mass(b, target, k + u * step));
       else
         add_score(row, x[u]);
     }
@@ -129,7 +138,7 @@ __device__ __forceinline__ void scan_vectors(ScoreRow<Acc>& row, const ScoreBatc
         const Acc x = vector[u].template get<Acc>(i);
         const unsigned k = aligned.head + (v + u * threads) * kSize + i;
         if constexpr (kMass)
-          add_score(row, x, target_mass<T, Acc>(b, nullptr, k));
+          add_score(row, x, target_mass<T, Acc>(b, 0, k));
         else
           add_score(row, x);
       }
@@ -141,7 +150,7 @@ __device__ __forceinline__ void scan_vectors(ScoreRow<Acc>& row, const ScoreBatc
     const Acc x = static_cast<Acc>(score[k]);
     if (x > row.max) row = raise_max(row, x);
     if constexpr (kMass)
-      add_score(row, x, target_mass<T, Acc>(b, nullptr, k));
+      add_score(row, x, target_mass<T, Acc>(b, 0, k));
     else
       add_score(row, x);
   }
@@ -153,13 +162,13 @@ __device__ __forceinline__ ScoreRow<Acc> scan_row(const ScoreBatch<T, Acc>& b, i
                                                   unsigned thread, unsigned threads) {
   const T* score = b.output + sample * b.output_stride.sample + position * b.output_stride.position;
   ScoreRow<Acc> row = empty_score_row<Acc>();
-  const bool vectors = b.output_stride.klass == 1 && threads > 1 && b.target_kind != TargetKind::kProbability;
+  const bool vectors = b.output_stride.klass == 1 && threads > 1 && !is_probability(b.target_kind);
   if (vectors && !needs_mass(b))
     scan_vectors<false>(row, b, score, thread, threads);
   else if (vectors)
     scan_vectors<true>(row, b, score, thread, threads);
   else if (!needs_mass(b))
-    scan_strided<false, T, Acc>(row, b, score, nullptr, thread, threads, b.classes);
+    scan_strided<false, T, Acc>(row, b, score, 0, thread, threads, b.classes);
   else
     scan_strided<true>(row, b, score, target_row(b, sample, position), thread, threads, b.classes);
   return row;
@@ -180,7 +189,7 @@ __device__ __forceinline__ LossSums<Acc> merge(const LossSums<Acc>& a, const Los
 template <class T, class Acc>
 __device__ __forceinline__ LossSums<Acc> loss_of_row(const ScoreBatch<T, Acc>& b, const ScoreRow<Acc>& row, Acc log_sum,
                                                      const ClassTarget<Acc>& target) {
-  if (b.target_kind == TargetKind::kProbability) return {cross_entropy(row, log_sum), Acc(1)};
+  if (is_probability(b.target_kind)) return {cross_entropy(row, log_sum), Acc(1)};
   if (target.ignored) return {Acc(0), Acc(0)};
   if (!target.valid) return {static_cast<Acc>(NAN), Acc(0)};
   Acc loss = (Acc(1) - b.label_smoothing) * target.weight * (log_sum - (target.score - row.max));

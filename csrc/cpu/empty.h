@@ -21,7 +21,7 @@ inline torch::stable::Tensor empty_strided(int64_t dimensions, const int64_t* si
                                            torch::headeronly::ScalarType dtype) {
   const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dimensions, sizes, strides, number, aoti_torch_device_type_cpu(), 0, &handle));
   return torch::stable::Tensor(handle);
 }

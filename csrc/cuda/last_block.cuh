@@ -10,10 +10,14 @@ namespace biasloss {
 constexpr unsigned kTickets = 4096;
 static __device__ unsigned int tickets[kTickets];
 
-// Called by the one thread of a block that has written the block's partial results.
-__device__ __forceinline__ bool draw_last_ticket(unsigned slot) {
+// Whether `blocks` blocks have drawn with this one. Called by the one thread of a block that has written the block's
+// partial results, or that has met those that have at a barrier.
+__device__ __forceinline__ bool draw_last_ticket(unsigned int* counter, unsigned blocks) {
   __threadfence();
-  return atomicInc(&tickets[slot], gridDim.x - 1) == gridDim.x - 1;
+  return atomicInc(counter, blocks - 1) == blocks - 1;
 }
+
+// Of all blocks of a launch in one dimension.
+__device__ __forceinline__ bool draw_last_ticket(unsigned slot) { return draw_last_ticket(&tickets[slot], gridDim.x); }
 
 }  // namespace biasloss

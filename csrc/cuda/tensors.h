@@ -1,8 +1,6 @@
 // Tensors as kernels see them.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -13,6 +11,8 @@
 #include <optional>
 #include <utility>
 #include <vector>
+
+#include "portable.cuh"
 
 namespace biasloss {
 

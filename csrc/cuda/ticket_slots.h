@@ -2,8 +2,6 @@
 // one.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <map>
 #include <mutex>
 #include <utility>

@@ -2,12 +2,17 @@
 #pragma once
 
 #include <limits>
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 
+#include "../cpu/activation.h"
 #include "../cpu/maps.h"
 #include "../cuda/launch.h"
 #include "../cuda/tensors.h"
 #include "../cuda/vector_load.cuh"
+#include "../op_types.h"
 #include "cuda_plan.h"
 
 namespace biasloss {
@@ -19,8 +24,7 @@ struct DepthwiseShape {
 };
 
 // Raises where the arguments that both directions have do not fit together.
-inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& weight, int64_t stride,
-                                      int64_t activation) {
+inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& weight, int64_t stride) {
   const MapShape shape = map_shape(x, op);
   STD_TORCH_CHECK(
       weight.dim() == 4 && weight.size(0) == shape.channels && weight.size(1) == 1 && weight.size(2) == weight.size(3),
@@ -28,8 +32,6 @@ inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Ten
   const int64_t kernel = weight.size(2);
   STD_TORCH_CHECK(kernel == 3 || kernel == 5 || kernel == 7, op, ": expected a kernel of 3, 5 or 7, got ", kernel);
   STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": expected a stride of 1 or 2, got ", stride);
-  STD_TORCH_CHECK(0 <= activation && activation <= int64_t(Activation::sigmoid), op, ": unknown activation ",
-                  activation);
   STD_TORCH_CHECK(weight.scalar_type() == accumulation_dtype(x.scalar_type()), op,
                   ": expected a weight of the accumulation dtype");
   STD_TORCH_CHECK(shape.positions() * shape.channels <= std::numeric_limits<int32_t>::max(), op,
@@ -39,28 +41,22 @@ inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Ten
 }
 
 // Raises unless an optional map has this shape and the dtype of x.
-inline void check_map(const char* op, const std::optional<Tensor>& t, const MapShape& expected, const Tensor& x) {
+inline void check_map(const char* op, const char* name, const OptionalTensor& t, const MapShape& expected,
+                      const Tensor& x) {
   if (!t.has_value()) return;
-  const MapShape s = map_shape(*t, op);
+  const MapShape s = map_shape(*t, name);
   STD_TORCH_CHECK(s.samples == expected.samples && s.channels == expected.channels && s.height == expected.height &&
                       s.width == expected.width,
-                  op, ": expected a map of shape (", expected.samples, ", ", expected.channels, ", ", expected.height,
-                  ", ", expected.width, "), got (", s.samples, ", ", s.channels, ", ", s.height, ", ", s.width, ")");
-  STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), op, ": expected all maps in the dtype of x");
+                  op, ": expected ", name, " of shape (", expected.samples, ", ", expected.channels, ", ",
+                  expected.height, ", ", expected.width, "), got (", s.samples, ", ", s.channels, ", ", s.height, ", ",
+                  s.width, ")");
+  STD_TORCH_CHECK(t->scalar_type() == x.scalar_type(), op, ": expected ", name, " in the dtype of x");
 }
 
-// A channels_last map beside x.
+// A channels_last map on the device of x.
 inline Tensor new_map(const Tensor& x, const MapShape& s) {
   return torch::stable::empty({s.samples, s.channels, s.height, s.width}, x.scalar_type(), std::nullopt, x.device(),
                               std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-// Rows of values by channel, in the accumulation dtype.
-template <class Acc>
-const Acc* channel_rows(const char* op, const std::optional<Tensor>& t, int64_t rows, const MapShape& shape,
-                        ScalarType dtype) {
-  if (t.has_value()) STD_TORCH_CHECK(t->scalar_type() == dtype, op, ": expected values in the accumulation dtype");
-  return values_of<Acc>(t, rows * shape.channels, op);
 }
 
 inline bool aligned_to_vectors(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
@@ -79,13 +75,28 @@ void with_depthwise_kernel(ScalarType dtype, int64_t kernel, int64_t stride, F&&
   });
 }
 
+// As plan_depthwise(), which looks at thousands of cuts; of a shape once.
+template <class Tiling>
+DepthwisePlan remembered_plan(const MapShape& computed, const MapShape& staged, int multiprocessors) {
+  constexpr size_t kMostPlans = 1024;
+  static std::mutex mutex;
+  static std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int>, DepthwisePlan> plans;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (plans.size() >= kMostPlans) plans.clear();
+  const auto [found, is_new] = plans.try_emplace({computed.samples, computed.channels, computed.height, computed.width,
+                                                  staged.height, staged.width, multiprocessors});
+  if (is_new)
+    found->second = plan_depthwise<Tiling>(computed.samples, computed.channels, computed.height, computed.width,
+                                           staged.height, staged.width, multiprocessors);
+  return found->second;
+}
+
 // `computed` from `staged`.
 template <class Tiling>
 DepthwisePlan depthwise_plan(const LaunchContext& context, const MapShape& computed, const MapShape& staged,
                              std::initializer_list<const void*> maps) {
-  DepthwisePlan plan = plan_depthwise<Tiling>(computed.samples, computed.channels, computed.height, computed.width,
-                                              staged.height, staged.width, multiprocessors(context.device()));
-  STD_TORCH_CHECK(plan.grid.tiles > 0, "depthwise: too many samples: ", computed.samples);
+  DepthwisePlan plan = remembered_plan<Tiling>(computed, staged, multiprocessors(context.device()));
+  STD_TORCH_CHECK(plan.slabs > 0, "depthwise: too many samples: ", computed.samples);
   plan.grid.vectors = computed.channels % Tiling::kVector == 0;
   for (const void* map : maps) plan.grid.vectors = plan.grid.vectors && aligned_to_vectors(map);
   return plan;

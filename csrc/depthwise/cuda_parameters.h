@@ -1,15 +1,17 @@
 // What the CUDA kernels of the depthwise convolution are told, and what they are made for. No torch, no CUDA runtime.
 //
 // Every kernel computes one map from windows of another: y from windows of h (forward), the gradient at h from windows
-// of dy (backward). A block stages a tile of the other map in shared memory, in accumulation precision, and computes a
-// tile of its own; a slab is the channels that it works on. A thread computes items: a few rows and columns of a few
-// channels, the same channels all along, so that weights and sums over the map stay in its registers.
+// of dy (backward). A block marches down strips of the other map: it stages the window of a tile in shared memory, in
+// accumulation precision, and computes the tile; a slab is the channels that it works on. A thread computes items: a
+// few rows and columns of a few channels, the same channels all along, so that weights and sums over the map stay in
+// its registers.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "gate.cuh"
+#include "norm.cuh"
 
 namespace biasloss {
 
@@ -50,7 +52,8 @@ struct OutputWindow {
 };
 
 // Registers decide: taps times channels weights, as many sums of the weight gradient, and the item itself.
-template <class T, class Acc_, int kernel_, int stride_, class Window_, unsigned rows, unsigned columns>
+template <class T, class Acc_, int kernel_, int stride_, class Window_, unsigned rows, unsigned columns,
+          unsigned blocks>
 struct DepthwiseTiling {
   using Element = T;
   using Acc = Acc_;
@@ -61,18 +64,32 @@ struct DepthwiseTiling {
   static constexpr unsigned kChannels = kernel_ > 3 || kDouble ? 1 : 2;
   static constexpr unsigned kRows = kDouble ? 2 : rows;
   static constexpr unsigned kColumns = kDouble ? 2 : columns;
+  static constexpr unsigned kBlocks = blocks;
+  // Pixels that a thread loads while it computes a tile, and then at a time.
+  static constexpr unsigned kInFlight = 2;
   using Cell = Channels<Acc, kChannels>;
 };
 
-template <class T, class Acc, int kernel, int stride>
-using ForwardTiling = DepthwiseTiling<T, Acc, kernel, stride, InputWindow<kernel, stride>, kernel == 7 ? 4 : 2, 4>;
+// Blocks that a multiprocessor has room for, in registers: as many as there shall be.
+template <class T>
+constexpr unsigned forward_blocks(int kernel) {
+  return sizeof(T) == 8 ? 1 : kernel == 7 ? 2 : 3;
+}
+template <class T>
+constexpr unsigned backward_blocks(int kernel) {
+  return sizeof(T) == 8 || kernel == 7 ? 1 : 2;
+}
 
 template <class T, class Acc, int kernel, int stride>
-using BackwardTiling =
-    DepthwiseTiling<T, Acc, kernel, stride, OutputWindow<kernel, stride>, stride, kernel == 3 && stride == 2 ? 2 : 4>;
+using ForwardTiling = DepthwiseTiling<T, Acc, kernel, stride, InputWindow<kernel, stride>, kernel == 7 ? 4 : 2, 4,
+                                      forward_blocks<T>(kernel)>;
 
-// A batch of maps cut into tiles, and its channels into slabs. The x of a block is its slab, so that neighbours share
-// lines of memory; its y is the first tile of its share.
+template <class T, class Acc, int kernel, int stride>
+using BackwardTiling = DepthwiseTiling<T, Acc, kernel, stride, OutputWindow<kernel, stride>, stride,
+                                       kernel == 3 && stride == 2 ? 2 : 4, backward_blocks<T>(kernel)>;
+
+// A batch of maps cut into strips of tiles, and its channels into slabs. The x of a block is its slab, so that
+// neighbors share lines of memory; its y says which tiles are its share.
 struct TileGrid {
   unsigned tiles;  // of all samples
   unsigned channels;
@@ -81,6 +98,7 @@ struct TileGrid {
   unsigned slab;                         // channels of one, a multiple of a vector
   unsigned tile_rows, tile_columns;      // computed by a block at a time, multiples of an item
   unsigned tiles_down, tiles_across;     // of one sample
+  unsigned tiles_of_block;               // one after another, down the strips
   bool vectors;                          // whether 16-byte accesses are possible
 };
 
@@ -92,7 +110,9 @@ struct DepthwiseForwardParameters {
   const Acc* affine;  // (2, C) or null
   Gate<Acc> gate;
   T* y;
-  Acc* partial;  // (3, blocks of a slab, C): count, mean, m2; null where no moments are wanted
+  Acc* partial;  // rows count, mean, m2, as in finish.cuh; null: no statistics
+  unsigned ticket_slot;
+  NormParameters<Acc> norm;
 };
 
 template <class T, class Acc>
@@ -103,15 +123,18 @@ struct DepthwiseBackwardParameters {
   Acc pool_share;             // 1 / (H' * W')
   const T* y;                 // null: dy is grad
   const Acc* y_affine;        // (2, C) or null
-  const Acc* y_coefficients;  // (4, C)
+  const Acc* y_coefficients;  // (6, C), of which the first four rows count
   Gate<Acc> y_gate;
   const T* x;
   const Acc* weight;
   const Acc* affine;
-  const Acc* center;  // (C) or null: no sums
   Gate<Acc> gate;
-  T* grad_x;     // null: not wanted
-  Acc* partial;  // (blocks of a slab, k * k + 2, C): gradient of the weight by taps, both sums
+  const T* residual_grad;  // joins grad_x; null: zero
+  T* grad_x;               // null: not wanted
+  Acc* grad_weight;        // (C, k, k); null: not wanted
+  Acc* partial;  // rows: gradient of the weight by taps, both sums of the norm, as in finish.cuh; null: none is wanted
+  unsigned ticket_slot;
+  NormGradientParameters<Acc> norm;
 };
 
 }  // namespace biasloss

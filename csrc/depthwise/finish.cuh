@@ -1,57 +1,88 @@
-// The second stage of every sum over a batch: the partial results of the blocks, in a fixed order.
+// How a slab's sums over the batch are put together: the workers of a block in order, then, by the slab's last block,
+// the blocks in order.
 #pragma once
 
-#include "../cuda/portable.cuh"
-#include "../math/moments.h"
+#include "../cuda/last_block.cuh"
+#include "tile.cuh"
 
 namespace biasloss {
 
-constexpr unsigned kFinishThreads = 256;
-constexpr unsigned kStrands = kFinishThreads / kWarpSize;  // warp w takes partials w, w + kStrands, ...
+// A launch has so many counters. A slab has one of its own where they suffice; else slabs share one, and the last block
+// of all of them finishes them all.
+constexpr unsigned kTicketsOfLaunch = 32;
+static __device__ unsigned int slab_tickets[kTickets * kTicketsOfLaunch];
 
-// moments (2, C) from partial (3, blocks, C); 32 channels a block.
-template <class Acc>
-__global__ void __launch_bounds__(kFinishThreads)
-    depthwise_moments_kernel(const Acc* partial, int64_t blocks, unsigned channels, Acc* moments) {
-  BIASLOSS_SHARED(Moments<Acc>, strand_total, kFinishThreads);
-  const unsigned lane = threadIdx.x % kWarpSize, strand = threadIdx.x / kWarpSize;
-  const unsigned channel = blockIdx.x * kWarpSize + lane;
-  Moments<Acc> total = {};
-  if (channel < channels)
-    for (int64_t block = strand; block < blocks; block += kStrands) {
-      const Acc* p = partial + block * channels + channel;
-      total = merge(total, Moments<Acc>{p[0], p[blocks * channels], p[2 * blocks * channels]});
-    }
-  strand_total[threadIdx.x] = total;
+// Whether this block is the last one of its slab, and so reads what all blocks have written before the call.
+__device__ __forceinline__ bool is_last_block_of_slab(unsigned slot) {
+  BIASLOSS_SHARED(unsigned, last, 1);
+  const unsigned ticket = blockIdx.x % kTicketsOfLaunch;
+  const unsigned slabs = (gridDim.x - 1 - ticket) / kTicketsOfLaunch + 1;
+  __syncthreads();  // the block's results are written
+  if (threadIdx.x == 0)
+    last[0] = draw_last_ticket(slab_tickets + slot * kTicketsOfLaunch + ticket, gridDim.y * slabs) ? 1 : 0;
   __syncthreads();
-  if (strand != 0 || channel >= channels) return;
-  for (unsigned s = 1; s < kStrands; ++s) total = merge(total, Moments<Acc>(strand_total[s * kWarpSize + lane]));
-  moments[channel] = total.mean;
-  moments[channels + channel] = total.m2 / total.count;
+  return last[0] != 0;
 }
 
-// From partial (blocks, taps + 2, C): grad_weight (C, taps) and sums (2, C), either of which may be null.
-template <class Acc>
-__global__ void __launch_bounds__(kFinishThreads)
-    depthwise_sums_kernel(const Acc* partial, int64_t blocks, unsigned channels, unsigned taps, Acc* grad_weight,
-                          Acc* sums) {
-  BIASLOSS_SHARED(Acc, strand_total, kFinishThreads);
-  const unsigned lane = threadIdx.x % kWarpSize, strand = threadIdx.x / kWarpSize;
-  const unsigned length = (taps + 2) * channels;
-  const unsigned i = blockIdx.x * kWarpSize + lane;
-  Acc total = 0;
-  if (i < length)
-    for (int64_t block = strand; block < blocks; block += kStrands) total += partial[block * length + i];
-  strand_total[threadIdx.x] = total;
-  __syncthreads();
-  if (strand != 0 || i >= length) return;
-  for (unsigned s = 1; s < kStrands; ++s) total += strand_total[s * kWarpSize + lane];
-  const unsigned row = i / channels, channel = i % channels;
-  if (row < taps) {
-    if (grad_weight != nullptr) grad_weight[int64_t(channel) * taps + row] = total;
-  } else if (sums != nullptr) {
-    sums[(row - taps) * channels + channel] = total;
+// Calls finish(slab) for every slab that this block is to finish.
+template <class F>
+__device__ __forceinline__ void finish_slabs(unsigned slot, F&& finish) {
+  if (!is_last_block_of_slab(slot)) return;
+  for (unsigned slab = blockIdx.x % kTicketsOfLaunch; slab < gridDim.x; slab += kTicketsOfLaunch) finish(slab);
+}
+
+// The partial results of a launch: (slabs, blocks of a slab, rows, channels of a slab); the channels of a row in the
+// order of threads, so that neighbors write neighbors.
+template <class Tiling, unsigned rows>
+class PartialRows {
+ public:
+  using Acc = typename Tiling::Acc;
+  using Cell = typename Tiling::Cell;
+
+  __device__ __forceinline__ PartialRows(Acc* partial, unsigned lanes, unsigned slab, unsigned block)
+      : lanes_(lanes),
+        first_(partial + (int64_t(slab) * gridDim.y + block) * (rows * Tiling::kChannels) * int64_t(lanes)) {}
+
+  __device__ __forceinline__ void store(unsigned row, unsigned lane, const Cell& cell) const {
+#pragma unroll
+    for (unsigned c = 0; c < Tiling::kChannels; ++c)
+      first_[(row * Tiling::kChannels + c) * lanes_ + lane] = cell.value[c];
   }
+
+  // Past the first cache: another block has written it.
+  __device__ __forceinline__ Cell load(unsigned row, unsigned lane) const {
+    Cell cell;
+#pragma unroll
+    for (unsigned c = 0; c < Tiling::kChannels; ++c)
+      cell.value[c] = __ldcg(first_ + (row * Tiling::kChannels + c) * lanes_ + lane);
+    return cell;
+  }
+
+ private:
+  unsigned lanes_;
+  Acc* first_;
+};
+
+// Adds up `rows` cells of every worker, in order, and calls sink(row, lane, total). Shared memory is free again then.
+template <class Tiling, unsigned rows, class Sink>
+__device__ __forceinline__ void add_workers(const Lane<Tiling>& lane, SharedPointer<typename Tiling::Cell> shared,
+                                            const typename Tiling::Cell (&sum)[rows], Sink&& sink) {
+  const unsigned part = lane.workers * lane.lanes;
+  if (lane.worker < lane.workers)
+#pragma unroll
+    for (unsigned r = 0; r < rows; ++r) shared[r * part + threadIdx.x] = sum[r];
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < rows * lane.lanes; i += kDepthwiseThreads) {
+    const unsigned row = i / lane.lanes, index = i % lane.lanes;
+    typename Tiling::Cell total = shared[row * part + index];
+    for (unsigned worker = 1; worker < lane.workers; ++worker) {
+      const typename Tiling::Cell next = shared[row * part + worker * lane.lanes + index];
+#pragma unroll
+      for (unsigned c = 0; c < Tiling::kChannels; ++c) total.value[c] += next.value[c];
+    }
+    sink(row, index, total);
+  }
+  __syncthreads();
 }
 
 }  // namespace biasloss

@@ -1,4 +1,4 @@
-// The tile of a block: who does what, and how a map comes into shared memory.
+// The tiles of a block: who does what, and where a tile lies.
 #pragma once
 
 #include "../cuda/vector_load.cuh"
@@ -6,20 +6,21 @@
 
 namespace biasloss {
 
-// `count` of n elements, the rest zeros; n of them in one access where they lie and number right (`together`).
+// `count` of n elements, at least one, the rest zeros; n of them in one access where they lie and number right
+// (`together`).
 template <unsigned n, class T, class Acc>
 __device__ __forceinline__ void load_values(const T* p, unsigned count, bool together, Acc (&value)[n]) {
   struct alignas(sizeof(T) * n) Packed {
     T element[n];
   };
-  if (together) {
+  if (n == 1 || together) {
     const Packed packed = *reinterpret_cast<const Packed*>(p);
 #pragma unroll
     for (unsigned i = 0; i < n; ++i) value[i] = static_cast<Acc>(packed.element[i]);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (unsigned i = 0; i < n; ++i) value[i] = i < count ? static_cast<Acc>(p[i]) : Acc(0);
+    for (unsigned i = 0; i < n; ++i) value[i] = i < count ? static_cast<Acc>(p[i]) : Acc(0);
+  }
 }
 
 template <unsigned n, class T>
@@ -27,16 +28,16 @@ __device__ __forceinline__ void store_values(T* p, unsigned count, bool together
   struct alignas(sizeof(T) * n) Packed {
     T element[n];
   };
-  if (together) {
+  if (n == 1 || together) {
     Packed packed;
 #pragma unroll
     for (unsigned i = 0; i < n; ++i) packed.element[i] = value[i];
     *reinterpret_cast<Packed*>(p) = packed;
-    return;
-  }
+  } else {
 #pragma unroll
-  for (unsigned i = 0; i < n; ++i)
-    if (i < count) p[i] = value[i];
+    for (unsigned i = 0; i < n; ++i)
+      if (i < count) p[i] = value[i];
+  }
 }
 
 template <class T>
@@ -72,11 +73,49 @@ __device__ __forceinline__ int64_t sample_begin(int64_t sample, unsigned rows, u
   return sample * (int64_t(rows) * columns) * channels;
 }
 
+// Down a strip first, then across a sample.
 __device__ __forceinline__ Tile tile_at(const TileGrid& grid, unsigned index) {
-  const unsigned strip = index / grid.tiles_across;
-  return {strip / grid.tiles_down, strip % grid.tiles_down * grid.tile_rows,
-          index % grid.tiles_across * grid.tile_columns};
+  const unsigned strip = index / grid.tiles_down;
+  return {strip / grid.tiles_across, index % grid.tiles_down * grid.tile_rows,
+          strip % grid.tiles_across * grid.tile_columns};
 }
+
+// The tiles of this block, one after another.
+struct Share {
+  unsigned begin, end;
+
+  __device__ __forceinline__ explicit Share(const TileGrid& grid)
+      : begin(blockIdx.y * grid.tiles_of_block),
+        end(begin + grid.tiles_of_block < grid.tiles ? begin + grid.tiles_of_block : grid.tiles) {}
+};
+
+// Shared memory holds the window of a tile as a ring of rows: the tile below needs some of the same ones.
+template <class Tiling>
+struct Ring {
+  using Window = typename Tiling::Window;
+  unsigned rows, columns, lanes;  // cells in all three dimensions
+
+  __device__ __forceinline__ explicit Ring(const TileGrid& grid)
+      : rows(Window::extent(int(grid.tile_rows))),
+        columns(Window::extent(int(grid.tile_columns))),
+        lanes(recomputed(grid.slab) / Tiling::kChannels) {}
+
+  // Behind the weights.
+  __device__ __forceinline__ unsigned begin() const { return Tiling::kTaps * lanes; }
+  __device__ __forceinline__ unsigned row_of_cells() const { return columns * lanes; }
+  __device__ __forceinline__ unsigned end() const { return begin() + rows * row_of_cells(); }
+  // A cell of the window that begins at row `start` of the ring.
+  __device__ __forceinline__ unsigned at(unsigned start, unsigned row, unsigned column) const {
+    return begin() + (slot(start, row) * columns + column) * lanes;
+  }
+  __device__ __forceinline__ unsigned below(unsigned cell) const {
+    const unsigned next = cell + row_of_cells();
+    return next < end() ? next : next - rows * row_of_cells();
+  }
+  __device__ __forceinline__ unsigned slot(unsigned start, unsigned row) const {
+    return start + row < rows ? start + row : start + row - rows;
+  }
+};
 
 // The part of a thread in computing. In a slab, the first channels of all vectors come first, then the second ones and
 // so on: threads that stage neighbouring vectors so write neighbouring cells, and no two of them the same bank.
@@ -86,19 +125,20 @@ struct Lane {
   unsigned workers, worker;  // threads with the same channels; a worker that is none has worker >= workers
   unsigned channel, count;   // the first channel and how many there are of it
 
-  __device__ __forceinline__ explicit Lane(const TileGrid& grid)
+  __device__ __forceinline__ explicit Lane(const TileGrid& grid, unsigned slab = blockIdx.x)
       : lanes(recomputed(grid.slab) / Tiling::kChannels),
         index(threadIdx.x % lanes),
         workers(kDepthwiseThreads / lanes),
         worker(threadIdx.x / lanes),
-        channel(channel_of(grid, index)),
+        channel(channel_of(grid, index, slab)),
         count(channels_left(grid, channel)) {}
 
   __device__ __forceinline__ bool works() const { return worker < workers && count > 0; }
 
-  static __device__ __forceinline__ unsigned channel_of(const TileGrid& grid, unsigned cell) {
+  static __device__ __forceinline__ unsigned channel_of(const TileGrid& grid, unsigned cell,
+                                                        unsigned slab = blockIdx.x) {
     const unsigned vectors = grid.slab / Tiling::kVector;
-    return blockIdx.x * grid.slab + cell % vectors * Tiling::kVector + cell / vectors * Tiling::kChannels;
+    return slab * grid.slab + cell % vectors * Tiling::kVector + cell / vectors * Tiling::kChannels;
   }
 };
 
@@ -140,63 +180,6 @@ __device__ __forceinline__ void stage_coefficients(const Parameters& p,
   for (unsigned i = threadIdx.x; i < grid.slab * Source::kPairs; i += kDepthwiseThreads) {
     const unsigned row = i / vectors, channel = i % vectors * Tiling::kVector + row / Source::kPairs;
     coefficients[i] = Source::pair(p, blockIdx.x * grid.slab + channel, row % Source::kPairs);
-  }
-}
-
-// A source says what the staged map of a sample holds: load(offset) fetches a vector's worth, cell() computes some
-// channels of it with their coefficients. Outside the map are zeros.
-template <class Tiling, class Source, unsigned kInFlight, class Parameters>
-__device__ __forceinline__ void stage_tile(const Parameters& p, const Tile& tile,
-                                           SharedPointer<CoefficientPair<typename Tiling::Acc>> coefficients,
-                                           SharedPointer<typename Tiling::Cell> shared) {
-  using Window = typename Tiling::Window;
-  using Acc = typename Tiling::Acc;
-  constexpr unsigned kChannels = Tiling::kChannels, kPairs = Source::kPairs;
-  const TileGrid& grid = p.grid;
-  const unsigned slab = recomputed(grid.slab), vectors = slab / Tiling::kVector, lanes = slab / kChannels;
-  const unsigned vector = threadIdx.x % vectors, first = threadIdx.x / vectors, step = kDepthwiseThreads / vectors;
-  if (first >= step) return;
-  const unsigned channel = blockIdx.x * grid.slab + vector * Tiling::kVector;
-  const Source source(p, tile.sample, channel);
-  const int top = Window::scaled(int(tile.row)) - Window::kHalo,
-            left = Window::scaled(int(tile.column)) - Window::kHalo;
-  const unsigned columns = Window::extent(int(grid.tile_columns));
-  const unsigned pixels = Window::extent(int(grid.tile_rows)) * columns;
-  const unsigned step_rows = step / columns, step_columns = step % columns;
-  unsigned row = first / columns, column = first % columns;
-  for (unsigned pixel = first; pixel < pixels; pixel += kInFlight * step) {
-    typename Source::Fetched fetched[kInFlight];
-    bool inside[kInFlight];
-#pragma unroll
-    for (unsigned u = 0; u < kInFlight; ++u) {
-      // Negative coordinates are very large ones.
-      const unsigned y = unsigned(top + int(row)), x = unsigned(left + int(column));
-      inside[u] =
-          y < grid.staged_rows && x < grid.staged_columns && channel < grid.channels && pixel + u * step < pixels;
-      if (inside[u]) fetched[u] = source.load((y * grid.staged_columns + x) * grid.channels);
-      row += step_rows;
-      column += step_columns;
-      if (column >= columns) {
-        column -= columns;
-        ++row;
-      }
-    }
-#pragma unroll
-    for (unsigned j = 0; j < Tiling::kVector / kChannels; ++j) {
-      CoefficientPair<Acc> pair[kChannels][kPairs];
-#pragma unroll
-      for (unsigned c = 0; c < kChannels; ++c)
-#pragma unroll
-        for (unsigned q = 0; q < kPairs; ++q)
-          pair[c][q] = coefficients[((j * kChannels + c) * kPairs + q) * vectors + vector];
-#pragma unroll
-      for (unsigned u = 0; u < kInFlight; ++u) {
-        if (pixel + u * step >= pixels) continue;
-        typename Tiling::Cell cell = {};
-        if (inside[u]) source.cell(fetched[u], j * kChannels, pair, cell.value);
-        shared[Tiling::kTaps * lanes + (pixel + u * step) * lanes + j * vectors + vector] = cell;
-      }
-    }
   }
 }
 

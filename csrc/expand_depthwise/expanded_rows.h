@@ -112,7 +112,10 @@ template <class T, class Scalar>
 Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, const Tensor& affine,
                                   Activation activation, const Tensor& weight, int64_t stride) {
   const MapShape in = map_shape(x, "x");
+  STD_TORCH_CHECK(weight.dim() == 4, "weight: expected (E, 1, k, k), got ", weight.dim(), " dimensions");
   const int64_t channels = weight.size(0);
+  STD_TORCH_CHECK(channels >= 1 && in.channels >= 1, "expand_depthwise: expected at least one channel, got ",
+                  in.channels, " of x and ", channels, " expanded");
   STD_TORCH_CHECK(expand_weight.dim() == 4 && expand_weight.size(0) == channels &&
                       expand_weight.size(1) == in.channels && expand_weight.size(2) == 1 && expand_weight.size(3) == 1,
                   "expand_weight: expected (", channels, ", ", in.channels, ", 1, 1)");

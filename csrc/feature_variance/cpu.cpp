@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <utility>
@@ -33,6 +34,17 @@ bool samples_are_dense(const Tensor& t) {
     expected *= size;
   }
   return true;
+}
+
+void check_features(const Tensor& features) {
+  const ScalarType dtype = features.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16,
+                  "feature_variance: expected float16, bfloat16, float32 or float64");
+  STD_TORCH_CHECK(features.dim() >= 1, "feature_variance: expected features of shape (N, *), got 0 dimensions");
+  for (int64_t d = 1; d < features.dim(); ++d)
+    STD_TORCH_CHECK(features.size(d) > 0, "feature_variance: expected at least one activation a sample, got size 0 in ",
+                    "dimension ", d);
 }
 
 }  // namespace
@@ -81,6 +93,7 @@ double FeatureMoments::variance(int64_t sample) const {
 }
 
 std::tuple<Tensor, Tensor> feature_variance_cpu(Tensor features) {
+  check_features(features);
   FeatureMoments moments(features);
   parallel_shares(moments.activations(), [&](int64_t share, int64_t shares) {
     moments.compute(moments.pieces() * share / shares, moments.pieces() * (share + 1) / shares);

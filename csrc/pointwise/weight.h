@@ -63,6 +63,9 @@ class PackedWeight {
 inline void check_weight(const Tensor& weight, int64_t channels, ScalarType dtype) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == channels && weight.size(2) == 1 && weight.size(3) == 1,
                   "weight: expected shape (K, ", channels, ", 1, 1) for a map of ", channels, " channels");
+  STD_TORCH_CHECK(weight.size(0) >= 1 && channels >= 1,
+                  "weight: expected at least one output and one input channel, got ", weight.size(0), " and ",
+                  channels);
   STD_TORCH_CHECK(weight.scalar_type() == dtype, "weight: expected the accumulation dtype of the map");
 }
 

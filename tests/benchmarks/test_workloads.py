@@ -19,6 +19,7 @@ from biasloss_ext.benchmarks.ops import OPS
 from biasloss_ext.benchmarks.peers.compiled import compiled
 from biasloss_ext.cli import _app
 from biasloss_ext.nn import SqueezeExcite
+from biasloss_ext.ops import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 # Not everywhere installed, or for GPUs. Nobody else may be missing.
@@ -86,6 +87,20 @@ def test_every_contender_runs_or_says_why_not(
     assert list(tmp_path.glob("memory-*.png"))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_our_steps_take_the_workloads_of_a_gpu(op: str, one_thread: None) -> None:
+    """In their dtypes, which differ from those of the CPU's workloads, and agree with float64."""
+    device = torch.device("cpu")
+    for workload in shapes.workloads(op, "cuda", tiny=True):
+        for contender in OPS[op].contenders:
+            if contender.role == "ours" and contender.takes_part(workload):
+                engine.prepare(OPS[op], contender, workload, device)
+
+
+def test_every_family_of_ops_has_a_benchmark() -> None:
+    assert {op.family for op in registry.OPS.values()} | {"skipblocknet"} == set(OPS)
+
+
 def test_compare_of_two_files(tmp_path: Path, quick_compiler: None) -> None:
     arguments = ["bench", "--tiny", "--ops", "feature_variance", "--device", "cpu"]
     for name in ("a", "b"):
@@ -100,7 +115,7 @@ def test_compare_of_two_files(tmp_path: Path, quick_compiler: None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--ops", "bias_loss,typo"], "--ops has typo; there are feature_variance, bias_loss"),
+        (["--ops", "bias_loss,typo"], "--ops has typo; there are batch_norm, bias_loss"),
         (["--device", "tpu"], "--device must be auto, cpu or cuda, got tpu"),
         (["--compare", "nowhere.json", "nowhere.json"], "nowhere.json cannot be read"),
     ],

@@ -20,7 +20,5 @@ namespace biasloss {
 
 INSTANTIATE_ALL(float);
 INSTANTIATE_ALL(__nv_bfloat16);
-template __global__ void depthwise_moments_kernel<float>(const float*, int64_t, unsigned, float*);
-template __global__ void depthwise_sums_kernel<float>(const float*, int64_t, unsigned, unsigned, float*, float*);
 
 }  // namespace biasloss

@@ -19,7 +19,7 @@ EXPECTED = {
     for (direction, kernel), limit in REGISTERS.items()
     for stride in (1, 2)
     for dtype in DTYPES
-} | {("depthwise_moments_kernel", "float"): 48, ("depthwise_sums_kernel", "float"): 48}
+}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")
@@ -45,6 +45,6 @@ def test_registers_and_spills(kernels: dict[tuple[str, str], disassembly.Kernel]
 def test_vector_loads_are_in_flight_together(kernels: dict[tuple[str, str], disassembly.Kernel]) -> None:
     """Two pixels at a time come into shared memory; the backward pass reads the gradient and y of both."""
     for (name, dtype), kernel in kernels.items():
-        wanted = 2 if "forward" in name else 4 if "backward" in name else 0
+        wanted = 2 if "forward" in name else 4
         loads = sum(1 for line in kernel.lines if disassembly.is_vector_load(line))
         assert loads >= wanted, f"{name} of {dtype}: {loads} loads of 16 bytes"

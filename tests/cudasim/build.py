@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -15,11 +17,7 @@ ROOT = HERE.parent.parent
 MODULE = "biasloss_cudasim"
 
 FLAGS = "-std=c++17 -g1 -fPIC -fvisibility=hidden -DCUDASIM -Wall -Wextra -Werror -Wno-unknown-pragmas"
-# Compiled together, one file for each of two jobs: most of the compiler's time goes to pybind11's headers.
-TOGETHER = {
-    "depthwise": ("bind_depthwise_forward", "bind_depthwise_backward"),
-    "loss": ("module", "bind_forward", "bind_backward", "bind_self_test"),
-}
+SOURCES = ("module", "bind_self_test", "fiber", "scheduler", "shared_memory", "types")
 # Kernels are templates that inline deeply: compiling them takes longer than running them.
 PLAIN = "-O1"
 SANITIZE = "-O0 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
@@ -43,6 +41,16 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def run_ninja(folder: Path, rules: str) -> None:
+    jobs = os.environ.get("MAX_JOBS", "2")
+    # One build at a time: several test processes may want the same.
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = subprocess.run([ninja(), "-f", rules, f"-j{jobs}"], cwd=folder, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"the simulator does not compile:\n{result.stdout}{result.stderr}")
+
+
 def build(sanitize: bool = False) -> Path:
     """Returns the path of the up-to-date extension module."""
     import pybind11
@@ -52,11 +60,7 @@ def build(sanitize: bool = False) -> Path:
     library = folder / f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     flags = " ".join([FLAGS, SANITIZE if sanitize else PLAIN, *(f"-I{path}" for path in includes)])
-    bound = {name for names in TOGETHER.values() for name in names}
-    sources = [source for source in sorted(HERE.glob("*.cpp")) if source.stem not in bound]
-    for group, names in TOGETHER.items():
-        sources.append(folder / f"{group}.cpp")
-        write_if_changed(sources[-1], "".join(f'#include "{name}.cpp"\n' for name in names))
+    sources = [HERE / f"{name}.cpp" for name in SOURCES]
     lines = [
         "rule compile",
         f"  command = g++ {flags} -MD -MF $out.d -c $in -o $out",
@@ -64,13 +68,11 @@ def build(sanitize: bool = False) -> Path:
         "  deps = gcc",
         "rule link",
         f"  command = g++ -shared {SANITIZE if sanitize else PLAIN} $in -o $out",
-        *(f"build {source.stem}.o: compile {source}" for source in reversed(sources)),  # the longest first
+        *(f"build {source.stem}.o: compile {source}" for source in sources),
         f"build {library.name}: link " + " ".join(f"{source.stem}.o" for source in sources),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    result = subprocess.run([ninja(), "-j2"], cwd=folder, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"the simulator does not compile:\n{result.stdout}{result.stderr}")
+    run_ninja(folder, "build.ninja")
     return library
 
 

@@ -11,9 +11,5 @@ PYBIND11_MODULE(biasloss_cudasim, m) {
            }),
            py::kw_only(), py::arg("seed") = 0, py::arg("resident_blocks") = 2, py::arg("skipped_barrier") = "");
   m.def("take_barriers_met", [] { return scheduler().take_barriers_met(); });
-  bind_forward(m);
-  bind_backward(m);
   bind_self_test(m);
-  bind_depthwise_forward(m);
-  bind_depthwise_backward(m);
 }

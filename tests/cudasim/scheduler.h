@@ -27,6 +27,7 @@ struct Schedule {
   unsigned seed = 0;             // 0: threads and blocks in order
   unsigned resident_blocks = 2;  // blocks that run side by side
   std::string skipped_barrier;   // "file.cuh:12": the __syncthreads there does nothing, as if it had been forgotten
+  size_t most_shared_bytes = size_t(48) << 10;  // static and dynamic, of a block
 };
 
 // Where something happens in the source, "file.cuh:12".
@@ -89,6 +90,7 @@ struct Block {
   Rendezvous barrier;
   unsigned live = 0;
   std::map<std::pair<const char*, int>, SharedStorage> shared;
+  size_t shared_bytes = 0;
 };
 
 class Scheduler {
@@ -100,6 +102,7 @@ class Scheduler {
   dim3 grid() const { return grid_; }
   dim3 block() const { return block_size_; }
   size_t dynamic_shared_bytes() const { return dynamic_shared_bytes_; }
+  size_t most_shared_bytes() const { return schedule_.most_shared_bytes; }
   // Block-wide barriers met since the last call.
   std::set<std::string> take_barriers_met() { return std::exchange(barriers_met_, {}); }
 

@@ -37,8 +37,13 @@ void check_order(const SharedStorage& storage, size_t index, const SharedAccess&
 }  // namespace
 
 SharedStorage& shared_storage(const char* file, int line, const char* name, size_t count, size_t element_size) {
-  SharedStorage& storage = scheduler().current().block->shared[{file, line}];
+  Block& block = *scheduler().current().block;
+  SharedStorage& storage = block.shared[{file, line}];
   if (storage.elements.empty()) {
+    block.shared_bytes += (count * element_size + 15) / 16 * 16;
+    if (block.shared_bytes > scheduler().most_shared_bytes())
+      scheduler().fail("a block has " + std::to_string(block.shared_bytes) + " bytes of shared memory, the device gives " +
+                       std::to_string(scheduler().most_shared_bytes()));
     storage.name = std::string(name) + " (" + site(file, line) + ")";
     storage.elements.resize(count);
     storage.bytes.assign(count * element_size, 0xff);

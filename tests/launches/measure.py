@@ -1,6 +1,6 @@
 """Counts the launches of training steps on the GPU path and times the host, on the stub of a GPU; prints JSON.
 
-Operations of PyTorch count one launch each: the innermost ones that a profiler sees, other than views and allocations.
+Operations of PyTorch count one launch each: the innermost ones that a profiler sees, views and allocations aside.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from typing import Any
 
 import stub
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-stub.install()
 
 from biasloss_ext import FusedBiasLoss
 from biasloss_ext.models import skipblocknet_m
@@ -26,13 +23,29 @@ from biasloss_ext.nn import FusedInvertedResidual, InvertedResidual
 
 # Innermost operations that launch nothing.
 FREE = {
-    "alias", "as_strided", "contiguous", "detach", "detach_", "empty", "empty_like", "empty_strided", "expand", "is_pinned",
-    "lift_fresh", "narrow", "new_empty", "new_empty_strided", "numpy_T", "permute", "reshape", "reshape_as", "resize_",
-    "resolve_conj", "resolve_neg", "result_type", "select", "set_", "slice", "split", "squeeze", "t", "to", "transpose",
-    "unbind", "unsqueeze", "view", "view_as", "_reshape_alias", "_unsafe_view", "is_same_size",
+    "_has_compatible_shallow_copy_type", "_nnpack_available", "_reshape_alias", "_unsafe_view", "alias",
+    "as_strided", "as_strided_", "contiguous", "detach", "detach_", "empty", "empty_like", "empty_permuted",
+    "empty_strided", "expand", "flatten", "is_pinned", "is_same_size", "lift_fresh", "narrow", "new_empty",
+    "new_empty_strided", "numpy_T", "permute", "reshape", "reshape_as", "resize_", "resolve_conj", "resolve_neg",
+    "result_type", "select", "set_", "slice", "split", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze",
+    "view", "view_as",
 }  # fmt: skip
-# A convolution's backward pass launches a kernel for each gradient.
-SEVERAL = {"mkldnn_convolution_backward": 2, "convolution_backward": 2, "slow_conv2d_backward": 2}
+# Operations that are made of others on a CPU, and the kernels that they launch on a GPU. The only convolution is the stem's,
+# whose input needs no gradient.
+WHOLE = {"addmm": 1, "convolution_backward": 1, "sum": 1, "avg_pool2d_backward": 1, "convolution": 1, "dropout": 0}
+
+
+def _count(event: Any, found: collections.Counter[str]) -> bool:
+    """Adds what an operation launches to ``found``; whether it launches anything."""
+    name = event.name.removeprefix("aten::")
+    if name in WHOLE:
+        found[f"torch {name}"] += WHOLE[name]
+        return True
+    inner = [_count(child, found) for child in event.cpu_children]
+    if not any(inner) and event.name.startswith("aten::") and name not in FREE:
+        found[f"torch {name}"] += 1
+        return True
+    return any(inner)
 
 
 def counted(work: Callable[[], Any]) -> dict[str, int]:
@@ -42,17 +55,14 @@ def counted(work: Callable[[], Any]) -> dict[str, int]:
         work()
     found: collections.Counter[str] = collections.Counter()
     for event in profile.function_events:
-        if not event.name.startswith("aten::") or event.cpu_children:
-            continue
-        name = event.name.removeprefix("aten::")
-        if name not in FREE:
-            found[f"torch {name}"] += SEVERAL.get(name, 1)
+        if event.cpu_parent is None:
+            _count(event, found)
     found.update({f"ours {name}": number for name, number in stub.launches.items()})
     return dict(found)
 
 
-def block(kind: type[InvertedResidual], squeeze_excite: bool, expansion: int = 4) -> nn.Module:
-    made = kind(16, 16 * expansion, 16, 3, squeeze_excite=squeeze_excite)
+def block(kind: type[InvertedResidual], squeeze_excite: bool, channels: int = 16, expansion: int = 4) -> nn.Module:
+    made = kind(channels, channels * expansion, channels, 3, squeeze_excite=squeeze_excite)
     return made.to(memory_format=torch.channels_last).train()
 
 
@@ -66,8 +76,8 @@ def block_step(module: nn.Module, x: Tensor, grad: Tensor) -> None:
     module(x).backward(grad)
 
 
-def count_block(squeeze_excite: bool, expansion: int = 4) -> dict[str, int]:
-    module, x = block(FusedInvertedResidual, squeeze_excite, expansion), images(2, 16, 14, 14)
+def count_block(squeeze_excite: bool, channels: int) -> dict[str, int]:
+    module, x = block(FusedInvertedResidual, squeeze_excite, channels, 6), images(2, channels, 14, 14)
     grad = torch.randn_like(x)
     block_step(module, x, grad)
     return counted(lambda: block_step(module, x, grad))
@@ -87,6 +97,16 @@ def count_network(autocast: bool) -> dict[str, int]:
 
     step()
     return counted(step)
+
+
+def host_ratios(rounds: int, repetitions: int) -> dict[str, list[float]]:
+    """Host time of a fused block over that of the plain one, on maps of 2 x 2 positions; medians of rounds in turns."""
+    found: dict[str, list[float]] = {"forward": [], "backward": []}
+    for _ in range(rounds):
+        times = host_times(repetitions)
+        for part, ratios in found.items():
+            ratios.append(statistics.median(times[f"fused {part}"]) / statistics.median(times[f"plain {part}"]))
+    return found
 
 
 def host_times(repetitions: int) -> dict[str, list[float]]:
@@ -111,15 +131,17 @@ def host_times(repetitions: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    stub.install()
     results: dict[str, Any] = {
-        "block with squeeze-and-excitation": count_block(True),
-        "block without": count_block(False),
-        "block without expansion": count_block(False, 1),
-        "SkipblockNet-M": count_network(False),
-        "SkipblockNet-M under autocast": count_network(True),
+        f"{width} block {name}": count_block(squeeze_excite, channels)
+        for width, channels in (("narrow", 16), ("wide", 112))
+        for name, squeeze_excite in (("with attention", True), ("without attention", False))
     }
+    results["SkipblockNet-M, float32"] = count_network(False)
+    results["SkipblockNet-M, bfloat16 autocast"] = count_network(True)
     if "--host" in sys.argv:
-        results["host"] = {name: statistics.median(times) for name, times in host_times(300).items()}
+        results["host"] = host_ratios(5, 60)
+        results["host times"] = {name: statistics.median(times) for name, times in host_times(200).items()}
     print(json.dumps(results))
 
 

@@ -1,7 +1,7 @@
 """A GPU that runs nothing: Triton's own binder and launches without a device, and launchers of compiled kernels that only
 allocate their outputs. What a step launches, and how long the host takes for it, can so be measured on any machine.
 
-Import it before anything that imports Triton kernels, in a process of its own.
+Import it before anything that imports Triton kernels, in a separate process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bookkeeping of fused batch normalisation against `nn.BatchNorm2d`."""
+"""The bookkeeping of fused batch normalization against `nn.BatchNorm2d`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from runnable import backends_of
 from torch import Tensor, nn
 
-from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn import batch_norm, fused_conv_norm
 from biasloss_ext.ops import maps
-from biasloss_ext.ops.batch_norm import op
+from biasloss_ext.ops.library import accumulation_dtype
 
-BACKENDS = ("cpu", "reference")
-CPU = torch.device("cpu")
+BACKENDS = backends_of("batch_norm_apply")
 ACTIVATIONS = (lambda u: u, F.relu, F.relu6, F.hardswish, F.silu)
 
 
@@ -36,26 +36,20 @@ def map_of(channels: int, dtype: torch.dtype = torch.float64, mean: float = 5.0)
     return maps.channels_last(torch.randn(3, channels, 5, 4, dtype=dtype) * 2 + mean)
 
 
-def fused(module: nn.BatchNorm2d, y: Tensor, activation: int, grad: Tensor, backend: str) -> tuple[Tensor, ...]:
-    """Output, and gradients of y, weight and bias, by the ops."""
-    count = y.numel() // y.shape[1]
-    dtype = maps.accumulation_dtype(y.dtype)
-    frozen = not batch_norm.uses_batch_statistics(module)
-    if frozen:
-        moments = batch_norm.running_moments(module, dtype)
-    else:
-        moments = op.moments(y, device=CPU, backend=backend)
-        batch_norm.update_running(module, moments, count)
-    affine = batch_norm.affine(moments, module.weight, module.bias, module.eps, backend=backend)
-    if frozen:
-        assert torch.equal(affine, batch_norm.running_affine(module, dtype, backend=backend))
-    out = op.apply(y, affine, activation, None, device=CPU, backend=backend)
-    sums = op.sums(grad, y, affine, moments[0], activation, device=CPU, backend=backend)
-    coefficients, parameter_grads = batch_norm.coefficients(
-        sums, affine, moments, module.eps, count, frozen, backend=backend
-    )
-    dy = op.backward(grad, y, affine, coefficients, activation, device=CPU, backend=backend)
-    return out, dy, parameter_grads[0], parameter_grads[1]
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """The layers' functions run on the backend of the test."""
+    monkeypatch.setattr(fused_conv_norm, "BACKEND", backend)
+
+
+def fused(module: nn.BatchNorm2d, y: Tensor, activation: int = 0) -> Tensor:
+    """As the layers run it: statistics with the running ones moved, then ``act(BN(y))``."""
+    return fused_conv_norm.norm_activation(fused_conv_norm.normalize(y, module), module, activation)
+
+
+def output_and_gradients(out: Tensor, y: Tensor, module: nn.BatchNorm2d, grad: Tensor) -> list[Tensor]:
+    leaves = [y, *([] if module.weight is None else [module.weight, module.bias])]
+    return [out, *torch.autograd.grad(out, leaves, grad)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,9 +68,8 @@ def fused(module: nn.BatchNorm2d, y: Tensor, activation: int, grad: Tensor, back
         ({"momentum": None}, True),
     ],
 )
-@torch.no_grad()
 def test_forward_and_backward(
-    backend: str, activation: int, channels: int, options: dict[str, object], training: bool
+    backend: str, through: None, activation: int, channels: int, options: dict[str, object], training: bool
 ) -> None:
     module = module_with_history(channels, **options).train(training)
     plain = copy.deepcopy(module)
@@ -84,41 +77,63 @@ def test_forward_and_backward(
     for _ in range(3):  # the running statistics of several steps
         y = maps.channels_last(y + 0.5)
         grad = maps.channels_last(torch.randn_like(y))
-        ours = fused(module, y, activation, grad, backend)
-        with torch.enable_grad():
-            leaf = y.clone().requires_grad_()
-            out = ACTIVATIONS[activation](plain(leaf))
-            leaves = [leaf, *([] if plain.weight is None else [plain.weight, plain.bias])]
-            expected = [out, *torch.autograd.grad(out, leaves, grad)]
-        for mine, theirs in zip(ours, expected, strict=False):
-            torch.testing.assert_close(mine, theirs.detach(), rtol=1e-10, atol=1e-10)
+        here, there = y.clone().requires_grad_(), y.clone().requires_grad_()
+        ours = output_and_gradients(fused(module, here, activation), here, module, grad)
+        expected = output_and_gradients(ACTIVATIONS[activation](plain(there)), there, plain, grad)
+        for mine, theirs in zip(ours, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(dict(module.named_buffers()), dict(plain.named_buffers()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("of_map", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("momentum", [0.1, None])
 @torch.no_grad()
-def test_running_statistics_keep_their_dtype(dtype: torch.dtype, momentum: float | None) -> None:
+def test_running_statistics_keep_their_dtype(
+    backend: str, through: None, of_map: torch.dtype, dtype: torch.dtype, momentum: float | None
+) -> None:
+    """Whatever the dtype of the map: an op moves them where it can, the layer where not."""
     module = module_with_history(8, dtype, momentum=momentum)
     exact = copy.deepcopy(module).double()
+    rounding = torch.finfo(dtype).eps if dtype.itemsize < 4 else torch.finfo(torch.float32).eps
     for step in range(3):
-        y = map_of(8, torch.float64, mean=step)
-        batch_norm.update_running(module, maps.moments_of(y.float()), y.numel() // 8)
-        exact(y)
+        y = map_of(8, torch.float64, mean=step).to(of_map)
+        fused_conv_norm.normalize(y, module)
+        exact(y.double())
         for ours, truth in zip(module.buffers(), exact.buffers(), strict=True):
             assert ours.dtype in (dtype, torch.int64)
-            rounding = torch.finfo(dtype).eps
             torch.testing.assert_close(ours.double(), truth.double(), rtol=2 * rounding, atol=2 * rounding)
-    affine = batch_norm.running_affine(module)
-    assert affine.dtype == torch.float32
+    statistics = batch_norm.constant_statistics(module, accumulation_dtype(of_map), backend=backend)
+    assert statistics.dtype == torch.float32
     mean, var = module.running_mean.double(), module.running_var.double()
     scale = module.weight.double() / torch.sqrt(var + module.eps)
-    torch.testing.assert_close(affine.double(), torch.stack((scale, module.bias.double() - scale * mean)))
+    truth = torch.stack((mean, var, scale, module.bias.double() - scale * mean))
+    torch.testing.assert_close(statistics.double(), truth, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "by_the_op"),
+    [
+        ({}, torch.float32, True),
+        ({"momentum": None}, torch.float32, False),
+        ({"track_running_stats": False}, torch.float32, False),
+        ({}, torch.bfloat16, False),
+        ({}, torch.float64, False),
+    ],
+)
+def test_who_moves_the_running_statistics(options: dict[str, object], dtype: torch.dtype, by_the_op: bool) -> None:
+    module = module_with_history(4, dtype, **options)
+    norm = batch_norm.norm_of(module, torch.float32, 10)
+    assert (norm.running is not None) == by_the_op
+    assert not norm.frozen
+    tracks = module.track_running_stats
+    assert batch_norm.norm_of(module.eval(), torch.float32, 10) == batch_norm.Norm(module.eps, tracks)
 
 
 @torch.no_grad()
 def test_what_changes_no_statistics() -> None:
-    moments = torch.rand(2, 4, dtype=torch.float64)
+    y = map_of(4)
     for change in ("evaluation", "tracking switched off"):
         module = module_with_history(4)
         if change == "evaluation":
@@ -126,14 +141,16 @@ def test_what_changes_no_statistics() -> None:
         else:
             module.track_running_stats = False
         before = copy.deepcopy(module.state_dict())
-        batch_norm.update_running(module, moments, 10)
+        fused(module, y)
+        batch_norm.update_running(module, maps.statistics_of(y), 60)
         torch.testing.assert_close(dict(module.state_dict()), dict(before), rtol=0, atol=0)
 
-    module = module_with_history(4)
-    plain = copy.deepcopy(module)
-    batch_norm.update_running(module, torch.zeros(2, 4, dtype=torch.float64), 0)
-    plain(torch.zeros(0, 4, 2, 2, dtype=torch.float64))
-    torch.testing.assert_close(dict(module.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+    for options in ({}, {"momentum": None}):  # moved by the op, and by the layer
+        module = module_with_history(4, **options)
+        plain = copy.deepcopy(module)
+        empty = maps.channels_last(torch.zeros(0, 4, 2, 2, dtype=torch.float64))
+        assert fused(module, empty).shape == plain(empty).shape
+        torch.testing.assert_close(dict(module.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -146,13 +163,13 @@ def test_one_value_a_channel() -> None:
     with pytest.raises(
         ValueError, match=r"more than 1 value per channel when training, got input of shape \(1, 4, 1, 1\)"
     ):
-        batch_norm.update_running(module, torch.zeros(2, 4), 1)
+        fused(module, maps.channels_last(torch.zeros(1, 4, 1, 1, dtype=torch.float64)))
     torch.testing.assert_close(dict(module.state_dict()), dict(before), rtol=0, atol=0)
 
 
 def test_no_running_statistics() -> None:
-    with pytest.raises(ValueError, match="expected a batch normalisation with running statistics"):
-        batch_norm.running_affine(nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="expected a batch normalization with running statistics"):
+        batch_norm.constant_statistics(nn.BatchNorm2d(4, track_running_stats=False), torch.float32)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -161,16 +178,11 @@ def test_compiles_without_graph_breaks(momentum: float | None) -> None:
     module = module_with_history(6, torch.float32, momentum=momentum)
     eager = copy.deepcopy(module)
 
-    def step(module: nn.BatchNorm2d, y: Tensor) -> tuple[Tensor, Tensor]:
-        count = y.numel() // y.shape[1]
-        moments = op.moments(y, device=CPU)
-        batch_norm.update_running(module, moments, count)
-        affine = batch_norm.affine(moments, module.weight, module.bias, module.eps)
-        return batch_norm.coefficients(moments, affine, moments, module.eps, count, False)
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        for samples in (2, 3, 5):
-            y = maps.channels_last(torch.randn(samples, 6, 4, 4))
-            torch.testing.assert_close(compiled(module, y), step(eager, y))
-            torch.testing.assert_close(dict(module.named_buffers()), dict(eager.named_buffers()))
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    for samples in (2, 3, 5):
+        y, grad = (maps.channels_last(torch.randn(samples, 6, 4, 4)) for _ in range(2))
+        here, there = y.clone().requires_grad_(), y.clone().requires_grad_()
+        ours = output_and_gradients(compiled(module, here, maps.RELU), here, module, grad)
+        expected = output_and_gradients(fused(eager, there, maps.RELU), there, eager, grad)
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(dict(module.named_buffers()), dict(eager.named_buffers()))

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor, nn
 
 from biasloss_ext import functional
 from biasloss_ext.nn import DepthwiseConv2d
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("depthwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "transposed", "every second column")
 

@@ -146,4 +146,4 @@ def test_two_processes(tmp_path: Path) -> None:
 def test_a_named_backend_is_not_replaced() -> None:
     x = torch.randn(1, 4, 5, 5).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run here: depthwise has no triton kernels"):
-        depthwise.forward(x, torch.randn(4, 1, 3, 3), None, 0, 1, False, device=x.device, backend="triton")
+        depthwise.forward(x, torch.randn(4, 1, 3, 3), backend="triton")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import oracle
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -31,6 +32,11 @@ class Case:
     def per_channel(self, rows: int) -> Tensor:
         values = torch.randn(rows, self.x.shape[1], generator=self.generator, dtype=torch.float64)
         return values.to(self.affine.dtype)
+
+    def moments(self) -> Tensor:
+        """About those of x, so that errors show that cancel for exact ones."""
+        variance = torch.rand(self.x.shape[1], generator=self.generator, dtype=torch.float64) + 0.5
+        return torch.stack((self.center, variance.to(self.affine.dtype)))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -87,3 +93,46 @@ def gradient_at_u(grad: Tensor, x: Tensor, affine: Tensor, activation: int) -> T
 
 def sums(du: Tensor, x: Tensor, center: Tensor) -> Tensor:
     return torch.stack((du.sum((0, 2, 3)), (du * (x - column(center))).sum((0, 2, 3))))
+
+
+def coefficients(du: Tensor, x: Tensor, affine: Tensor, moments: Tensor, eps: float, frozen: bool) -> Tensor:
+    """(6, C) by the formulas of `biasloss_ext.ops.maps`."""
+    count, rstd, scale = x.numel() // x.shape[1], 1 / (moments[1] + eps).sqrt(), affine[0]
+    du_sum, du_centered = sums(du, x, moments[0])
+    constant = frozen or count == 0
+    b = torch.zeros_like(scale) if constant else -scale * rstd**2 * du_centered / count
+    c = torch.zeros_like(scale) if constant else -scale * du_sum / count
+    return torch.stack((scale, b, c, moments[0], rstd * du_centered, du_sum))
+
+
+def assert_coefficients(
+    ours: Tensor,
+    own: Tensor,
+    du: Tensor,
+    x: Tensor,
+    given: tuple[Tensor, Tensor],
+    eps: float,
+    frozen: bool,
+    error: float,
+) -> None:
+    """Each row against float64, rounded like a few of its terms, each with ``error`` roundings of du in it.
+
+    Args:
+        own: torch's.
+        given: affine and moments.
+    """
+    affine, moments = (t.double() for t in given)
+    truth = coefficients(du, x, affine, moments, eps, frozen)
+    assert ours.shape == truth.shape
+    assert ours.dtype == own.dtype
+    assert torch.equal(ours[0], own[0])
+    assert torch.equal(ours[3], own[3])
+    if frozen:
+        assert not ours[1:3].any()
+    count, rstd, scale = max(x.numel() // x.shape[1], 1), 1 / (moments[1] + eps).sqrt(), affine[0]
+    plain = du.abs().sum((0, 2, 3))
+    centered = (du * (x - column(moments[0]))).abs().sum((0, 2, 3)) + 0.1 * plain
+    terms = {1: scale * rstd**2 * centered / count, 2: scale * plain / count, 4: rstd * centered, 5: plain}
+    for row, size in terms.items():
+        largest = error * size.abs().max().item()
+        oracle.assert_as_close_as_torch(ours[row], truth[row], own[row], largest, f"row {row} of the coefficients")

@@ -1,20 +1,22 @@
-"""The pieces of batch normalisation against float64."""
+"""The pieces of batch normalization against float64."""
 
 from __future__ import annotations
 
 import map_cases
+import norm_cases
 import oracle
 import pytest
 import torch
+from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import Case, channels_last, column
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops.batch_norm import op, reference
 
-BACKENDS = ("cpu", "reference")
-CPU = torch.device("cpu")
+BACKENDS = backends_of("batch_norm_apply")
 
 
 def check(ours: Tensor, truth: Tensor, own: Tensor, scale: float, what: str) -> None:
@@ -29,9 +31,12 @@ def check(ours: Tensor, truth: Tensor, own: Tensor, scale: float, what: str) -> 
 @settings(max_examples=80, deadline=None)
 @given(case=map_cases.cases(ratio=(0, 3, 100, 1000)))
 def test_moments(backend: str, case: Case) -> None:
-    moments = op.moments(case.x, device=CPU, backend=backend)
+    options = norm_cases.drawn(case.x.shape[1], case.x.dtype, case.generator)
+    call = Call((case.x,), options).fresh()
+    statistics = call(op.statistics, backend=backend)
+    norm_cases.check_statistics(statistics, case.x, options, call.options)
+    moments = statistics[:2]
     assert moments.dtype == case.affine.dtype
-    assert moments.shape == (2, case.x.shape[1])
     if case.x.numel() == 0:
         assert not moments.any()
         return
@@ -63,7 +68,7 @@ def test_moments_with_outliers(backend: str, place: str) -> None:
     else:
         y += torch.linspace(0, 1e4, 61)[:, None]
     y = channels_last(y)
-    moments = op.moments(y, device=CPU, backend=backend)
+    moments = op.statistics(y, backend=backend)[:2]
     torch.testing.assert_close(moments[1].double(), y.double().var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
 
 
@@ -72,37 +77,35 @@ def test_moments_with_outliers(backend: str, place: str) -> None:
 @given(case=map_cases.cases(), with_residual=st.booleans())
 def test_apply(backend: str, case: Case, with_residual: bool) -> None:
     residual = case.map_like() if with_residual else None
-    arguments = (case.x, case.affine, case.activation, residual)
-    ours = op.apply(*arguments, device=CPU, backend=backend)
+    call = Call((case.x, case.affine), {"activation": case.activation, "residual": residual})
+    ours = call(op.apply, backend=backend)
     truth = map_cases.activated(case.x.double(), case.affine.double(), case.activation)
     truth = truth if residual is None else truth + residual.double()
-    own = reference.batch_norm_apply(*arguments)
+    own = call(reference.batch_norm_apply)
     scale = 4.0 if ours.dtype in (torch.bfloat16, torch.float16) else (1 + case.affine[1].abs().max().item())
     check(ours, truth, own, scale, "apply")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=80, deadline=None)
-@given(case=map_cases.cases())
-def test_sums_and_backward(backend: str, case: Case) -> None:
-    grad, coefficients = case.map_like(), case.per_channel(4)
+@given(case=map_cases.cases(), frozen=st.booleans(), eps=st.sampled_from((1e-5, 0.1)))
+def test_coefficients_and_backward(backend: str, case: Case, frozen: bool, eps: float) -> None:
+    grad, coefficients, moments = case.map_like(), case.per_channel(6), case.moments()
     coefficients[3] = case.center
     exact_grad, exact_x, exact_affine, a = map_cases.wide(grad, case.x, case.affine, coefficients)
     du = map_cases.gradient_at_u(exact_grad, exact_x, exact_affine, case.activation)
 
-    arguments = (grad, case.x, case.affine, case.center, case.activation)
-    ours = op.sums(*arguments, device=CPU, backend=backend)
+    options = {"activation": case.activation, "eps": eps, "frozen": frozen}
+    call = Call((grad, case.x, case.affine, moments), options)
+    ours, own = call(op.coefficients, backend=backend), call(reference.batch_norm_coefficients)
     # Rounded like a few terms, each with the error of u in it: mean / std roundings.
     error_of_u = 1 + case.affine[1].abs().max().item() / 8
-    terms = map_cases.sums(du.abs(), exact_x, a[3]).abs().max() + du.abs().sum((0, 2, 3)).max() * 0.1
-    terms = terms + (du * (exact_x - column(a[3]))).abs().sum((0, 2, 3)).max()
-    own = reference.batch_norm_sums(*arguments)
-    check(ours, map_cases.sums(du, exact_x, a[3]), own, error_of_u * terms.item(), "sums")
+    map_cases.assert_coefficients(ours, own, du, exact_x, (case.affine, moments), eps, frozen, error_of_u)
 
-    arguments = (grad, case.x, case.affine, coefficients, case.activation)
-    ours = op.backward(*arguments, device=CPU, backend=backend)
+    call = Call((grad, case.x, case.affine, coefficients), {"activation": case.activation})
+    ours = call(op.backward, backend=backend)
     truth = column(a[0]) * du + column(a[1]) * (exact_x - column(a[3])) + column(a[2])
-    own = reference.batch_norm_backward(*arguments)
+    own = call(reference.batch_norm_backward)
     narrow = ours.dtype in (torch.bfloat16, torch.float16)
     check(ours, truth, own, 1.0 if narrow else error_of_u * 8, "backward")
 
@@ -116,14 +119,15 @@ LARGE = ((2, 72, 45, 45), (3, 121, 31, 30), (1, 16, 150, 111))
 def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     y, grad, residual = (channels_last(torch.randn(shape, generator=generator).to(dtype)) for _ in range(3))
-    affine, coefficients = torch.rand(2, shape[1], generator=generator), torch.rand(4, shape[1], generator=generator)
+    affine, moments = torch.rand(2, shape[1], generator=generator), torch.rand(2, shape[1], generator=generator)
+    coefficients = torch.rand(6, shape[1], generator=generator)
 
     def results() -> list[Tensor]:
         return [
-            op.moments.native(y),
-            op.apply.native(y, affine, 3, residual),
-            op.sums.native(grad, y, affine, coefficients[3].contiguous(), 3),
-            op.backward.native(grad, y, affine, coefficients, 3),
+            op.statistics.native(y),
+            op.apply.native(y, affine, activation=3, residual=residual),
+            op.coefficients.native(grad, y, affine, moments, activation=3),
+            op.backward.native(grad, y, affine, coefficients, activation=3),
         ]
 
     threads = torch.get_num_threads()
@@ -138,8 +142,8 @@ def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], dtype:
         alone,
         together,
         (
-            reference.batch_norm_moments(y.double()),
-            reference.batch_norm_apply(y.double(), affine, 3, residual),
+            reference.batch_norm_statistics(y.double()),
+            reference.batch_norm_apply(y.double(), affine, activation=3, residual=residual),
             None,
             None,
         ),
@@ -152,25 +156,13 @@ def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], dtype:
             )
 
 
-def test_opcheck() -> None:
-    y, grad = (channels_last(torch.randn(2, 5, 3, 4)) for _ in range(2))
-    affine, coefficients = torch.rand(2, 5), torch.rand(4, 5)
-    torch.library.opcheck(op.moments.native, (y,))
-    torch.library.opcheck(op.apply.native, (y, affine, 3, None))
-    torch.library.opcheck(op.apply.native, (y, affine, 3, grad))
-    torch.library.opcheck(op.sums.native, (grad, y, affine, affine[0], 3))
-    torch.library.opcheck(op.backward.native, (grad, y, affine, coefficients, 3))
-    torch.library.opcheck(op.affine.native, (affine, affine[0], None, 1e-5))
-    torch.library.opcheck(op.coefficients.native, (affine, affine, affine, 1e-5, 24, False))
-
-
 def test_bad_input() -> None:
     y, affine = channels_last(torch.randn(2, 5, 3, 4)), torch.rand(2, 5)
     with pytest.raises(RuntimeError, match="y: expected a dense channels_last map"):
-        op.apply.native(y.contiguous(), affine, 0, None)
+        op.apply.native(y.contiguous(), affine)
     with pytest.raises(RuntimeError, match="residual: expected the shape and dtype of y"):
-        op.apply.native(y, affine, 0, y[:1])
+        op.apply.native(y, affine, residual=y[:1])
     with pytest.raises(RuntimeError, match="affine: expected 10 contiguous values, got 5"):
-        op.apply.native(y, affine[:1], 0, None)
+        op.apply.native(y, affine[:1])
     with pytest.raises(RuntimeError, match="affine: expected float32 values"):
-        op.apply.native(y, affine.double(), 0, None)
+        op.apply.native(y, affine.double())

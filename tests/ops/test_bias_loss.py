@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext import functional
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("bias_loss")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EXAMPLES = 60 if os.environ.get("TRITON_INTERPRET") == "1" else 150  # an interpreted one takes a quarter of a second
 

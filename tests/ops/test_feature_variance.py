@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 
 from biasloss_ext import feature_variance
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("feature_variance")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import norm_cases
 import pytest
 import torch
+from calls import Call
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from runnable import backends_of
 from torch import Tensor
 
 import biasloss_ext
@@ -23,10 +26,10 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.native import native
 from biasloss_ext.ops.pointwise import op, reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = backends_of("pointwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-CPU = torch.device("cpu")
 CHANNELS = (1, 3, 8, 16, 17, 24, 40, 48, 67)
+EPS = 1e-3
 LARGE = (200, 130)  # several panels of the weight, several pieces of its depth
 
 
@@ -44,30 +47,32 @@ class Case:
     residual: Tensor | None
     grad: Tensor
     coefficients: Tensor | None
-    center: Tensor | None
+    moments: Tensor | None
     residual_grad: Tensor | None
+    norm: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
 
     def __repr__(self) -> str:
         shown = {
             name: f"{str(value.dtype)[6:]}{list(value.shape)}" if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
+            if name != "norm"
         }
         return f"Case({shown}, weight strides {self.weight.stride()})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))
 
-    def forward(self, want_moments: bool = True) -> tuple[Any, ...]:
-        return (
-            *(self.x, self.weight, self.affine, self.activation, self.gate),
-            *(self.bias, self.output_activation, self.residual, want_moments),
-        )
+    def forward(self, want_statistics: bool = True) -> Call:
+        names = ("affine", "activation", "gate", "bias", "output_activation", "residual")
+        options = {name: getattr(self, name) for name in names}
+        return Call((self.x, self.weight), {**options, "want_statistics": want_statistics, **self.norm})
 
-    def backward(self, y: Tensor | None, want_x: bool = True, want_weight: bool = True) -> tuple[Any, ...]:
-        return (
-            *(self.grad, y, self.coefficients, self.x, self.weight, self.affine, self.center, self.activation),
-            *(self.gate, self.residual_grad, want_x, want_weight),
-        )
+    def backward(self, y: Tensor | None, want_x: bool = True, want_weight: bool = True) -> Call:
+        names = ("affine", "moments", "activation", "gate", "residual_grad", "frozen")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"y": y, "y_coefficients": self.coefficients, "want_x": want_x, "want_weight": want_weight}
+        return Call((self.grad, self.x, self.weight), {**options, "eps": EPS})
 
     def to(self, dtype: torch.dtype) -> Case:
         """Every tensor in ``dtype``."""
@@ -126,9 +131,13 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Case:
         output_activation=draw(st.integers(0, 6)),
         residual=maybe(feature_map(outputs)),
         grad=feature_map(outputs),
-        coefficients=maybe(normal(4, outputs)),
-        center=None if affine is None else maybe(normal(channels) + offset),
+        coefficients=maybe(normal(6, outputs)),
+        moments=None
+        if affine is None
+        else maybe(torch.stack((normal(channels) + offset, normal(channels).square() + 0.5))),
         residual_grad=maybe(feature_map(channels)),
+        norm=norm_cases.drawn(outputs, dtype, generator),
+        frozen=draw(st.booleans()),
     )
 
 
@@ -148,10 +157,11 @@ def assert_close(ours: Tensor, exact: Tensor, rough: Tensor, what: str, summed: 
     assert excess <= bound, f"{what}: off by {excess:.3g}, allowed are {bound:.3g}"
 
 
-def magnitudes(case: Case, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of the terms that y, grad_x, grad_weight, gate_grad and sums are added up from, themselves added up; float64."""
+def magnitudes(case: Case, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of the terms that y, grad_x, grad_weight, gate_grad, sums and coefficients are added up from, themselves added up;
+    float64."""
     case = case.to(torch.float64)
-    u = maps.normalised(case.x, case.affine)
+    u = maps.normalized(case.x, case.affine)
     h, weight = maps.activate(u, case.activation).abs(), case.weight[:, :, 0, 0].abs()
     if case.affine is not None:  # the rounding of u, which may be small
         h = h + (case.x * maps.per_channel(case.affine[0])).abs() + maps.per_channel(case.affine[1]).abs()
@@ -161,25 +171,33 @@ def magnitudes(case: Case, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Te
         product = product + maps.per_channel(case.bias).abs()
     dy = case.grad.abs()
     if y is not None and case.coefficients is not None:
-        a, b, c, center = (maps.per_channel(row) for row in case.coefficients)
+        a, b, c, center = (maps.per_channel(row) for row in case.coefficients[:4])
         dy = (a * dy).abs() + (b * (y - center)).abs() + c.abs()
     dz = torch.einsum("nohw,oi->nihw", dy, weight)
     dh = dz * gate + (0.0 if case.residual_grad is None else case.residual_grad.abs())
-    sums = h.new_zeros(4)
-    if case.center is not None:
-        slope, away = maps.derivative(u, case.activation).abs(), (case.x - maps.per_channel(case.center)).abs()
+    sums, coefficients = h.new_zeros(4), h.new_zeros(6)
+    if case.moments is not None and case.affine is not None:
+        slope, away = maps.derivative(u, case.activation).abs(), (case.x - maps.per_channel(case.moments[0])).abs()
         terms = (dh * slope, slope, dh * slope * away, slope * away)
         sums = torch.stack([term.sum((2, 3)).amax() if term.numel() else h.new_zeros(()) for term in terms])
-    return product, dh, torch.einsum("nohw,nihw->oi", dy, h * gate), (dz * h).sum((2, 3)), sums
+        du, centered = terms[0].sum((0, 2, 3)), terms[2].sum((0, 2, 3))
+        scale, rstd = case.affine[0].abs(), torch.rsqrt(case.moments[1] + EPS)
+        count = max(h.numel() // h.shape[1], 1)
+        rows = (0 * du, scale * rstd.square() * centered / count, scale * du / count, 0 * du, rstd * centered, du)
+        coefficients = torch.stack([row.amax() for row in rows])
+    of_weight = torch.einsum("nohw,nihw->oi", dy, h * gate)
+    return product, dh, of_weight, (dz * h).sum((2, 3)), sums, coefficients
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=80, deadline=None)
 @given(case=cases())
 def test_forward_agrees_with_float64(backend: str, case: Case) -> None:
-    y, moments = op.forward(*case.forward(), device=CPU, backend=backend)
-    exact, _ = reference.pointwise(*case.to(torch.float64).forward())
-    rough, _ = reference.pointwise(*case.to(accumulation_dtype(case.x.dtype)).forward())
+    called = case.forward().fresh()
+    y, moments = called(op.forward, backend=backend)
+    norm_cases.check_statistics(moments, y, case.norm, called.options)
+    exact, _ = case.to(torch.float64).forward(False)(reference.pointwise)
+    rough, _ = case.to(accumulation_dtype(case.x.dtype)).forward(False)(reference.pointwise)
     assert y.dtype == case.x.dtype
     assert moments.dtype == accumulation_dtype(case.x.dtype)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -191,7 +209,7 @@ def test_forward_agrees_with_float64(backend: str, case: Case) -> None:
     assert_close(moments[0], truth[0], wide[0], "mean", 4 * largest)
     # The variance of a constant channel is the square of the rounding of its mean.
     assert_close(moments[1], truth[1], wide[1], "variance", largest**2 * torch.finfo(moments.dtype).eps)
-    again, none = op.forward(*case.forward(want_moments=False), device=CPU, backend=backend)
+    again, none = case.forward(want_statistics=False)(op.forward, backend=backend)
     assert torch.equal(again, y)
     assert none.numel() == 0
 
@@ -203,12 +221,11 @@ def test_backward_agrees_with_float64(backend: str, case: Case, wanted: tuple[bo
     # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
     assume(case.x.dtype != torch.float64 or case.activation != maps.HARDSIGMOID)
     y = None if case.coefficients is None else case.residual if case.residual is not None else case.grad.neg()
-    arguments = case.backward(y, *wanted)
-    ours = op.backward(*arguments, device=CPU, backend=backend)
+    ours = case.backward(y, *wanted)(op.backward, backend=backend)
     y64 = None if y is None else y.double()
     wide = accumulation_dtype(case.x.dtype)
-    exact = reference.pointwise_backward(*case.to(torch.float64).backward(y64, *wanted))
-    rough = reference.pointwise_backward(*case.to(wide).backward(None if y is None else y.to(wide), *wanted))
+    exact = case.to(torch.float64).backward(y64, *wanted)(reference.pointwise_backward)
+    rough = case.to(wide).backward(None if y is None else y.to(wide), *wanted)(reference.pointwise_backward)
     assert ours[0].dtype == case.x.dtype
     assert all(t.dtype == wide for t in ours[1:])
     if wanted[0]:
@@ -216,8 +233,11 @@ def test_backward_agrees_with_float64(backend: str, case: Case, wanted: tuple[bo
     summed = magnitudes(case, y64)
     for i, name in enumerate(("grad_x", "grad_weight", "gate_grad")):
         assert_close(ours[i], exact[i], rough[i], name, summed[i + 1])
-    for row in range(len(exact[3]) and 4):
-        assert_close(ours[3][row], exact[3][row], rough[3][row], f"sums[{row}]", summed[4][row])
+    for index, name in ((3, "sums"), (4, "coefficients")):
+        assert ours[index].shape == exact[index].shape, name
+        for row in range(len(exact[index])):
+            bounds = (exact[index][row], rough[index][row], f"{name}[{row}]", summed[index + 1][row])
+            assert_close(ours[index][row], *bounds)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,14 +251,14 @@ def test_moments_and_gram_far_from_zero(backend: str, dtype: torch.dtype, ratio:
     x[0, :, 0, 0] += 30
     x = maps.channels_last((x + ratio).to(dtype))
     eye = torch.eye(19, dtype=dtype)[:, :, None, None]
-    _, moments = op.forward(x, eye, None, 0, None, None, 0, None, True, device=CPU, backend=backend)
+    _, moments = op.forward(x, eye, want_statistics=True, backend=backend)
     truth = maps.moments_of(x.double())
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(moments[0].double(), truth[0], rtol=4 * eps, atol=16 * eps)
     # Pieces are merged in float64, where a mean is rounded to an ulp of 1000 and more.
     torch.testing.assert_close(moments[1].double(), truth[1], rtol=64 * eps + ratio * 2.0**-52, atol=0)
 
-    mean, gram = expand_depthwise.gram(x, device=CPU, backend=backend)
+    mean, gram = expand_depthwise.gram(x, backend=backend)
     exact_mean, exact = expand_reference.channel_gram(x.double())
     torch.testing.assert_close(mean.double(), exact_mean, rtol=4 * eps, atol=16 * eps)
     # The rounding of the mean moves every centered value by up to half an ulp of it.
@@ -252,7 +272,7 @@ def test_moments_and_gram_far_from_zero(backend: str, dtype: torch.dtype, ratio:
 @settings(max_examples=40, deadline=None)
 @given(case=cases())
 def test_gram_agrees_with_float64(backend: str, case: Case) -> None:
-    mean, gram = expand_depthwise.gram(case.x, device=CPU, backend=backend)
+    mean, gram = expand_depthwise.gram(case.x, backend=backend)
     exact_mean, exact = expand_reference.channel_gram(case.x.double())
     rough_mean, rough = expand_reference.channel_gram(case.x.to(mean.dtype))
     assert_close(
@@ -263,9 +283,12 @@ def test_gram_agrees_with_float64(backend: str, case: Case) -> None:
 
 def outputs_of(case: Case) -> list[Tensor]:
     y = case.residual if case.coefficients is not None else None
-    forward = op.forward(*case.forward(), device=CPU, backend="cpu")
-    backward = op.backward(*case.backward(y), device=CPU, backend="cpu")
-    return [*forward, *backward, *expand_depthwise.gram(case.x, device=CPU, backend="cpu")]
+    called = case.forward().fresh()
+    forward = called(op.forward, backend="cpu")
+    moved = [called.options["running_mean"], called.options["running_var"]]
+    backward = case.backward(y)(op.backward, backend="cpu")
+    without_gate = replace(case, gate=None).backward(y)(op.backward, backend="cpu")
+    return [*forward, *moved, *backward, *without_gate, *expand_depthwise.gram(case.x, backend="cpu")]
 
 
 def large_case(samples: int, side: int, channels: int, outputs: int, dtype: torch.dtype = torch.float32) -> Case:
@@ -282,7 +305,8 @@ def large_case(samples: int, side: int, channels: int, outputs: int, dtype: torc
     return Case(
         *(feature_map(channels), normal(outputs, channels, 1, 1), normal(2, channels), maps.HARDSWISH),
         *(normal(samples, channels), normal(outputs), maps.IDENTITY, feature_map(outputs)),
-        *(feature_map(outputs), normal(4, outputs), normal(channels), feature_map(channels)),
+        *(feature_map(outputs), normal(6, outputs), normal(2, channels).square(), feature_map(channels)),
+        norm_cases.drawn(outputs, dtype, generator),
     )
 
 
@@ -302,26 +326,31 @@ def test_same_bits_from_run_to_run_and_for_any_number_of_threads(shape: tuple[in
 
 def test_bad_input_is_named() -> None:
     case = large_case(2, 3, 5, 7)
-    cpu = {"device": CPU, "backend": "cpu"}
+    cpu = {"backend": "cpu"}
     with pytest.raises(RuntimeError, match="an activation needs affine"):
-        op.forward(case.x, case.weight, None, maps.RELU, None, None, 0, None, False, **cpu)
+        op.forward(case.x, case.weight, activation=maps.RELU, **cpu)
     with pytest.raises(RuntimeError, match=r"weight: expected shape \(K, 5, 1, 1\)"):
-        op.forward(case.x, case.weight[:, :4], None, 0, None, None, 0, None, False, **cpu)
+        op.forward(case.x, case.weight[:, :4], **cpu)
     with pytest.raises(RuntimeError, match=r"residual: expected a map of shape \(2, 7, 3, 3\)"):
-        op.forward(case.x, case.weight, None, 0, None, None, 0, case.x, False, **cpu)
+        op.forward(case.x, case.weight, residual=case.x, **cpu)
     with pytest.raises(RuntimeError, match="x: expected a dense channels_last map"):
-        op.forward(case.x.contiguous(), case.weight, None, 0, None, None, 0, None, False, **cpu)
+        op.forward(case.x.contiguous(), case.weight, **cpu)
 
 
-@pytest.mark.parametrize("full", [True, False])
-def test_schemas_and_shape_functions(full: bool) -> None:
-    case = large_case(2, 3, 5, 7)
-    if not full:
-        case = replace(case, gate=None, center=None, coefficients=None, residual=None, residual_grad=None, bias=None)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(op.forward.native, case.forward(full), test_utils=checks)
-    torch.library.opcheck(op.backward.native, case.backward(case.residual, True, full), test_utils=checks)
-    torch.library.opcheck(expand_depthwise.gram.native, (case.x,), test_utils=checks)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weight_gradient_of_any_origin(backend: str, dtype: torch.dtype) -> None:
+    """Where dy sums to zero in exact arithmetic, a mean of x far from zero adds nothing but what dy is rounded by."""
+    case = large_case(3, 9, 24, 40, dtype)
+    grad = maps.channels_last((case.grad.double() - case.grad.double().mean((0, 2, 3), keepdim=True)).to(dtype))
+    x, weight = maps.channels_last((case.x.double() + 30).to(dtype)), case.weight
+    call = Call((grad, x, weight), {"any_origin": True})
+    _, ours, *_ = call(op.backward, backend=backend)
+    _, plain, *_ = call.but(any_origin=False)(op.backward, backend=backend)
+    _, exact, *_ = call.to(torch.float64)(reference.pointwise_backward)
+    of_rounding = grad.double().sum((0, 2, 3)).abs().max().item() * 60
+    assert ours.shape == plain.shape == exact.shape
+    assert_close(ours, exact, plain, "grad_weight", torch.tensor(of_rounding / torch.finfo(ours.dtype).eps))
 
 
 @pytest.mark.skipif(

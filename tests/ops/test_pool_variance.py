@@ -6,15 +6,16 @@ import map_cases
 import oracle
 import pytest
 import torch
+from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import Case, channels_last, column
+from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops.pool_variance import op, reference
 
-BACKENDS = ("cpu", "reference")
-CPU = torch.device("cpu")
+BACKENDS = backends_of("pool_variance")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -22,11 +23,12 @@ CPU = torch.device("cpu")
 @given(case=map_cases.cases(), want_variance=st.booleans(), with_affine=st.booleans())
 def test_forward(backend: str, case: Case, want_variance: bool, with_affine: bool) -> None:
     affine = case.affine if with_affine else None
-    arguments = (case.x, affine, case.activation if with_affine else 0, want_variance)
-    pooled, variance = op.forward(*arguments, device=CPU, backend=backend)
+    activation = case.activation if with_affine else 0
+    call = Call((case.x,), {"affine": affine, "activation": activation, "want_variance": want_variance})
+    pooled, variance = call(op.forward, backend=backend)
     h = case.x.double()
     h = map_cases.activated(h, affine.double(), case.activation) if affine is not None else h
-    own, own_variance = reference.pool_variance(*arguments)
+    own, own_variance = call(reference.pool_variance)
     assert pooled.shape == case.x.shape[:2]
     assert pooled.dtype == variance.dtype == case.affine.dtype
     size = 1 + (case.affine[1].abs().max().item() if with_affine else 0)
@@ -48,22 +50,23 @@ def test_forward(backend: str, case: Case, want_variance: bool, with_affine: boo
 def test_variance_far_from_zero(backend: str, dtype: torch.dtype, shape: tuple[int, ...], ratio: int) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(ratio), dtype=torch.float64) + ratio
     x = channels_last(x.to(dtype))
-    pooled, variance = op.forward(x, None, 0, True, device=CPU, backend=backend)
+    pooled, variance = op.forward(x, want_variance=True, backend=backend)
     torch.testing.assert_close(variance.double(), oracle.variance(x), rtol=1e-5, atol=0)
     torch.testing.assert_close(pooled.double(), x.double().mean((2, 3)), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=80, deadline=None)
-@given(case=map_cases.cases(), with_affine=st.booleans(), with_center=st.booleans())
-def test_backward(backend: str, case: Case, with_affine: bool, with_center: bool) -> None:
+@given(case=map_cases.cases(), with_affine=st.booleans(), with_moments=st.booleans(), frozen=st.booleans())
+def test_backward(backend: str, case: Case, with_affine: bool, with_moments: bool, frozen: bool) -> None:
     affine = case.affine if with_affine else None
     activation = case.activation if with_affine else 0
-    center = case.center if with_center else None
+    moments = case.moments() if with_moments and with_affine else None
     pool_grad = torch.randn(case.x.shape[:2], generator=case.generator).to(case.affine.dtype)
-    arguments = (pool_grad, case.x, affine, center, activation)
-    du, sums = op.backward(*arguments, device=CPU, backend=backend)
-    own, own_sums = reference.pool_variance_backward(*arguments)
+    finish = {"moments": moments, "eps": 1e-3, "frozen": frozen}
+    call = Call((pool_grad, case.x), {"affine": affine, "activation": activation, **finish})
+    du, coefficients = call(op.backward, backend=backend)
+    own, own_coefficients = call(reference.pool_variance_backward)
 
     grad, x = pool_grad.double(), case.x.double()
     identity = torch.stack((torch.ones(x.shape[1]), torch.zeros(x.shape[1]))).double()
@@ -77,25 +80,25 @@ def test_backward(backend: str, case: Case, with_affine: bool, with_center: bool
     narrow = du.dtype in (torch.bfloat16, torch.float16)
     # float16's subnormals are rounded to steps of 6e-8.
     oracle.assert_as_close_as_torch(du, truth, own, largest * (1 if narrow else error_of_u) + 1e-4 * narrow, "du")
-    if center is None:
-        assert sums.shape == (0,)
+    if moments is None:
+        assert coefficients.shape == (0,)
+        assert coefficients.dtype == case.affine.dtype
         return
-    assert sums.shape == (2, x.shape[1])
-    centred = (truth * (x - column(center.double()))).abs().sum((0, 2, 3)).max()
-    terms = truth.abs().sum((0, 2, 3)).max() + centred
-    expected = map_cases.sums(truth, x, center.double())
-    oracle.assert_as_close_as_torch(sums, expected, own_sums, error_of_u * terms.item(), "sums")
+    given_ = (case.affine, moments)
+    map_cases.assert_coefficients(coefficients, own_coefficients, truth, x, given_, 1e-3, frozen, error_of_u)
 
 
 @pytest.mark.parametrize("shape", [(1, 72, 70, 70), (3, 121, 41, 41), (5, 16, 64, 63), (16, 480, 7, 7)])
 def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     x = channels_last(torch.randn(shape, generator=generator))
-    affine, pool_grad = torch.rand(2, shape[1], generator=generator), torch.randn(shape[:2], generator=generator)
+    affine, moments = torch.rand(2, shape[1], generator=generator), torch.rand(2, shape[1], generator=generator)
+    pool_grad = torch.randn(shape[:2], generator=generator)
+    after = {"affine": affine, "activation": 3}
 
     def results() -> list[Tensor]:
-        backward = op.backward.native(pool_grad, x, affine, affine[1].contiguous(), 3)
-        return [*op.forward.native(x, affine, 3, True), *op.forward.native(x, affine, 3, False), *backward]
+        backward = op.backward.native(pool_grad, x, **after, moments=moments)
+        return [*op.forward.native(x, **after, want_variance=True), *op.forward.native(x, **after), *backward]
 
     threads = torch.get_num_threads()
     try:
@@ -107,7 +110,7 @@ def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) -> Non
         torch.set_num_threads(threads)
     for one, two in zip(alone, together, strict=True):
         assert torch.equal(one, two)
-    exact = reference.pool_variance(x.double(), affine.double(), 3, True)
+    exact = reference.pool_variance(x.double(), affine=affine.double(), activation=3, want_variance=True)
     for one, truth in zip(alone, exact, strict=False):
         torch.testing.assert_close(one.double(), truth, rtol=1e-6, atol=1e-6)
 
@@ -115,14 +118,6 @@ def test_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) -> Non
 def test_a_bad_value_stays_in_its_sample() -> None:
     x = torch.randn(3, 24, 9, 9)
     x[1, 3, 8, 8] = torch.nan  # in the incomplete last row
-    pooled, variance = op.forward(channels_last(x), None, 0, True, device=CPU, backend="cpu")
+    pooled, variance = op.forward(channels_last(x), want_variance=True, backend="cpu")
     assert variance.isnan().tolist() == [False, True, False]
     assert pooled.isnan().nonzero().tolist() == [[1, 3]]
-
-
-def test_opcheck() -> None:
-    x, affine = channels_last(torch.randn(2, 5, 3, 4)), torch.rand(2, 5)
-    for arguments in ((x, affine, 3, True), (x, None, 0, False)):
-        torch.library.opcheck(op.forward.native, arguments)
-    for affine_and_center in ((affine, affine[0]), (None, None)):
-        torch.library.opcheck(op.backward.native, (torch.rand(2, 5), x, *affine_and_center, 3))

@@ -19,6 +19,7 @@ import pytest
 TESTS = Path(__file__).parent.parent
 # The tests of every backend, of which the plugin `on_triton` picks those with a backend to choose, and Triton's own.
 GROUPS = {
+    "every op": ("ops/test_registry.py", "ops/test_finishing.py"),
     "loss": ("ops/test_bias_loss.py", "ops/test_bias_loss_edge_cases.py"),
     "loss kernels": ("ops/test_feature_variance.py", "triton_interpreter/test_triton_kernels.py"),
     "block kernels": (

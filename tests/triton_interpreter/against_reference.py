@@ -6,14 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from calls import WRITTEN, Call
 from torch import Tensor
 
 # What a rounding to the dtype costs, relative. The interpreter cuts bfloat16 off where a GPU rounds to nearest.
 ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 2**-24, torch.float64: 2**-51}
-
-
-def in_float64(argument: Any) -> Any:
-    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 def tensors(outputs: Any) -> tuple[Tensor, ...]:
@@ -21,13 +18,18 @@ def tensors(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def assert_matches(
-    kernel: Callable[..., Any], reference: Callable[..., Any], arguments: tuple[Any, ...], roundings: float = 5
+    kernel: Callable[..., Any],
+    reference: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any] | None = None,
+    roundings: float = 5,
 ) -> tuple[Tensor, ...]:
     """Every output to within twice the float32 reference's own error, or ``roundings`` of the maps' dtype, relative to the
     largest element: factors of products are rounded to that dtype, a result once more. Shapes, dtypes, layout are the
-    reference's, too."""
-    outputs, exact = tensors(kernel(*arguments)), tensors(reference(*map(in_float64, arguments)))
-    own = tensors(reference(*arguments))
+    reference's, too. What the kernel writes among its ``options`` is compared like an output."""
+    call = Call(arguments, options or {})
+    runs = [(kernel, call), (reference, call.to(torch.float64)), (reference, call)]
+    outputs, exact, own = (_outcome(function, each.fresh()) for function, each in runs)
     given = [a for a in arguments if isinstance(a, Tensor)]
     dtype = next((a.dtype for a in given if a.dim() == 4), given[0].dtype)  # of the maps, where there are any
     for output, expected, torchs in zip(outputs, exact, own, strict=True):
@@ -40,6 +42,13 @@ def assert_matches(
         bound = 2 * (error_of_torch if dtype in (torch.float32, torch.float64) else 0.0)
         assert error <= bound + roundings * ROUNDING[dtype] * scale, (error, error_of_torch, scale)
     return outputs
+
+
+def _outcome(function: Callable[..., Any], call: Call) -> tuple[Tensor, ...]:
+    """The outputs, and the floating-point tensors that the function wrote."""
+    outputs = tensors(call(function))
+    written = (call.options.get(name) for name in WRITTEN)
+    return *outputs, *(t for t in written if isinstance(t, Tensor) and t.is_floating_point())
 
 
 def random_map(*shape: int, dtype: torch.dtype = torch.float32, mean: float = 0.5, std: float = 2.0) -> Tensor:

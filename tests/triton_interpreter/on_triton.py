@@ -9,9 +9,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import Phase, settings
 
-from biasloss_ext.ops import triton_backend
-
-triton_backend.register()
 # A failing example is reported as it was found: shrinking it costs minutes under the interpreter.
 settings.register_profile("interpreted", phases=(Phase.explicit, Phase.reuse, Phase.generate))
 settings.load_profile("interpreted")

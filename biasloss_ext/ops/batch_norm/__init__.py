@@ -1,1 +1,1 @@
-"""Batch normalisation in pieces: moments, application with activation and residual, sums and gradient of the backward."""
+"""Batch normalization in pieces: moments, application with activation and residual, sums and gradient of the backward."""

@@ -1,122 +1,202 @@
-"""``biasloss_ext::batch_norm_moments_triton``, ``_apply_triton``, ``_sums_triton``, ``_backward_triton``: the launches.
+"""``biasloss_ext::batch_norm_*_triton``: one launch each.
 
-Two launches where something is summed over rows, one otherwise. Deterministic, capturable in a CUDA graph.
+Where something is summed over rows, the last program of each block of channels merges what the others left, in a fixed order,
+and finishes the normalization. Deterministic, capturable in a CUDA graph.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
+from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.batch_norm import triton_kernels as kernels
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.maps import channels_last, empty_map
+from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
 
 SUMMED_LOADS = 2  # 16-byte loads a thread and map, where sums take registers too
+CHANNELS_OF_AFFINE = 256
 
 
-def _meta(shape: shared.Rows, tiles: shared.Stream, y: Tensor) -> dict[str, Any]:
-    dtype = triton_dtype(accumulation_dtype(y.dtype))
-    return {"VECTOR": shape.vector, **tiles.meta, "DTYPE": dtype, "num_warps": WARPS}
+class Plan(NamedTuple):
+    """A launch for maps of one shape, and what is to be allocated for it."""
+
+    launch: Launch
+    strides: tuple[int, ...]
+    wide: torch.dtype
+    partials: int
+    tickets: int
 
 
-def batch_norm_moments(y: Tensor) -> Tensor:
-    y = channels_last(y)
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def _summing_plan(kernel: Any, y: Tensor, quantities: int, numbers: tuple[Any, ...], constants: dict[str, Any]) -> Plan:
+    """For a kernel that sums over rows. ``quantities`` of partial results per channel and group."""
     shape = shared.rows_of(y)
-    if y.numel() == 0:
-        return shared.accumulators(y, 2, shape.channels).zero_()
-    moments = shared.accumulators(y, 2, shape.channels)
     tiles = shared.stream_of(shape, y, SUMMED_LOADS)
     groups = shared.groups_of(shape.rows, tiles.rows, tiles.blocks)
-    partials = shared.partial_moments(y, groups.number, shape.channels)
-    with torch.cuda.device_of(y):
-        kernels.moments_kernel[(tiles.blocks * groups.number,)](
-            y,
-            partials,
-            shape.rows,
-            shape.units,
-            tiles.blocks,
-            groups.number,
-            groups.tiles * tiles.rows,
-            **_meta(shape, tiles, y),
-        )
-        shared.merge_moments(partials, moments[0], moments[1], groups.number, shape.channels, unbiased=False)
-    return moments
+    wide = accumulation_dtype(y.dtype)
+    launch = Launch(
+        kernel,
+        tiles.blocks * groups.number,
+        (*numbers, shape.rows, shape.units, tiles.blocks, groups.number, groups.tiles * tiles.rows),
+        {
+            **constants,
+            "VECTOR": shape.vector,
+            **tiles.meta,
+            "GROUPS": shared.merged_groups(groups.number, tiles.channels),
+            "DTYPE": triton_dtype(wide),
+            "num_warps": WARPS,
+        },
+    )
+    counts = groups.number if quantities == 3 else 0  # moments come with their counts
+    partials = quantities * groups.number * shape.channels + counts
+    return Plan(launch, shared.strides_of(y.shape), wide, partials, tiles.blocks)
 
 
-def batch_norm_apply(y: Tensor, affine: Tensor, activation: int, residual: Tensor | None) -> Tensor:
-    y, residual = channels_last(y), None if residual is None else channels_last(residual)
-    h = empty_map(y, *y.shape[1:])
-    if y.numel() == 0:
-        return h
+def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> Plan:
+    """For a kernel that goes element by element."""
     shape = shared.rows_of(y)
     tiles = shared.stream_of(shape, y)
-    with torch.cuda.device_of(y):
-        kernels.apply_kernel[(tiles.blocks * triton.cdiv(shape.rows, tiles.rows),)](
-            y,
-            affine.contiguous(),
-            residual,
-            h,
-            shape.rows,
-            shape.units,
-            tiles.blocks,
-            ACTIVATION=activation,
-            **_meta(shape, tiles, y),
+    wide = accumulation_dtype(y.dtype)
+    launch = Launch(
+        kernel,
+        tiles.blocks * divide_up(shape.rows, tiles.rows),
+        (shape.rows, shape.units, tiles.blocks),
+        {**constants, "VECTOR": shape.vector, **tiles.meta, "DTYPE": triton_dtype(wide), "num_warps": WARPS},
+    )
+    return Plan(launch, shared.strides_of(y.shape), wide, 0, 0)
+
+
+@on_its_device
+def batch_norm_statistics(
+    y: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    norm = norm_weight, norm_bias, running_mean, running_var, num_batches_tracked
+    key = ("statistics", y.shape, y.dtype, y.device, shared.dtypes_of(*norm), momentum, eps)
+    plan = _plans.get(key)
+    if plan is None:
+        if y.numel() == 0:
+            return shared.statistics_of_nothing(y, y.shape[1], norm, momentum, eps)
+        plan = _plans[key] = _summing_plan(kernels.statistics_kernel, y, 3, (momentum, eps), {})
+    statistics = torch.empty((4, y.shape[1]), dtype=plan.wide, device=y.device)
+    partials = torch.empty(plan.partials, dtype=plan.wide, device=y.device)
+    plan.launch(shared.dense(y, plan.strides), statistics, *norm, partials, tickets(y, plan.tickets))
+    return statistics
+
+
+@on_its_device
+def batch_norm_affine(
+    moments: Tensor,
+    count: int,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if count == 0:
+        running_mean = running_var = None
+    norm = norm_weight, norm_bias, running_mean, running_var, num_batches_tracked
+    channels = moments.shape[1]
+    key = ("affine", channels, moments.dtype, moments.device, count, shared.dtypes_of(*norm), momentum, eps)
+    plan = _plans.get(key)
+    if plan is None:
+        launch = Launch(
+            kernels.affine_kernel,
+            divide_up(max(channels, 1), CHANNELS_OF_AFFINE),
+            (momentum, eps, channels, count),
+            {"CHANNELS": CHANNELS_OF_AFFINE, "DTYPE": triton_dtype(moments.dtype), "num_warps": WARPS},
         )
+        plan = _plans[key] = Plan(launch, (), moments.dtype, 0, 0)
+    statistics = torch.empty((4, channels), dtype=moments.dtype, device=moments.device)
+    plan.launch(moments.contiguous(), statistics, *norm)
+    return statistics
+
+
+@on_its_device
+def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual: Tensor | None = None) -> Tensor:
+    key = ("apply", y.shape, y.dtype, y.device, residual is None, activation)
+    plan = _plans.get(key)
+    if plan is None:
+        if y.numel() == 0:
+            return maps.empty_map(y, *y.shape[1:])
+        plan = _plans[key] = _streaming_plan(
+            kernels.apply_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
+        )
+    h = torch.empty_strided(y.shape, plan.strides, dtype=y.dtype, device=y.device)
+    residual = None if residual is None else shared.dense(residual, plan.strides)
+    plan.launch(shared.dense(y, plan.strides), affine.contiguous(), residual, h)
     return h
 
 
-def batch_norm_sums(grad: Tensor, y: Tensor, affine: Tensor, center: Tensor, activation: int) -> Tensor:
-    grad, y = channels_last(grad), channels_last(y)
-    shape = shared.rows_of(y)
-    sums = shared.accumulators(y, 2, shape.channels)
-    if y.numel() == 0:
-        return sums.zero_()
-    tiles = shared.stream_of(shape, y, SUMMED_LOADS)
-    groups = shared.groups_of(shape.rows, tiles.rows, tiles.blocks)
-    partials = shared.accumulators(y, 2, groups.number, shape.channels)
-    with torch.cuda.device_of(y):
-        kernels.sums_kernel[(tiles.blocks * groups.number,)](
-            grad,
-            y,
-            affine.contiguous(),
-            center.contiguous(),
-            partials,
-            shape.rows,
-            shape.units,
-            tiles.blocks,
-            groups.number,
-            groups.tiles * tiles.rows,
-            ACTIVATION=activation,
-            **_meta(shape, tiles, y),
-        )
-        shared.sum_partials(partials, sums, 2, groups.number, shape.channels)
-    return sums
+@on_its_device
+def batch_norm_coefficients(
+    grad: Tensor,
+    y: Tensor,
+    affine: Tensor,
+    moments: Tensor,
+    *,
+    activation: int = 0,
+    eps: float = 1e-5,
+    frozen: bool = False,
+) -> Tensor:
+    key = ("coefficients", y.shape, y.dtype, grad.dtype, y.device, activation, eps, frozen)
+    plan = _plans.get(key)
+    if plan is None:
+        if y.numel() == 0:
+            sums = torch.zeros_like(moments)
+            return maps.finish_coefficients(sums, affine, moments, 0, eps=eps, frozen=frozen)
+        constants = {"ACTIVATION": maps.checked_activation(activation), "FROZEN": frozen}
+        plan = _plans[key] = _summing_plan(kernels.coefficients_kernel, y, 2, (eps,), constants)
+    coefficients = torch.empty((6, y.shape[1]), dtype=plan.wide, device=y.device)
+    partials = torch.empty(plan.partials, dtype=plan.wide, device=y.device)
+    plan.launch(
+        shared.dense(grad, plan.strides),
+        shared.dense(y, plan.strides),
+        affine.contiguous(),
+        moments.contiguous(),
+        coefficients,
+        partials,
+        tickets(y, plan.tickets),
+    )
+    return coefficients
 
 
-def batch_norm_backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, activation: int) -> Tensor:
-    grad, y = channels_last(grad), channels_last(y)
-    dy = empty_map(y, *y.shape[1:])
-    if y.numel() == 0:
-        return dy
-    shape = shared.rows_of(y)
-    tiles = shared.stream_of(shape, y)
-    with torch.cuda.device_of(y):
-        kernels.backward_kernel[(tiles.blocks * triton.cdiv(shape.rows, tiles.rows),)](
-            grad,
-            y,
-            affine.contiguous(),
-            coefficients.contiguous(),
-            dy,
-            shape.rows,
-            shape.units,
-            tiles.blocks,
-            ACTIVATION=activation,
-            **_meta(shape, tiles, y),
+@on_its_device
+def batch_norm_backward(
+    grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, *, activation: int = 0
+) -> Tensor:
+    key = ("backward", y.shape, y.dtype, grad.dtype, y.device, activation)
+    plan = _plans.get(key)
+    if plan is None:
+        if y.numel() == 0:
+            return maps.empty_map(y, *y.shape[1:])
+        plan = _plans[key] = _streaming_plan(
+            kernels.backward_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
         )
+    dy = torch.empty_strided(y.shape, plan.strides, dtype=y.dtype, device=y.device)
+    plan.launch(
+        shared.dense(grad, plan.strides),
+        shared.dense(y, plan.strides),
+        affine.contiguous(),
+        coefficients.contiguous(),
+        dy,
+    )
     return dy

@@ -95,12 +95,12 @@ class _BiasLoss(torch.autograd.Function):
         with _below_autograd():
             loss, weight, statistics = pair.run(*before, output, *after)
         target, class_weight = after[:2]
-        ctx.save_for_backward(output, target)
-        # What no one else can change needs no watch over its version.
-        ctx.kept = pair, class_weight, weight, statistics, after[-3:]
+        # What no one else can change needs no watch over its version; what the caller gets to hold does.
+        others = (weight, statistics)[: wanted - 1]
+        ctx.save_for_backward(output, target, class_weight, *others)
+        ctx.kept = pair, (weight, statistics)[wanted - 1 :], after[-3:]
         if wanted == 1:
             return loss
-        others = (weight, statistics)[: wanted - 1]
         ctx.mark_non_differentiable(*others)
         ctx.set_materialize_grads(False)
         return loss, *others
@@ -109,8 +109,8 @@ class _BiasLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> Any:
         if grad_loss is None:
             return None, None
-        pair, class_weight, weight, statistics, options = ctx.kept
-        arguments = grad_loss, *ctx.saved_tensors, class_weight, weight, statistics, *options
+        pair, unseen, options = ctx.kept
+        arguments = grad_loss, *ctx.saved_tensors, *unseen, *options
         # create_graph=True, or compiled autograd, which sees the op
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return pair.backward_op(*arguments), None

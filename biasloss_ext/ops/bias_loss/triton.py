@@ -1,22 +1,22 @@
 """``biasloss_ext::bias_loss_triton`` and its backward: the launches.
 
-Two forward (and one more for ``reduction="none"``), one backward. No wait of the host, no allocation beyond the outputs and a
-few partial sums, no state: capturable in a CUDA graph once a first call has compiled the kernels.
+One forward (and one more for dense scores with ``reduction="none"``), one backward. No wait of the host, no allocation beyond
+the outputs and a few partial sums: capturable in a CUDA graph once a first call has compiled the kernels.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from biasloss_ext.ops.bias_loss import triton_kernels as kernels
 from biasloss_ext.ops.bias_loss.op import Outputs
 from biasloss_ext.ops.bias_loss.reference import MEAN, NONE
-from biasloss_ext.ops.feature_variance.triton import UNROLLED, WARPS, merge_tile, slicing, triton_dtype
+from biasloss_ext.ops.feature_variance.triton import UNROLLED, WARPS, layout_of, merge_tile, slicing, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.triton_launch import Launch, divide_up, next_power_of_two, tickets
 
 TILE = 1024  # scores that a program holds, in two states of 4 bytes each
 WIDE_TILE = 2048  # for rows that are longer than that
@@ -25,15 +25,16 @@ MOST_ROWS = 64
 BLOCKS_OF_GRADIENT = (
     4  # tiles along the classes that a program of the backward pass takes, where programs need no sum of all
 )
-LOSS_TILE = 1024  # samples x blocks of rows that one step of the last reduction holds
+LOSS_TILE = 512  # samples x blocks of rows that one step of the last reduction holds
+WEIGHED_ROWS = 1024  # that a program weighs
 
 
 def score_tile(output: Tensor) -> dict[str, int]:
     """ROWS and CLASSES of a tile, along memory where the strides allow. The batch size plays no part in it, so that a smaller
     last batch needs no other kernel."""
-    classes = triton.next_power_of_2(output.shape[1])
+    classes = next_power_of_two(output.shape[1])
     dense = output.dim() > 2
-    most_rows = min(triton.next_power_of_2(max(output.shape[2], 1)), MOST_ROWS) if dense else MOST_ROWS
+    most_rows = min(next_power_of_two(max(output.shape[2], 1)), MOST_ROWS) if dense else MOST_ROWS
     row_stride = output.stride(2) if dense else output.stride(0)
     if row_stride < output.stride(1):
         return {"ROWS": most_rows, "CLASSES": min(classes, TILE // most_rows)}
@@ -50,20 +51,48 @@ def strides(t: Tensor, has_classes: bool) -> tuple[int, int, int]:
     return sample, 0, t.stride(1) if t.dim() > 1 else 0
 
 
-def _row_arguments(output: Tensor, rows_per_tile: int) -> tuple[int, int, int]:
-    """(samples, positions, blocks of rows per sample); the last is 1 where blocks span samples."""
+class Rows(NamedTuple):
+    """How the rows of scores are divided among programs."""
+
+    tile: dict[str, int]
+    samples: int
+    positions: int
+    blocks_per_sample: int  # 1 where blocks span samples
+    blocks: int
+
+
+def rows_of(output: Tensor) -> Rows:
+    tile, samples = score_tile(output), output.shape[0]
     if output.dim() == 2:
-        return output.shape[0], 1, 1
-    return output.shape[0], output.shape[2], triton.cdiv(output.shape[2], rows_per_tile)
-
-
-def _row_blocks(output: Tensor, rows_per_tile: int, blocks_per_sample: int) -> int:
-    samples = output.shape[0]
-    return samples * blocks_per_sample if output.dim() > 2 else int(triton.cdiv(samples, rows_per_tile))
+        return Rows(tile, samples, 1, 1, divide_up(samples, tile["ROWS"]))
+    blocks = divide_up(output.shape[2], tile["ROWS"])
+    return Rows(tile, samples, output.shape[2], blocks, samples * blocks)
 
 
 def _in_order(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+    return t if t is None or t.is_contiguous() else t.contiguous()
+
+
+def _layout(t: Tensor | None) -> tuple[Any, ...] | None:
+    """What a plan's key holds of a tensor that is read by its strides."""
+    return None if t is None else (t.shape, t.stride(), t.dtype)
+
+
+class Plan(NamedTuple):
+    """The launches for tensors of some layouts, and what is to be allocated for them."""
+
+    loss: Launch
+    weigh: Launch | None
+    in_place: bool  # the features are read as they are; else a contiguous copy is
+    wide: torch.dtype
+    loss_shape: tuple[int, ...]
+    statistics: int
+    losses: int
+    moments: int
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+_backward_plans: dict[tuple[Any, ...], Launch] = {}
 
 
 def bias_loss(
@@ -81,108 +110,169 @@ def bias_loss(
     ignore_index: int,
     label_smoothing: float,
 ) -> Outputs:
-    dtype = accumulation_dtype(output.dtype)
-    tile = score_tile(output)
-    samples, positions, blocks_per_sample = _row_arguments(output, tile["ROWS"])
-    row_blocks = _row_blocks(output, tile["ROWS"], blocks_per_sample)
-    class_weight, extrema = _in_order(class_weight), _in_order(extrema)
+    device = output.device
+    if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
+        with torch.cuda.device_of(output):
+            return _bias_loss(
+                features, variance, extrema, output, target, class_weight, running_min, alpha, beta,
+                update_running_min, reduction, ignore_index, label_smoothing,
+            )  # fmt: skip
+    return _bias_loss(
+        features, variance, extrema, output, target, class_weight, running_min, alpha, beta,
+        update_running_min, reduction, ignore_index, label_smoothing,
+    )  # fmt: skip
 
-    def empty(*shape: int) -> Tensor:
-        return output.new_empty(shape, dtype=dtype)
 
-    rows = samples * positions
-    weight, statistics = empty(samples), empty(1 + 2 * rows)
-    # Rows of a sample are summed within a block; without a reduction the losses are kept, unweighted at first.
-    loss = empty() if reduction != NONE else empty(samples, *output.shape[2:])
-    losses = loss if reduction == NONE else empty(samples * blocks_per_sample)
-    counts = empty(samples * blocks_per_sample) if reduction == MEAN else None
-
+def _bias_loss(
+    features: Tensor | None,
+    variance: Tensor | None,
+    extrema: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    running_min: Tensor | None,
+    *options: Any,
+) -> Outputs:
+    device = output.device
+    if variance is not None:
+        features = None
+    key = (
+        device,
+        None if features is None else layout_of(features),
+        _layout(variance),
+        _layout(output),
+        _layout(target),
+        *[None if t is None else t.dtype for t in (extrema, class_weight, running_min)],
+        *options,
+    )
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plans[key] = _plan(features, variance, output, target, *options)
+    wide = plan.wide
+    loss = torch.empty(plan.loss_shape, dtype=wide, device=device)
+    weight = torch.empty(output.shape[0], dtype=wide, device=device)
+    statistics = torch.empty(plan.statistics, dtype=wide, device=device)
+    losses = torch.empty(plan.losses, dtype=wide, device=device)
     moments = None
-    # The arguments of the feature side where there is none: the compiler drops what they would be used for.
-    feature_arguments: tuple[Any, ...] = (None, None, 1, 1, 1, 1, 0)
-    feature_meta: dict[str, Any] = {"VECTOR": 1, "LANES": 1, "UNROLLED": 1, "FEATURE_DTYPE": triton_dtype(dtype)}
-    slices, slice_length, length, total_slices = 1, 1, 1, 0
-    if variance is None:
-        assert features is not None
-        cut = slicing(features)
-        slices, slice_length, length, total_slices = cut.slices, cut.slice_length, cut.length, samples * cut.slices
-        moments = features.new_empty(3 * total_slices, dtype=accumulation_dtype(features.dtype))
-        feature_arguments = (
-            cut.features,
-            moments,
-            cut.sample_stride // cut.vector,
-            length // cut.vector,
-            slices,
-            slice_length // cut.vector,
-            total_slices,
-        )
-        feature_meta = {
-            "VECTOR": cut.vector,
-            "LANES": cut.lanes,
-            "UNROLLED": UNROLLED,
-            "FEATURE_DTYPE": triton_dtype(features.dtype),
-        }
+    if features is not None:
+        features = features if plan.in_place else features.contiguous()
+        moments = torch.empty(plan.moments, dtype=accumulation_dtype(features.dtype), device=device)
+        variance = torch.empty(output.shape[0], dtype=wide, device=device)
+    plan.loss(
+        output,
+        target,
+        _in_order(class_weight),
+        features,
+        variance,
+        _in_order(extrema),
+        running_min,
+        loss,
+        weight,
+        statistics,
+        losses,
+        moments,
+        tickets(output, 1),
+    )
+    if plan.weigh is not None:
+        plan.weigh(losses, weight, loss)
+    return loss, weight, statistics
 
-    with torch.cuda.device_of(output):
-        if row_blocks + total_slices > 0:
-            kernels.partials_kernel[(row_blocks + total_slices,)](
-                row_blocks,
-                output,
-                *strides(output, has_classes=True),
-                target,
-                *strides(target, has_classes=target.is_floating_point()),
-                class_weight,
-                statistics,
-                losses,
-                counts,
-                samples,
-                output.shape[1],
-                positions,
-                blocks_per_sample,
-                ignore_index,
-                label_smoothing,
-                *feature_arguments,
-                REDUCTION=reduction,
-                PROBABILITIES=target.is_floating_point(),
-                SMOOTHED=label_smoothing != 0.0,
-                DENSE=output.dim() > 2,
-                **tile,
-                DTYPE=triton_dtype(dtype),
-                **feature_meta,
-                num_warps=WARPS,
-            )
-        loss_blocks = 1 if blocks_per_sample == 1 else 64
-        kernels.finish_kernel[(1,)](
-            moments,
-            variance,
-            0 if variance is None else variance.stride(0),
-            extrema,
-            running_min,
-            losses,
-            counts,
-            loss,
-            weight,
-            statistics,
-            samples,
-            length,
-            slices,
-            slice_length,
-            total_slices,
-            blocks_per_sample,
+
+class _FeatureSide(NamedTuple):
+    """What the launch takes of the features, or of given variances: the compiler drops what only features are used for."""
+
+    numbers: tuple[int, ...] = (1, 1, 1, 1, 0, 1)
+    vector: int = 1
+    lanes: int = 1
+    unrolled: int = 1
+    in_place: bool = True
+
+    @property
+    def slices(self) -> int:
+        return self.numbers[2]
+
+    @property
+    def total_slices(self) -> int:
+        return self.numbers[4]
+
+
+def _feature_side(features: Tensor | None, variance: Tensor | None) -> _FeatureSide:
+    if features is None:
+        assert variance is not None
+        return _FeatureSide((1, 1, 1, 1, 0, variance.stride(0)))
+    cut = slicing(features)
+    numbers = (
+        cut.sample_stride // cut.vector,
+        cut.length // cut.vector,
+        cut.slices,
+        cut.slice_length // cut.vector,
+        cut.samples * cut.slices,
+        1,
+    )
+    return _FeatureSide(numbers, cut.vector, cut.lanes, UNROLLED, cut.features is features)
+
+
+def _plan(
+    features: Tensor | None,
+    variance: Tensor | None,
+    output: Tensor,
+    target: Tensor,
+    alpha: float,
+    beta: float,
+    update_running_min: bool,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Plan:
+    wide, rows, side = accumulation_dtype(output.dtype), rows_of(output), _feature_side(features, variance)
+    dense, probabilities = output.dim() > 2, target.is_floating_point()
+    loss_blocks = 1 if rows.blocks_per_sample == 1 else 64
+    launch = Launch(
+        kernels.loss_kernel,
+        max(rows.blocks + side.total_slices, 1),
+        (
+            *strides(output, has_classes=True),
+            *strides(target, has_classes=probabilities),
+            output.shape[1],
+            rows.samples,
+            rows.positions,
+            rows.blocks,
+            rows.blocks_per_sample,
+            ignore_index,
+            *side.numbers,
+            label_smoothing,
             alpha,
             beta,
-            UPDATE_RUNNING_MIN=update_running_min,
-            REDUCTION=reduction,
-            **merge_tile(slices),
-            LOSS_SAMPLES=LOSS_TILE // loss_blocks,
-            LOSS_BLOCKS=loss_blocks,
-            FEATURE_DTYPE=feature_meta["FEATURE_DTYPE"],
-            DTYPE=triton_dtype(dtype),
-            num_warps=2 * WARPS,
+        ),
+        {
+            "REDUCTION": reduction,
+            "UPDATE_RUNNING_MIN": update_running_min,
+            "PROBABILITIES": probabilities,
+            "SMOOTHED": label_smoothing != 0.0,
+            "DENSE": dense,
+            **rows.tile,
+            "VECTOR": side.vector,
+            "LANES": side.lanes,
+            "UNROLLED": side.unrolled,
+            **merge_tile(side.slices),
+            "LOSS_SAMPLES": LOSS_TILE // loss_blocks,
+            "LOSS_BLOCKS": loss_blocks,
+            "FEATURE_DTYPE": triton_dtype(wide if features is None else features.dtype),
+            "DTYPE": triton_dtype(wide),
+            "num_warps": WARPS,
+        },
+    )
+    all_rows = rows.samples * rows.positions
+    weigh = None
+    if reduction == NONE and dense and all_rows > 0:
+        numbers = (all_rows, rows.positions)
+        weigh = Launch(
+            kernels.weigh_kernel, divide_up(all_rows, WEIGHED_ROWS), numbers, {"ROWS": WEIGHED_ROWS, "num_warps": WARPS}
         )
-        if reduction == NONE:
-            loss.mul_(weight if loss.dim() == 1 else weight[:, None])
-    return loss, weight, statistics
+    # Rows of a sample are summed within a block; without a reduction the losses are kept.
+    losses = all_rows if reduction == NONE else (2 if reduction == MEAN else 1) * rows.samples * rows.blocks_per_sample
+    loss_shape = (rows.samples, *output.shape[2:]) if reduction == NONE else ()
+    return Plan(launch, weigh, side.in_place, wide, tuple(loss_shape), 1 + 2 * all_rows, losses, 3 * side.total_slices)
 
 
 def bias_loss_backward(
@@ -197,44 +287,67 @@ def bias_loss_backward(
     label_smoothing: float,
 ) -> Tensor:
     """``reduction`` is not looked at: the denominator and the shape of ``grad_loss`` hold what is needed of it."""
+    device = output.device
+    if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
+        with torch.cuda.device_of(output):
+            return bias_loss_backward(
+                grad_loss, output, target, class_weight, weight, statistics, reduction, ignore_index, label_smoothing
+            )
     gradient = torch.empty_like(output)
-    tile = score_tile(output)
-    samples, positions, blocks_per_sample = _row_arguments(output, tile["ROWS"])
-    row_blocks = _row_blocks(output, tile["ROWS"], blocks_per_sample)
-    classes = output.shape[1]
-    probabilities = target.is_floating_point()
-    # A sum over all classes is needed first, and the second read of the row then comes from a cache.
-    whole_rows = probabilities or (label_smoothing != 0.0 and class_weight is not None)
-    classes_per_program = classes if whole_rows else tile["CLASSES"] * BLOCKS_OF_GRADIENT
-    grad_sample_stride, _, grad_position_stride = strides(grad_loss, has_classes=False)
-    if row_blocks == 0:
+    if gradient.numel() == 0:
         return gradient
-    with torch.cuda.device_of(output):
-        kernels.gradient_kernel[(row_blocks, triton.cdiv(classes, classes_per_program))](
-            grad_loss,
+    tensors = tuple([_layout(t) for t in (grad_loss, output, target, gradient)])
+    dtypes = None if class_weight is None else class_weight.dtype, weight.dtype
+    key = (device, tensors, dtypes, ignore_index, label_smoothing)
+    launch = _backward_plans.get(key)
+    if launch is None:
+        launch = _backward_launch(
+            grad_loss, output, target, gradient, class_weight is not None, ignore_index, label_smoothing
+        )
+        _backward_plans[key] = launch
+    launch(grad_loss, output, target, _in_order(class_weight), weight, statistics, gradient)
+    return gradient
+
+
+def _backward_launch(
+    grad_loss: Tensor,
+    output: Tensor,
+    target: Tensor,
+    gradient: Tensor,
+    weighted: bool,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Launch:
+    rows, classes = rows_of(output), output.shape[1]
+    probabilities, smoothed = target.is_floating_point(), label_smoothing != 0.0
+    # A sum over all classes is needed first, and the second read of the row then comes from a cache.
+    whole_rows = probabilities or (smoothed and weighted)
+    classes_per_program = classes if whole_rows else rows.tile["CLASSES"] * BLOCKS_OF_GRADIENT
+    grad_sample_stride, _, grad_position_stride = strides(grad_loss, has_classes=False)
+    return Launch(
+        kernels.gradient_kernel,
+        rows.blocks * divide_up(classes, classes_per_program),
+        (
             grad_sample_stride,
             grad_position_stride,
-            output,
             *strides(output, has_classes=True),
-            target,
             *strides(target, has_classes=probabilities),
-            _in_order(class_weight),
-            weight,
-            statistics,
-            gradient,
             *strides(gradient, has_classes=True),
-            samples,
             classes,
-            positions,
-            blocks_per_sample,
+            rows.samples,
+            rows.positions,
+            rows.blocks,
+            rows.blocks_per_sample,
             classes_per_program,
             ignore_index,
             label_smoothing,
-            PROBABILITIES=probabilities,
-            SMOOTHED=label_smoothing != 0.0,
-            DENSE=output.dim() > 2,
-            **tile,
-            DTYPE=triton_dtype(output.dtype),
-            num_warps=WARPS,
-        )
-    return gradient
+        ),
+        {
+            "PROBABILITIES": probabilities,
+            "SMOOTHED": smoothed,
+            "DENSE": output.dim() > 2,
+            **rows.tile,
+            "DTYPE": triton_dtype(output.dtype),
+            "num_warps": WARPS,
+        },
+    )

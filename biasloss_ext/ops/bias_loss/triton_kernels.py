@@ -1,9 +1,9 @@
 """Triton kernels of the Bias Loss.
 
-Forward, two launches: `partials_kernel` reduces every slice of the features to its moments and every block of score rows to
-its loss, in one grid; `finish_kernel`, a single program, takes the extrema, moves the running minimum, forms the weights and
-reduces the loss. The boundary between launches is the only ordering across programs that they rely on: no counter outlives a
-call, so calls on any streams and replays of captured graphs may overlap. Backward, one launch: `gradient_kernel`.
+Forward, one launch: programs of `loss_kernel` reduce every slice of the features to its moments and every block of score rows
+to its loss; the last one to arrive takes the extrema, moves the running minimum, forms the weights and reduces the loss. Only
+dense scores without a reduction take a second launch, since one program alone would be slow to weigh every position. Backward,
+one launch: `gradient_kernel`.
 
 A row is the scores of one position, classes along it. A program holds ROWS x CLASSES of them at a time. Without positions
 (2-d scores) its rows are samples; with positions (DENSE) they are positions of one sample, so that their losses can be summed
@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 from biasloss_ext.ops.bias_loss.reference import LARGEST_EXPONENT, MEAN, NONE
-from biasloss_ext.ops.feature_variance.triton_kernels import merged_variance, store_slice_moments, widen_extrema
+from biasloss_ext.ops.feature_variance.triton_kernels import finish_variances, store_slice_moments, widen_extrema
+from biasloss_ext.ops.triton_finish import is_last
 
 _LARGEST_EXPONENT = tl.constexpr(LARGEST_EXPONENT)
 _NONE = tl.constexpr(NONE)
@@ -309,50 +310,223 @@ def store_row_losses(
             tl.store(counts_ptr + row, count, mask=inside)
 
 
+@triton.jit
+def bias_weight(variance, low, spread, finite, alpha, beta, DTYPE: tl.constexpr):
+    """exp(alpha * v) - beta, Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, equations 3 and 4."""
+    scaled = tl.where(spread == 0.0, 0.0, divided(variance - low, tl.where(spread == 0.0, 1.0, spread), DTYPE))
+    exponent = tl.full([], alpha, DTYPE) * scaled
+    exponent = tl.where(exponent > _LARGEST_EXPONENT, _LARGEST_EXPONENT, exponent)
+    weight = exponential(exponent, DTYPE) - tl.full([], beta, DTYPE)
+    return tl.where(finite, weight, float("nan"))
+
+
+@triton.jit
+def reduce_variances(
+    moments_ptr,
+    variance_ptr,
+    variance_stride,
+    extrema_ptr,
+    samples,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    SAMPLES: tl.constexpr,
+    SLICES: tl.constexpr,
+    FEATURE_DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(-min, max) of the variances, and of those of this batch alone. The variances are given, or merged from the moments of
+    the slices and stored."""
+    if moments_ptr is not None:
+        negated_min, maximum = finish_variances(
+            moments_ptr,
+            variance_ptr,
+            samples,
+            slices,
+            total_slices,
+            length,
+            slice_length,
+            SAMPLES,
+            SLICES,
+            FEATURE_DTYPE,
+            DTYPE,
+        )
+    else:
+        negated_min = tl.full([SAMPLES], -float("inf"), DTYPE)
+        maximum = tl.full([SAMPLES], -float("inf"), DTYPE)
+        for start in range(0, samples, SAMPLES):
+            sample = start + tl.arange(0, SAMPLES)
+            in_batch = sample < samples
+            variance = tl.load(variance_ptr + sample.to(tl.int64) * variance_stride, mask=in_batch, other=0.0).to(DTYPE)
+            negated_min, maximum = widen_extrema(negated_min, maximum, variance, in_batch)
+    if extrema_ptr is not None:
+        return tl.load(extrema_ptr).to(DTYPE), tl.load(extrema_ptr + 1).to(DTYPE)
+    else:
+        return tl.max(negated_min, 0), tl.max(maximum, 0)
+
+
+@triton.jit
+def finish_loss(
+    moments_ptr,
+    variance_ptr,
+    extrema_ptr,
+    running_min_ptr,
+    losses_ptr,
+    counts_ptr,
+    loss_ptr,
+    weight_ptr,
+    statistics_ptr,
+    variance_stride,
+    samples,
+    length,
+    slices,
+    slice_length,
+    total_slices,
+    blocks_per_sample,
+    alpha,
+    beta,
+    UPDATE_RUNNING_MIN: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    DENSE: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    SLICES: tl.constexpr,
+    LOSS_SAMPLES: tl.constexpr,
+    LOSS_BLOCKS: tl.constexpr,
+    FEATURE_DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Extrema, running minimum, weights, and the loss but for dense scores without a reduction. For the last program."""
+    negated_min, maximum = reduce_variances(
+        moments_ptr,
+        variance_ptr,
+        variance_stride,
+        extrema_ptr,
+        samples,
+        length,
+        slices,
+        slice_length,
+        total_slices,
+        SAMPLES,
+        SLICES,
+        FEATURE_DTYPE,
+        DTYPE,
+    )
+    finite = (negated_min - negated_min == 0.0) & (maximum - maximum == 0.0)
+    low = -negated_min
+    if running_min_ptr is not None:
+        running_min = tl.load(running_min_ptr)
+        low = tl.minimum(running_min.to(DTYPE), low)
+    # Threads read below what others wrote above: the variances, and with it the running minimum before it moves.
+    tl.debug_barrier()
+    if running_min_ptr is not None and UPDATE_RUNNING_MIN:
+        moved = tl.minimum(running_min, (-negated_min).to(running_min.dtype))
+        tl.store(running_min_ptr, tl.where(finite, moved, running_min))
+
+    total = tl.zeros([LOSS_SAMPLES], DTYPE)
+    total_count = tl.zeros([LOSS_SAMPLES], DTYPE)
+    for start in range(0, samples, LOSS_SAMPLES):
+        sample = start + tl.arange(0, LOSS_SAMPLES)
+        in_batch = sample < samples
+        variance = tl.load(variance_ptr + sample.to(tl.int64) * variance_stride, mask=in_batch, other=0.0).to(DTYPE)
+        weight = bias_weight(variance, low, maximum + negated_min, finite, alpha, beta, DTYPE)
+        tl.store(weight_ptr + sample, weight, mask=in_batch)
+        if REDUCTION != _NONE:
+            loss = tl.zeros([LOSS_SAMPLES], DTYPE)
+            for first_block in range(0, blocks_per_sample, LOSS_BLOCKS):
+                block = first_block + tl.arange(0, LOSS_BLOCKS)
+                inside = in_batch[:, None] & (block < blocks_per_sample)[None, :]
+                offsets = sample.to(tl.int64)[:, None] * blocks_per_sample + block[None, :]
+                loss += tl.sum(tl.load(losses_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg"), 1)
+                if REDUCTION == _MEAN:
+                    counts = tl.load(counts_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+                    total_count += tl.sum(counts, 1)
+            total += tl.where(in_batch, weight * loss, 0.0)
+        elif not DENSE:
+            loss = tl.load(losses_ptr + sample, mask=in_batch, other=0.0, cache_modifier=".cg")
+            tl.store(loss_ptr + sample, weight * loss, mask=in_batch)
+
+    denominator = tl.full([], 1.0, DTYPE)
+    if REDUCTION == _MEAN:
+        denominator = tl.sum(total_count, 0)
+    tl.store(statistics_ptr, denominator)
+    if REDUCTION != _NONE:
+        tl.store(loss_ptr, divided(tl.sum(total, 0), denominator, DTYPE))
+
+
 @triton.jit(
-    do_not_specialize=["row_blocks", "total_slices", "samples", "positions", "blocks_per_sample", "ignore_index"]
+    do_not_specialize=[
+        "row_blocks",
+        "total_slices",
+        "samples",
+        "positions",
+        "blocks_per_sample",
+        "ignore_index",
+        "feature_sample_stride",
+        "length",
+        "slices",
+        "slice_length",
+        "variance_stride",
+    ]
 )
-def partials_kernel(
-    row_blocks,
+def loss_kernel(
     output_ptr,
+    target_ptr,
+    class_weight_ptr,
+    features_ptr,
+    variance_ptr,
+    extrema_ptr,
+    running_min_ptr,
+    loss_ptr,
+    weight_ptr,
+    statistics_ptr,
+    losses_ptr,
+    moments_ptr,
+    ticket_ptr,
     output_sample_stride,
     output_class_stride,
     output_position_stride,
-    target_ptr,
     target_sample_stride,
     target_class_stride,
     target_position_stride,
-    class_weight_ptr,
-    statistics_ptr,
-    losses_ptr,
-    counts_ptr,
-    samples,
     classes,
+    samples,
     positions,
+    row_blocks,
     blocks_per_sample,
     ignore_index,
-    label_smoothing: tl.float64,
-    features_ptr,
-    moments_ptr,
     feature_sample_stride,
     length,
     slices,
     slice_length,
     total_slices,
+    variance_stride,
+    label_smoothing: tl.float64,
+    alpha: tl.float64,
+    beta: tl.float64,
     REDUCTION: tl.constexpr,
+    UPDATE_RUNNING_MIN: tl.constexpr,
     PROBABILITIES: tl.constexpr,
     SMOOTHED: tl.constexpr,
     DENSE: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
-    DTYPE: tl.constexpr,
     VECTOR: tl.constexpr,
     LANES: tl.constexpr,
     UNROLLED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    SLICES: tl.constexpr,
+    LOSS_SAMPLES: tl.constexpr,
+    LOSS_BLOCKS: tl.constexpr,
     FEATURE_DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
-    """Programs below ``row_blocks`` take the scores, the others a slice of the features each."""
+    """Programs below ``row_blocks`` take the scores, the others a slice of the features each; the last to arrive finishes.
+
+    Where the features are None the variances are given. The losses are followed by their counts where a mean is wanted.
+    """
     program = tl.program_id(0)
+    counts_ptr = losses_ptr + samples.to(tl.int64) * blocks_per_sample
     if program < row_blocks:
         store_row_losses(
             program,
@@ -382,8 +556,8 @@ def partials_kernel(
             CLASSES,
             DTYPE,
         )
-    else:
-        if features_ptr is not None:
+    elif features_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
+        if program < row_blocks + total_slices:  # a batch without samples has one program, and no slice
             store_slice_moments(
                 program - row_blocks,
                 features_ptr,
@@ -398,171 +572,71 @@ def partials_kernel(
                 UNROLLED,
                 FEATURE_DTYPE,
             )
+    if is_last(ticket_ptr, tl.num_programs(0)):
+        finish_loss(
+            moments_ptr,
+            variance_ptr,
+            extrema_ptr,
+            running_min_ptr,
+            losses_ptr,
+            counts_ptr,
+            loss_ptr,
+            weight_ptr,
+            statistics_ptr,
+            variance_stride,
+            samples,
+            length * VECTOR,
+            slices,
+            slice_length * VECTOR,
+            total_slices,
+            blocks_per_sample,
+            alpha,
+            beta,
+            UPDATE_RUNNING_MIN,
+            REDUCTION,
+            DENSE,
+            SAMPLES,
+            SLICES,
+            LOSS_SAMPLES,
+            LOSS_BLOCKS,
+            FEATURE_DTYPE,
+            DTYPE,
+        )
 
 
-@triton.jit
-def load_or_reduce_extrema(
-    moments_ptr,
-    variance_ptr,
-    variance_stride,
-    extrema_ptr,
-    weight_ptr,
-    samples,
-    length,
-    slices,
-    slice_length,
-    total_slices,
-    SAMPLES: tl.constexpr,
-    SLICES: tl.constexpr,
-    FEATURE_DTYPE: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """(-min, max) of the variances, which are left where the weights will be."""
-    negated_min = tl.full([SAMPLES], -float("inf"), DTYPE)
-    maximum = tl.full([SAMPLES], -float("inf"), DTYPE)
-    for start in range(0, samples, SAMPLES):
-        sample = start + tl.arange(0, SAMPLES)
-        in_batch = sample < samples
-        if moments_ptr is not None:
-            variance = merged_variance(
-                moments_ptr, sample, in_batch, slices, total_slices, length, slice_length, SLICES, FEATURE_DTYPE
-            ).to(DTYPE)
-        else:
-            variance = tl.load(variance_ptr + sample.to(tl.int64) * variance_stride, mask=in_batch, other=0.0).to(DTYPE)
-        tl.store(weight_ptr + sample, variance, mask=in_batch)
-        negated_min, maximum = widen_extrema(negated_min, maximum, variance, in_batch)
-    if extrema_ptr is not None:
-        return tl.load(extrema_ptr).to(DTYPE), tl.load(extrema_ptr + 1).to(DTYPE)
-    else:
-        return tl.max(negated_min, 0), tl.max(maximum, 0)
+@triton.jit(do_not_specialize=["rows", "positions"])
+def weigh_kernel(losses_ptr, weight_ptr, loss_ptr, rows, positions, ROWS: tl.constexpr):
+    """The losses of dense scores, each times the weight of its sample."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    weight = tl.load(weight_ptr + row // positions, mask=exists, other=0.0)
+    tl.store(loss_ptr + row, weight * tl.load(losses_ptr + row, mask=exists, other=0.0), mask=exists)
 
 
-@triton.jit
-def bias_weight(variance, low, spread, finite, alpha, beta, DTYPE: tl.constexpr):
-    """exp(alpha * v) - beta, Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, equations 3 and 4."""
-    scaled = tl.where(spread == 0.0, 0.0, divided(variance - low, tl.where(spread == 0.0, 1.0, spread), DTYPE))
-    exponent = tl.full([], alpha, DTYPE) * scaled
-    exponent = tl.where(exponent > _LARGEST_EXPONENT, _LARGEST_EXPONENT, exponent)
-    weight = exponential(exponent, DTYPE) - tl.full([], beta, DTYPE)
-    return tl.where(finite, weight, float("nan"))
-
-
-@triton.jit(
-    do_not_specialize=[
-        "samples",
-        "length",
-        "slices",
-        "slice_length",
-        "total_slices",
-        "blocks_per_sample",
-    ]
-)
-def finish_kernel(
-    moments_ptr,
-    variance_ptr,
-    variance_stride,
-    extrema_ptr,
-    running_min_ptr,
-    losses_ptr,
-    counts_ptr,
-    loss_ptr,
-    weight_ptr,
-    statistics_ptr,
-    samples,
-    length,
-    slices,
-    slice_length,
-    total_slices,
-    blocks_per_sample,
-    alpha: tl.float64,
-    beta: tl.float64,
-    UPDATE_RUNNING_MIN: tl.constexpr,
-    REDUCTION: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    SLICES: tl.constexpr,
-    LOSS_SAMPLES: tl.constexpr,
-    LOSS_BLOCKS: tl.constexpr,
-    FEATURE_DTYPE: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """One program."""
-    negated_min, maximum = load_or_reduce_extrema(
-        moments_ptr,
-        variance_ptr,
-        variance_stride,
-        extrema_ptr,
-        weight_ptr,
-        samples,
-        length,
-        slices,
-        slice_length,
-        total_slices,
-        SAMPLES,
-        SLICES,
-        FEATURE_DTYPE,
-        DTYPE,
-    )
-    finite = (negated_min - negated_min == 0.0) & (maximum - maximum == 0.0)
-    low = -negated_min
-    if running_min_ptr is not None:
-        running_min = tl.load(running_min_ptr)
-        low = tl.minimum(running_min.to(DTYPE), low)
-    # Threads read below what others wrote above: the variances, and with it the running minimum before it moves.
-    tl.debug_barrier()
-    if running_min_ptr is not None and UPDATE_RUNNING_MIN:
-        moved = tl.minimum(running_min, (-negated_min).to(running_min.dtype))
-        tl.store(running_min_ptr, tl.where(finite, moved, running_min))
-
-    total = tl.zeros([LOSS_SAMPLES], DTYPE)
-    total_count = tl.zeros([LOSS_SAMPLES], DTYPE)
-    for start in range(0, samples, LOSS_SAMPLES):
-        sample = start + tl.arange(0, LOSS_SAMPLES)
-        in_batch = sample < samples
-        variance = tl.load(weight_ptr + sample, mask=in_batch, other=0.0)
-        weight = bias_weight(variance, low, maximum + negated_min, finite, alpha, beta, DTYPE)
-        tl.store(weight_ptr + sample, weight, mask=in_batch)
-        if REDUCTION != _NONE:
-            loss = tl.zeros([LOSS_SAMPLES], DTYPE)
-            for first_block in range(0, blocks_per_sample, LOSS_BLOCKS):
-                block = first_block + tl.arange(0, LOSS_BLOCKS)
-                inside = in_batch[:, None] & (block < blocks_per_sample)[None, :]
-                offsets = sample.to(tl.int64)[:, None] * blocks_per_sample + block[None, :]
-                loss += tl.sum(tl.load(losses_ptr + offsets, mask=inside, other=0.0), 1)
-                if REDUCTION == _MEAN:
-                    total_count += tl.sum(tl.load(counts_ptr + offsets, mask=inside, other=0.0), 1)
-            total += tl.where(in_batch, weight * loss, 0.0)
-
-    denominator = tl.full([], 1.0, DTYPE)
-    if REDUCTION == _MEAN:
-        denominator = tl.sum(total_count, 0)
-    tl.store(statistics_ptr, denominator)
-    if REDUCTION != _NONE:
-        tl.store(loss_ptr, divided(tl.sum(total, 0), denominator, DTYPE))
-
-
-@triton.jit(do_not_specialize=["samples", "positions", "blocks_per_sample", "ignore_index"])
+@triton.jit(do_not_specialize=["samples", "positions", "row_blocks", "blocks_per_sample", "ignore_index"])
 def gradient_kernel(
     grad_loss_ptr,
-    grad_loss_sample_stride,
-    grad_loss_position_stride,
     output_ptr,
-    output_sample_stride,
-    output_class_stride,
-    output_position_stride,
     target_ptr,
-    target_sample_stride,
-    target_class_stride,
-    target_position_stride,
     class_weight_ptr,
     weight_ptr,
     statistics_ptr,
     gradient_ptr,
+    grad_loss_sample_stride,
+    grad_loss_position_stride,
+    output_sample_stride,
+    output_class_stride,
+    output_position_stride,
+    target_sample_stride,
+    target_class_stride,
+    target_position_stride,
     gradient_sample_stride,
     gradient_class_stride,
     gradient_position_stride,
-    samples,
     classes,
+    samples,
     positions,
+    row_blocks,
     blocks_per_sample,
     classes_per_program,
     ignore_index,
@@ -575,7 +649,9 @@ def gradient_kernel(
     DTYPE: tl.constexpr,
 ):
     """grad_loss * w / denominator * (p * sum(q) - q), q the target's distribution times the class weight."""
-    sample, position, inside = rows_of_block(tl.program_id(0), samples, positions, blocks_per_sample, DENSE, ROWS)
+    sample, position, inside = rows_of_block(
+        tl.program_id(0) % row_blocks, samples, positions, blocks_per_sample, DENSE, ROWS
+    )
     row = sample * positions + position
     row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
     target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride
@@ -590,7 +666,7 @@ def gradient_kernel(
     scale = divided(grad_loss * weight, tl.zeros([ROWS], DTYPE) + tl.load(statistics_ptr), DTYPE)
     smoothing = tl.full([], label_smoothing, DTYPE)
 
-    first_class = tl.program_id(1) * classes_per_program
+    first_class = tl.program_id(0) // row_blocks * classes_per_program
     last_class = tl.minimum(first_class + classes_per_program, classes)
     total = tl.zeros([ROWS], DTYPE)
     if PROBABILITIES:

@@ -1,25 +1,25 @@
-"""``biasloss_ext::feature_variance_triton``: the launches. Two of them, no wait of the host, one small allocation."""
+"""``biasloss_ext::feature_variance_triton``: one launch, no wait of the host, one small allocation."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from biasloss_ext.ops.feature_variance import triton_kernels as kernels
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
 
 WARPS = 4
 BYTES_PER_LOAD = 16  # the widest load of a thread
 UNROLLED = 4  # loads of a thread in flight
 LONGEST_SLICE = 32  # in heads of a slice, from which its shift is taken; bounds the rounding error
 WANTED_PROGRAMS = 528  # four for each multiprocessor of the largest GPUs of today
-TILE = 2048  # samples x slices that one step of the merge holds
-MOST_SAMPLES = 1024  # of them: each has state beside its slices, which in float64 fills the registers
+TILE = 512  # samples x slices that one step of the merge holds
+MOST_SAMPLES = 256  # of them: each has state beside its slices, which in float64 fills the registers
 
 
 class Slicing(NamedTuple):
@@ -58,11 +58,11 @@ def slicing(features: Tensor) -> Slicing:
     widest = BYTES_PER_LOAD // bytes_per_element
     vector = math.gcd(widest, length, sample_stride, features.data_ptr() // bytes_per_element)
     lanes = WARPS * 32 * widest
-    wanted = min(triton.cdiv(WANTED_PROGRAMS, max(samples, 1)), triton.cdiv(length, lanes * UNROLLED))
-    slices = max(wanted, triton.cdiv(length, lanes * LONGEST_SLICE))
-    slice_length = triton.cdiv(triton.cdiv(length, slices), vector) * vector
+    wanted = min(divide_up(WANTED_PROGRAMS, max(samples, 1)), divide_up(length, lanes * UNROLLED))
+    slices = max(wanted, divide_up(length, lanes * LONGEST_SLICE))
+    slice_length = divide_up(divide_up(length, slices), vector) * vector
     return Slicing(
-        features, samples, sample_stride, length, triton.cdiv(length, slice_length), slice_length, vector, lanes
+        features, samples, sample_stride, length, divide_up(length, slice_length), slice_length, vector, lanes
     )
 
 
@@ -77,40 +77,64 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def feature_variance(features: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(features.dtype)
+def layout_of(features: Tensor) -> tuple[Any, ...]:
+    """What a plan's key holds of features: all that `slicing` looks at."""
+    return features.shape, features.stride(), features.dtype, features.data_ptr() % BYTES_PER_LOAD
+
+
+class Plan(NamedTuple):
+    """The launch for features of one layout."""
+
+    launch: Launch
+    in_place: bool  # the features are read as they are; else a contiguous copy is
+    moments: int
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def _plan(features: Tensor) -> Plan:
     cut = slicing(features)
     total_slices = cut.samples * cut.slices
-    variance = features.new_empty(cut.samples, dtype=dtype)
-    extrema = features.new_empty(2, dtype=dtype)
-    moments = features.new_empty(3 * total_slices, dtype=dtype)
-    with torch.cuda.device_of(features):
-        if total_slices > 0:
-            kernels.slice_moments_kernel[(total_slices,)](
-                cut.features,
-                moments,
-                cut.sample_stride // cut.vector,
-                cut.length // cut.vector,
-                cut.slices,
-                cut.slice_length // cut.vector,
-                total_slices,
-                VECTOR=cut.vector,
-                LANES=cut.lanes,
-                UNROLLED=UNROLLED,
-                DTYPE=triton_dtype(dtype),
-                num_warps=WARPS,
-            )
-        kernels.variance_kernel[(1,)](
-            moments,
-            variance,
-            extrema,
-            cut.samples,
+    launch = Launch(
+        kernels.variance_kernel,
+        total_slices,
+        (
+            cut.sample_stride // cut.vector,
+            cut.length // cut.vector,
             cut.slices,
+            cut.slice_length // cut.vector,
             total_slices,
-            cut.length,
-            cut.slice_length,
+            cut.samples,
+        ),
+        {
+            "VECTOR": cut.vector,
+            "LANES": cut.lanes,
+            "UNROLLED": UNROLLED,
             **merge_tile(cut.slices),
-            DTYPE=triton_dtype(dtype),
-            num_warps=2 * WARPS,
-        )
+            "DTYPE": triton_dtype(features.dtype),
+            "num_warps": WARPS,
+        },
+    )
+    return Plan(launch, cut.features is features, 3 * total_slices)
+
+
+@on_its_device
+def feature_variance(features: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, device = accumulation_dtype(features.dtype), features.device
+    key = (device, *layout_of(features))
+    plan = _plans.get(key)
+    if plan is None:
+        if features.shape[0] == 0:
+            return features.new_empty(0, dtype=dtype), features.new_full((2,), -torch.inf, dtype=dtype)
+        plan = _plans[key] = _plan(features)
+    variance = torch.empty(features.shape[0], dtype=dtype, device=device)
+    extrema = torch.empty(2, dtype=dtype, device=device)
+    plan.launch(
+        features if plan.in_place else features.contiguous(),
+        torch.empty(plan.moments, dtype=dtype, device=device),
+        variance,
+        extrema,
+        tickets(features, 1),
+    )
     return variance, extrema

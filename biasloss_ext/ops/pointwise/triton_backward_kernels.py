@@ -1,4 +1,8 @@
-"""Triton kernels of the 1x1 convolution's backward pass: gradient and sums at the input, gradient at the weight."""
+"""Triton kernels of the 1x1 convolution's backward pass: gradient and sums at the input, gradient at the weight.
+
+One kernel does all where it can keep the gradient of the whole weight, since it then reads every map once; else a second
+kernel computes the gradient of the weight, block by block. The last programs of each add up what the others leave.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -6,13 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight
+from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
+from biasloss_ext.ops.pointwise.triton_weight_sums import finish_weight
+from biasloss_ext.ops.triton_finish import finish_coefficients, is_last, merge_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
     gradient_behind_norm,
     load_channels,
-    normalise,
+    normalize,
     product,
     tile_of,
 )
@@ -22,7 +28,7 @@ from biasloss_ext.ops.triton_map_kernels import (
 def load_dy(
     grad_ptr,
     y_ptr,
-    coefficients_ptr,
+    y_coefficients_ptr,
     first_row,
     rows,
     first_channel,
@@ -35,43 +41,174 @@ def load_dy(
     offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
     start = first_row * channels
     dy = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    if coefficients_ptr is not None:
+    if y_coefficients_ptr is not None:
         y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        dy = gradient_behind_norm(dy, y, coefficients_ptr, first_channel, channels, CHANNELS)
+        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, first_channel, channels, CHANNELS)
         dy = tl.where(inside, dy, 0.0)
     return dy
 
 
+@triton.jit
+def finish_sums_of_sample(
+    gate_total,
+    dh_total,
+    slope_total,
+    dh_away_total,
+    slope_away_total,
+    gate_grad_ptr,
+    sums_ptr,
+    partials_ptr,
+    tickets_ptr,
+    sample,
+    samples,
+    chunk,
+    chunks,
+    in_blocks,
+    first_in,
+    channels,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Store what is summed over a sample; where it is CHUNKED, its last program adds up what the others left, which is
+    (quantities, samples, chunks, channels)."""
+    column = first_in + tl.arange(0, IN)
+    exists = column < channels
+    place = sample * channels + column
+    quantity = samples.to(tl.int64) * channels
+    if CHUNKED:
+        partial = partials_ptr + (sample * chunks + chunk) * channels + column
+        tl.store(partial, gate_total, mask=exists)
+        if sums_ptr is not None:
+            tl.store(partial + quantity * chunks, dh_total, mask=exists)
+            tl.store(partial + quantity * chunks * 2, slope_total, mask=exists)
+            tl.store(partial + quantity * chunks * 3, dh_away_total, mask=exists)
+            tl.store(partial + quantity * chunks * 4, slope_away_total, mask=exists)
+        if is_last(tickets_ptr + sample * in_blocks + first_in // IN, chunks):
+            left = partials_ptr + sample * chunks * channels
+            total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+            tl.store(gate_grad_ptr + place, total, mask=exists)
+            if sums_ptr is not None:
+                for index in range(4):
+                    left += quantity * chunks
+                    total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+                    tl.store(sums_ptr + quantity * index + place, total, mask=exists)
+    else:
+        tl.store(gate_grad_ptr + place, gate_total, mask=exists)
+        if sums_ptr is not None:
+            tl.store(sums_ptr + place, dh_total, mask=exists)
+            tl.store(sums_ptr + quantity + place, slope_total, mask=exists)
+            tl.store(sums_ptr + quantity * 2 + place, dh_away_total, mask=exists)
+            tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)
+
+
+@triton.jit
+def finish_sums_of_batch(
+    du_total,
+    du_away_total,
+    coefficients_ptr,
+    affine_ptr,
+    moments_ptr,
+    partials_ptr,
+    tickets_ptr,
+    rows,
+    chunk,
+    chunks,
+    first_in,
+    channels,
+    eps,
+    FROZEN: tl.constexpr,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The coefficients, from what the programs of the batch summed: (2, chunks, channels)."""
+    column = first_in + tl.arange(0, IN)
+    exists = column < channels
+    left = partials_ptr + chunks.to(tl.int64) * channels
+    place = chunk.to(tl.int64) * channels + column
+    tl.store(partials_ptr + place, du_total, mask=exists)
+    tl.store(left + place, du_away_total, mask=exists)
+    if is_last(tickets_ptr + first_in // IN, chunks):
+        du = merge_sums(partials_ptr, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+        du_away = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+        finish_coefficients(
+            coefficients_ptr,
+            affine_ptr,
+            moments_ptr,
+            column,
+            channels,
+            exists,
+            du,
+            du_away,
+            rows.to(DTYPE),
+            eps,
+            FROZEN,
+        )
+
+
 @triton.jit(
-    do_not_specialize=["segments", "segment_rows", "in_units", "out_units", "in_blocks", "chunks", "chunk_rows"]
+    do_not_specialize=[
+        "segments",
+        "segment_rows",
+        "in_units",
+        "out_units",
+        "weight_out_units",
+        "weight_in_units",
+        "in_blocks",
+        "chunks",
+        "chunk_rows",
+        "weight_tickets",
+        "groups_of_set",
+        "sets",
+    ]
 )
 def data_kernel(
     grad_ptr,
     y_ptr,
-    coefficients_ptr,
+    y_coefficients_ptr,
     x_ptr,
     weight_ptr,
     affine_ptr,
-    center_ptr,
+    moments_ptr,
     gate_ptr,
     residual_grad_ptr,
     grad_x_ptr,
     gate_grad_ptr,
     sums_ptr,
+    coefficients_ptr,
+    grad_weight_ptr,
+    partials_ptr,
+    weight_partials_ptr,
+    weight_sets_ptr,
+    tickets_ptr,
+    eps: tl.float64,
     segments,
     segment_rows,
     in_units,
     out_units,
+    weight_out_units,
+    weight_in_units,
     in_blocks,
     chunks,
     chunk_rows,
+    weight_tickets,
+    groups_of_set,
+    sets,
     ACTIVATION: tl.constexpr,
     IN_VECTOR: tl.constexpr,
     OUT_VECTOR: tl.constexpr,
+    WEIGHT_OUT: tl.constexpr,
+    WEIGHT_IN: tl.constexpr,
     ROWS: tl.constexpr,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     WHOLE: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    ANY_ORIGIN: tl.constexpr,
+    FROZEN: tl.constexpr,
+    GROUPS: tl.constexpr,
     DTYPE: tl.constexpr,
     ROUNDED: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -79,12 +216,15 @@ def data_kernel(
 ):
     """dh, and what is summed over it, of a block of input channels over a chunk of one segment.
 
-    A segment is a sample where something is summed by sample, else the whole batch. WHOLE: one block holds all output channels.
-    ``gate_grad`` is (segments, chunks, in), ``sums`` (4, segments, chunks, in).
+    A segment is a sample where there is a gate, else the whole batch. WHOLE: one block holds all output channels. CHUNKED:
+    a segment has several chunks. With a grad_weight the block holds all of both, and the gradient of the weight is taken
+    from the same reads. The tickets are those of the sums, one for each block of each segment, then those of the weight.
     """
     program = tl.program_id(0)
     in_channels = in_units * IN_VECTOR
     out_channels = out_units * OUT_VECTOR
+    out_stride = stride_of(weight_out_units, WEIGHT_OUT)
+    in_stride = stride_of(weight_in_units, WEIGHT_IN)
     first_in = (program % in_blocks) * IN
     chunk = (program // in_blocks) % chunks
     segment = (program // in_blocks // chunks).to(tl.int64)
@@ -93,94 +233,181 @@ def data_kernel(
     end = first_of_chunk + count
 
     if WHOLE:
-        weight = load_weight(weight_ptr, 0, out_channels, first_in, in_channels, OUT, IN)
+        weight = load_weight(weight_ptr, out_stride, in_stride, 0, out_channels, first_in, in_channels, OUT, IN)
+    if grad_weight_ptr is not None:
+        weight_total = tl.zeros([OUT, IN], DTYPE)
+        if ANY_ORIGIN:
+            origin = load_channels(x_ptr, first_in, in_channels, IN).to(DTYPE)
+    gate_total = tl.zeros([IN], DTYPE)
+    dh_total = tl.zeros([IN], DTYPE)
+    slope_total = tl.zeros([IN], DTYPE)
+    dh_away_total = tl.zeros([IN], DTYPE)
+    slope_away_total = tl.zeros([IN], DTYPE)
     if gate_ptr is not None:
         gate = load_channels(gate_ptr + segment * in_channels, first_in, in_channels, IN)
-        gate_total = tl.zeros([IN], DTYPE)
-    if sums_ptr is not None:
-        center = load_channels(center_ptr, first_in, in_channels, IN)
-        dh_total = tl.zeros([IN], DTYPE)
-        slope_total = tl.zeros([IN], DTYPE)
-        dh_away_total = tl.zeros([IN], DTYPE)
-        slope_away_total = tl.zeros([IN], DTYPE)
+    if moments_ptr is not None:
+        center = load_channels(moments_ptr, first_in, in_channels, IN)
 
     for row in range(0, count, ROWS):
         first_row = first_of_chunk + row
         dz = tl.zeros([ROWS, IN], DTYPE)
         if WHOLE:
-            dy = load_dy(grad_ptr, y_ptr, coefficients_ptr, first_row, end, 0, out_channels, ROWS, OUT, DTYPE)
+            dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, 0, out_channels, ROWS, OUT, DTYPE)
             dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
         else:
             for first_out in range(0, out_channels, OUT):
                 dy = load_dy(
-                    grad_ptr, y_ptr, coefficients_ptr, first_row, end, first_out, out_channels, ROWS, OUT, DTYPE
+                    grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, first_out, out_channels, ROWS, OUT, DTYPE
                 )
-                weight = load_weight(weight_ptr, first_out, out_channels, first_in, in_channels, OUT, IN)
+                weight = load_weight(
+                    weight_ptr, out_stride, in_stride, first_out, out_channels, first_in, in_channels, OUT, IN
+                )
                 dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
 
         offsets, inside = tile_of(first_row, end, first_in, in_channels, ROWS, IN)
         start = first_row * in_channels
-        if gate_ptr is not None or sums_ptr is not None:
+        if gate_ptr is not None or moments_ptr is not None or grad_weight_ptr is not None:
             x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-            u = normalise(x, affine_ptr, first_in, in_channels, IN)
+            u = normalize(x, affine_ptr, first_in, in_channels, IN)
+        if grad_weight_ptr is not None:
+            z = activate(u, ACTIVATION)
+            if gate_ptr is not None:
+                z *= gate[None, :]
+            if ANY_ORIGIN:
+                z -= origin[None, :]
+            weight_total = product(tl.trans(dy), z, weight_total, ROUNDED, FACTOR, PRECISION)
         dh = dz
         if gate_ptr is not None:
-            gate_total += tl.sum(tl.where(inside, dz * activate(u, ACTIVATION), 0.0), 0)
+            gate_total += tl.sum(dz * activate(u, ACTIVATION), 0)  # dz is 0 past the last row
             dh = dz * gate[None, :]
         if residual_grad_ptr is not None:
             dh += tl.load(residual_grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
         if grad_x_ptr is not None:
             tl.store(grad_x_ptr + start + offsets, dh.to(grad_x_ptr.dtype.element_ty), mask=inside)
-        if sums_ptr is not None:
+        if moments_ptr is not None:
             away = x - center[None, :]
-            slope = tl.where(inside, derivative(u, ACTIVATION), 0.0)
-            du = tl.where(inside, dh * slope, 0.0)
+            slope = derivative(u, ACTIVATION)
+            du = dh * slope
             dh_total += tl.sum(du, 0)
-            slope_total += tl.sum(slope, 0)
             dh_away_total += tl.sum(du * away, 0)
-            slope_away_total += tl.sum(slope * away, 0)
+            if gate_ptr is not None:
+                slope = tl.where(inside, slope, 0.0)
+                slope_total += tl.sum(slope, 0)
+                slope_away_total += tl.sum(slope * away, 0)
 
-    column = first_in + tl.arange(0, IN)
-    exists = column < in_channels
-    place = (segment * chunks + chunk) * in_channels + column
     if gate_ptr is not None:
-        tl.store(gate_grad_ptr + place, gate_total, mask=exists)
-    if sums_ptr is not None:
-        quantity = segments.to(tl.int64) * chunks * in_channels
-        tl.store(sums_ptr + place, dh_total, mask=exists)
-        tl.store(sums_ptr + quantity + place, slope_total, mask=exists)
-        tl.store(sums_ptr + quantity * 2 + place, dh_away_total, mask=exists)
-        tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)
+        finish_sums_of_sample(
+            gate_total,
+            dh_total,
+            slope_total,
+            dh_away_total,
+            slope_away_total,
+            gate_grad_ptr,
+            sums_ptr,
+            partials_ptr,
+            tickets_ptr,
+            segment,
+            segments,
+            chunk,
+            chunks,
+            in_blocks,
+            first_in,
+            in_channels,
+            GROUPS,
+            IN,
+            CHUNKED,
+            DTYPE,
+        )
+    elif moments_ptr is not None:
+        finish_sums_of_batch(
+            dh_total,
+            dh_away_total,
+            coefficients_ptr,
+            affine_ptr,
+            moments_ptr,
+            partials_ptr,
+            tickets_ptr,
+            segment_rows,
+            chunk,
+            chunks,
+            first_in,
+            in_channels,
+            tl.full([], eps, DTYPE),
+            FROZEN,
+            GROUPS,
+            IN,
+            DTYPE,
+        )
+    if grad_weight_ptr is not None:
+        finish_weight(
+            weight_total,
+            grad_weight_ptr,
+            weight_partials_ptr,
+            weight_sets_ptr,
+            tickets_ptr,
+            weight_tickets,
+            segment * chunks + chunk,
+            segments * chunks,
+            groups_of_set,
+            sets,
+            first_in * 0,
+            out_channels,
+            first_in,
+            in_channels,
+            OUT,
+            IN,
+            weight_partials_ptr is not None,
+        )
 
 
-@triton.jit(do_not_specialize=["rows", "positions", "in_units", "out_units", "in_blocks", "out_blocks", "group_rows"])
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "positions",
+        "in_units",
+        "out_units",
+        "in_blocks",
+        "out_blocks",
+        "groups",
+        "group_rows",
+        "groups_of_set",
+        "sets",
+    ]
+)
 def weight_kernel(
     grad_ptr,
     y_ptr,
-    coefficients_ptr,
+    y_coefficients_ptr,
     x_ptr,
     affine_ptr,
     gate_ptr,
+    grad_weight_ptr,
     partials_ptr,
+    sets_ptr,
+    tickets_ptr,
     rows,
     positions,
     in_units,
     out_units,
     in_blocks,
     out_blocks,
+    groups,
     group_rows,
+    groups_of_set,
+    sets,
     ACTIVATION: tl.constexpr,
     IN_VECTOR: tl.constexpr,
     OUT_VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     IN: tl.constexpr,
     OUT: tl.constexpr,
+    ANY_ORIGIN: tl.constexpr,
     DTYPE: tl.constexpr,
     ROUNDED: tl.constexpr,
     FACTOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """sum dy z of a block of the weight over a group of rows; partials (groups, out, in)."""
+    """sum dy z of a block of the weight over a group of rows. ANY_ORIGIN: z minus its first row."""
     program = tl.program_id(0)
     in_channels = in_units * IN_VECTOR
     out_channels = out_units * OUT_VECTOR
@@ -189,10 +416,12 @@ def weight_kernel(
     group = (program // in_blocks // out_blocks).to(tl.int64)
     first_of_group = group * group_rows
     count = tl.minimum(rows - first_of_group, group_rows).to(tl.int32)
+    if ANY_ORIGIN:
+        origin = load_channels(x_ptr, first_in, in_channels, IN).to(DTYPE)
     total = tl.zeros([OUT, IN], DTYPE)
     for row in range(0, count, ROWS):
         first_row = first_of_group + row
-        dy = load_dy(grad_ptr, y_ptr, coefficients_ptr, first_row, rows, first_out, out_channels, ROWS, OUT, DTYPE)
+        dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, rows, first_out, out_channels, ROWS, OUT, DTYPE)
         z = load_gated(
             x_ptr,
             affine_ptr,
@@ -207,7 +436,25 @@ def weight_kernel(
             IN,
             DTYPE,
         )
+        if ANY_ORIGIN:
+            z -= origin[None, :]
         total = product(tl.trans(dy), z, total, ROUNDED, FACTOR, PRECISION)
-    offsets, inside = tile_of(first_out.to(tl.int64), out_channels, first_in, in_channels, OUT, IN)
-    start = group * out_channels * in_channels + first_out * in_channels
-    tl.store(partials_ptr + start + offsets, total, mask=inside)
+    finish_weight(
+        total,
+        grad_weight_ptr,
+        partials_ptr,
+        sets_ptr,
+        tickets_ptr,
+        (program % (in_blocks * out_blocks)) * (sets + 1),
+        group,
+        groups,
+        groups_of_set,
+        sets,
+        first_out,
+        out_channels,
+        first_in,
+        in_channels,
+        OUT,
+        IN,
+        partials_ptr is not None,
+    )

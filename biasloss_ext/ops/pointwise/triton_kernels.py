@@ -1,8 +1,9 @@
 """Triton kernel of the 1x1 convolution: a product of matrices, rows the positions, what goes before and after folded in.
 
 The weight (out, in) is small and stays in the caches; a program takes one block of output channels over a group of row tiles,
-so that it leaves one partial result for the moments however many rows there are. Neighbouring programs take the other blocks
-of the same rows, which are then read from the cache.
+so that it leaves one partial result for the moments however many rows there are. The last program of each block of output
+channels merges them and finishes the normalization that follows. Neighboring programs take the other blocks of the same rows,
+which are then read from the cache.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -11,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalise, product, store_moments, tile_of
+from biasloss_ext.ops.triton_finish import count_batch, finish_statistics, is_last, merge_moments
+from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalize, product, store_moments, tile_of
 
 
 @triton.jit
@@ -32,7 +34,7 @@ def load_gated(
     """A tile of z = gate * act(affine(x)). Rows past the last hold what act makes of the shift."""
     offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
     x = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    z = activate(normalise(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    z = activate(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
     if gate_ptr is not None:
         first_sample = first_row // positions
         position = (first_row - first_sample * positions).to(tl.int32)
@@ -43,13 +45,46 @@ def load_gated(
 
 
 @triton.jit
-def load_weight(weight_ptr, first_out, out_channels, first_in, in_channels, OUT: tl.constexpr, IN: tl.constexpr):
+def load_weight(
+    weight_ptr,
+    out_stride,
+    in_stride,
+    first_out,
+    out_channels,
+    first_in,
+    in_channels,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+):
     """A block (OUT, IN), 0 past the last channels."""
-    offsets, inside = tile_of(first_out, out_channels, first_in, in_channels, OUT, IN)
-    return tl.load(weight_ptr + first_out * in_channels + offsets, mask=inside, other=0.0)
+    row = first_out + tl.arange(0, OUT)
+    column = first_in + tl.arange(0, IN)
+    inside = (row < out_channels)[:, None] & (column < in_channels)[None, :]
+    return tl.load(weight_ptr + row[:, None] * out_stride + column[None, :] * in_stride, mask=inside, other=0.0)
 
 
-@triton.jit(do_not_specialize=["rows", "positions", "in_units", "out_units", "out_blocks", "groups", "tiles_per_group"])
+@triton.jit
+def stride_of(units, UNIT: tl.constexpr):
+    """A stride as launches pass it: in units of UNIT elements, 0 where it is 1."""
+    if UNIT == 0:
+        return 1
+    else:
+        return units * UNIT
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "positions",
+        "in_units",
+        "out_units",
+        "weight_out_units",
+        "weight_in_units",
+        "out_blocks",
+        "groups",
+        "tiles_per_group",
+    ]
+)
 def forward_kernel(
     x_ptr,
     weight_ptr,
@@ -58,11 +93,22 @@ def forward_kernel(
     bias_ptr,
     residual_ptr,
     y_ptr,
+    statistics_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    num_batches_tracked_ptr,
     partials_ptr,
+    tickets_ptr,
+    momentum: tl.float64,
+    eps: tl.float64,
     rows,
     positions,
     in_units,
     out_units,
+    weight_out_units,
+    weight_in_units,
     out_blocks,
     groups,
     tiles_per_group,
@@ -70,10 +116,13 @@ def forward_kernel(
     OUTPUT_ACTIVATION: tl.constexpr,
     IN_VECTOR: tl.constexpr,
     OUT_VECTOR: tl.constexpr,
+    WEIGHT_OUT: tl.constexpr,
+    WEIGHT_IN: tl.constexpr,
     ROWS: tl.constexpr,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     WHOLE: tl.constexpr,
+    GROUPS: tl.constexpr,
     DTYPE: tl.constexpr,
     ROUNDED: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -83,6 +132,8 @@ def forward_kernel(
     program = tl.program_id(0)
     in_channels = in_units * IN_VECTOR
     out_channels = out_units * OUT_VECTOR
+    out_stride = stride_of(weight_out_units, WEIGHT_OUT)
+    in_stride = stride_of(weight_in_units, WEIGHT_IN)
     first_out = (program % out_blocks) * OUT
     group = program // out_blocks
     first_of_group = group.to(tl.int64) * tiles_per_group * ROWS
@@ -92,11 +143,11 @@ def forward_kernel(
     if bias_ptr is not None:
         bias += load_channels(bias_ptr, first_out, out_channels, OUT)
     if WHOLE:
-        weight = load_weight(weight_ptr, first_out, out_channels, 0, in_channels, OUT, IN)
+        weight = load_weight(weight_ptr, out_stride, in_stride, first_out, out_channels, 0, in_channels, OUT, IN)
     shift = tl.zeros([OUT], DTYPE)
-    if partials_ptr is not None:
-        totals = tl.zeros([ROWS, OUT], DTYPE)
-        squares = tl.zeros([ROWS, OUT], DTYPE)
+    if statistics_ptr is not None:
+        total = tl.zeros([OUT], DTYPE)
+        square = tl.zeros([OUT], DTYPE)
 
     for row in range(0, count, ROWS):
         first_row = first_of_group + row
@@ -122,7 +173,9 @@ def forward_kernel(
                     IN,
                     DTYPE,
                 )
-                weight = load_weight(weight_ptr, first_out, out_channels, first_in, in_channels, OUT, IN)
+                weight = load_weight(
+                    weight_ptr, out_stride, in_stride, first_out, out_channels, first_in, in_channels, OUT, IN
+                )
                 y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
 
         offsets, inside = tile_of(first_row, rows, first_out, out_channels, ROWS, OUT)
@@ -133,15 +186,35 @@ def forward_kernel(
         stored = y.to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + start + offsets, stored, mask=inside)
 
-        if partials_ptr is not None:
+        if statistics_ptr is not None:
             y = tl.where(inside, stored.to(DTYPE), 0.0)
             if row == 0:  # see `sum_deviations`
                 shift = tl.sum(y, 0) / tl.minimum(count, ROWS).to(DTYPE)
             deviation = tl.where(inside, y - shift[None, :], 0.0)
-            totals += deviation
-            squares += deviation * deviation
+            total += tl.sum(deviation, 0)
+            square += tl.sum(deviation * deviation, 0)
 
-    if partials_ptr is not None:
+    if statistics_ptr is not None:
         column = first_out + tl.arange(0, OUT)
-        total, square = tl.sum(totals, 0), tl.sum(squares, 0)
         store_moments(partials_ptr, group, groups, column, out_channels, count.to(DTYPE), shift, total, square)
+        if is_last(tickets_ptr + program % out_blocks, groups):
+            exists = column < out_channels
+            mean, m2, values = merge_moments(partials_ptr, groups, out_channels, column, exists, GROUPS, OUT, DTYPE)
+            finish_statistics(
+                statistics_ptr,
+                norm_weight_ptr,
+                norm_bias_ptr,
+                running_mean_ptr,
+                running_var_ptr,
+                column,
+                out_channels,
+                exists,
+                mean,
+                m2 / values,
+                values,
+                tl.full([], momentum, DTYPE),
+                tl.full([], eps, DTYPE),
+            )
+            if num_batches_tracked_ptr is not None:  # noqa: SIM102  # for the compiler, a condition of its own
+                if first_out == 0:
+                    count_batch(num_batches_tracked_ptr)

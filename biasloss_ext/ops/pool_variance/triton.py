@@ -1,8 +1,4 @@
-"""``biasloss_ext::pool_variance_triton`` and its backward: the launches.
-
-One launch where a sample fits a program for each block of channels and the variance is not wanted, at most three otherwise;
-backward two. Deterministic, capturable in a CUDA graph.
-"""
+"""``biasloss_ext::pool_variance_triton`` and its backward: one launch each. Deterministic, capturable in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,12 +7,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.batch_norm.triton import SUMMED_LOADS
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.maps import channels_last, empty_map, none_like
 from biasloss_ext.ops.pool_variance import triton_kernels as kernels
+from biasloss_ext.ops.triton_launch import Launch, on_its_device, tickets
+
+MERGED_SLICES = 128
+
+
+class Plan(NamedTuple):
+    """A launch for maps of one shape, and what is to be allocated for it."""
+
+    launch: Launch
+    strides: tuple[int, ...]
+    wide: torch.dtype
+    partial_sums: int
+    partial_moments: int
+    tickets: int
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
 
 
 class Cut(NamedTuple):
@@ -27,7 +40,7 @@ class Cut(NamedTuple):
     chunks: shared.Groups  # of a sample's positions
 
     @property
-    def arguments(self) -> tuple[int, ...]:
+    def numbers(self) -> tuple[int, ...]:
         shape, tiles, chunks = self
         return shape.positions, shape.units, tiles.blocks, chunks.number, chunks.tiles * tiles.rows
 
@@ -38,68 +51,122 @@ def cut_of(x: Tensor) -> Cut:
     return Cut(shape, tiles, shared.groups_of(shape.positions, tiles.rows, tiles.blocks * x.shape[0]))
 
 
-def _meta(cut: Cut, x: Tensor, activation: int) -> dict[str, Any]:
-    return {
-        "ACTIVATION": activation,
-        "VECTOR": cut.shape.vector,
-        **cut.tiles.meta,
-        "DTYPE": triton_dtype(accumulation_dtype(x.dtype)),
-        "num_warps": WARPS,
-    }
+def _constants(cut: Cut, x: Tensor) -> dict[str, Any]:
+    return {"VECTOR": cut.shape.vector, **cut.tiles.meta}
 
 
-def pool_variance(x: Tensor, affine: Tensor | None, activation: int, want_variance: bool) -> tuple[Tensor, Tensor]:
-    x = channels_last(x)
+def _forward_plan(x: Tensor, activation: int, want_variance: bool) -> Plan:
+    cut, samples = cut_of(x), x.shape[0]
+    chunks, blocks, wide = cut.chunks.number, cut.tiles.blocks, accumulation_dtype(x.dtype)
+    slices = chunks * blocks
+    launch = Launch(
+        kernels.pool_kernel,
+        samples * slices,
+        (samples, *cut.numbers),
+        {
+            "ACTIVATION": maps.checked_activation(activation),
+            **_constants(cut, x),
+            "CHUNKS": shared.merged_groups(chunks, cut.tiles.channels),
+            "SLICES": MERGED_SLICES,
+            "DTYPE": triton_dtype(wide),
+            "num_warps": WARPS,
+        },
+    )
+    return Plan(
+        launch,
+        shared.strides_of(x.shape),
+        wide,
+        samples * chunks * x.shape[1] if chunks > 1 else 0,
+        4 * samples * slices if want_variance else 0,
+        samples * (blocks + 1),
+    )
+
+
+@on_its_device
+def pool_variance(
+    x: Tensor, *, affine: Tensor | None = None, activation: int = 0, want_variance: bool = False
+) -> tuple[Tensor, Tensor]:
+    key = (x.shape, x.dtype, x.device, affine is None, activation, want_variance)
+    plan = _plans.get(key)
     samples, channels = x.shape[:2]
-    pooled = shared.accumulators(x, samples, channels)
-    variance = shared.accumulators(x, samples) if want_variance else none_like(x)
-    if x.numel() == 0:  # the mean of nothing
-        return pooled.fill_(torch.nan), variance.fill_(torch.nan)
-    cut = cut_of(x)
-    chunks, slices = cut.chunks.number, cut.chunks.number * cut.tiles.blocks
-    partial_pools = pooled if chunks == 1 else shared.accumulators(x, samples, chunks, channels)
-    partials = shared.partial_moments(x, slices, samples) if want_variance else None
-    with torch.cuda.device_of(x):
-        kernels.pool_kernel[(samples * slices,)](
-            x,
-            shared.in_order(affine),
-            partial_pools,
-            partials,
-            samples,
-            *cut.arguments,
-            **_meta(cut, x, activation),
-        )
-        if chunks > 1:
-            shared.sum_partials(partial_pools, pooled, samples, chunks, channels)
-        if partials is not None:
-            shared.merge_moments(partials, None, variance, slices, samples, unbiased=True)
+    if plan is None:
+        if x.numel() == 0:  # the mean of nothing
+            nothing = x.new_full((samples, channels), torch.nan, dtype=accumulation_dtype(x.dtype))
+            return nothing, nothing.new_full((samples if want_variance else 0,), torch.nan)
+        plan = _plans[key] = _forward_plan(x, activation, want_variance)
+    wide, device = plan.wide, x.device
+    pooled = torch.empty((samples, channels), dtype=wide, device=device)
+    variance = torch.empty((samples if want_variance else 0,), dtype=wide, device=device)
+    plan.launch(
+        shared.dense(x, plan.strides),
+        shared.in_order(affine),
+        pooled,
+        variance,
+        torch.empty(plan.partial_sums, dtype=wide, device=device) if plan.partial_sums else None,
+        torch.empty(plan.partial_moments, dtype=wide, device=device) if plan.partial_moments else None,
+        tickets(x, plan.tickets),
+    )
     return pooled, variance
 
 
+def _backward_plan(x: Tensor, activation: int, has_moments: bool, eps: float, frozen: bool) -> Plan:
+    cut, samples = cut_of(x), x.shape[0]
+    groups, wide = samples * cut.chunks.number, accumulation_dtype(x.dtype)
+    launch = Launch(
+        kernels.backward_kernel,
+        groups * cut.tiles.blocks,
+        (eps, samples, *cut.numbers),
+        {
+            "ACTIVATION": maps.checked_activation(activation),
+            "FROZEN": frozen,
+            **_constants(cut, x),
+            "GROUPS": shared.merged_groups(groups, cut.tiles.channels),
+            "DTYPE": triton_dtype(wide),
+            "num_warps": WARPS,
+        },
+    )
+    partials = 2 * groups * x.shape[1] if has_moments else 0
+    return Plan(launch, shared.strides_of(x.shape), wide, partials, 0, cut.tiles.blocks)
+
+
+@on_its_device
 def pool_variance_backward(
-    pool_grad: Tensor, x: Tensor, affine: Tensor | None, center: Tensor | None, activation: int
+    pool_grad: Tensor,
+    x: Tensor,
+    *,
+    affine: Tensor | None = None,
+    moments: Tensor | None = None,
+    activation: int = 0,
+    eps: float = 1e-5,
+    frozen: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    x = channels_last(x)
-    samples, channels = x.shape[:2]
-    grad_x = empty_map(x, *x.shape[1:])
-    sums = none_like(x) if center is None else shared.accumulators(x, 2, channels)
-    if x.numel() == 0:
-        return grad_x, sums.zero_()
-    cut = cut_of(x)
-    groups = samples * cut.chunks.number
-    partials = None if center is None else shared.accumulators(x, 2, groups, channels)
-    with torch.cuda.device_of(x):
-        kernels.backward_kernel[(groups * cut.tiles.blocks,)](
-            pool_grad.contiguous(),
-            x,
-            shared.in_order(affine),
-            shared.in_order(center),
-            grad_x,
-            partials,
-            samples,
-            *cut.arguments,
-            **_meta(cut, x, activation),
-        )
-        if partials is not None:
-            shared.sum_partials(partials, sums, 2, groups, channels)
-    return grad_x, sums
+    key = ("backward", x.shape, x.dtype, x.device, affine is None, moments is None, activation, eps, frozen)
+    plan = _plans.get(key)
+    if plan is None:
+        if x.numel() == 0:
+            return _of_nothing(x, affine, moments, eps, frozen)
+        plan = _plans[key] = _backward_plan(x, activation, moments is not None, eps, frozen)
+    wide, device = plan.wide, x.device
+    grad_x = torch.empty_strided(x.shape, plan.strides, dtype=x.dtype, device=device)
+    coefficients = torch.empty((0,) if moments is None else (6, x.shape[1]), dtype=wide, device=device)
+    plan.launch(
+        pool_grad.contiguous(),
+        shared.dense(x, plan.strides),
+        shared.in_order(affine),
+        shared.in_order(moments),
+        grad_x,
+        coefficients,
+        torch.empty(plan.partial_sums, dtype=wide, device=device) if plan.partial_sums else None,
+        tickets(x, plan.tickets),
+    )
+    return grad_x, coefficients
+
+
+def _of_nothing(
+    x: Tensor, affine: Tensor | None, moments: Tensor | None, eps: float, frozen: bool
+) -> tuple[Tensor, Tensor]:
+    """For a map without elements."""
+    grad_x = maps.empty_map(x, *x.shape[1:])
+    if affine is None or moments is None:
+        return grad_x, maps.none_like(x)
+    return grad_x, maps.finish_coefficients(torch.zeros_like(moments), affine, moments, 0, eps=eps, frozen=frozen)

@@ -1,29 +1,50 @@
-"""``biasloss_ext::squeeze_excite_triton`` and its backward: the launches, two forward and four backward.
+"""``biasloss_ext::squeeze_excite_triton`` and its backward: one launch forward, two backward.
 
-The batch times a few hundred channels is little work: what counts is that many programs share it. Deterministic, capturable in
-a CUDA graph.
+The batch times a few hundred channels is little work, and launches are most of its time. A program takes some hidden units of
+some samples through both layers; the last one of the samples adds up what the hidden units contribute to the second layer.
+Deterministic, capturable in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import torch
-import triton
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
-from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
+from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WARPS, triton_dtype
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
+from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
 
-BLOCK = 32  # channels of a block of results and of a step; halved in float64
-SAMPLES = 16  # of a block of results, and of a step of the sums over samples
+SAMPLES = 16  # of a block of results: the fewest rows of a product
+CHANNELS = 64  # of a step through the channels
+HIDDEN = 32  # units of a program
+BLOCK = 32  # channels of a block of a weight's gradient
+OF_FLOAT64 = 16  # in place of all of these
+PARTS_AT_ONCE = 4  # of the second layer's results, that the last program of some samples loads at a time
 
 
-def _meta(values: Tensor) -> dict[str, object]:
+class Plan(NamedTuple):
+    """The launches for values of one shape."""
+
+    layers: Launch
+    parameters: Launch | None
+    partials: int
+    tickets: int
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def _size(values: Tensor, size: int) -> int:
+    return min(size, OF_FLOAT64) if values.dtype == torch.float64 else size
+
+
+def _options(values: Tensor) -> dict[str, Any]:
     return {
-        "ROWS": SAMPLES,
-        "IN": _block(values),
-        "OUT": _block(values),
         "DTYPE": triton_dtype(values.dtype),
         "PRECISION": shared.precision_of_products(values)["PRECISION"],
         "num_warps": WARPS,
@@ -31,92 +52,96 @@ def _meta(values: Tensor) -> dict[str, object]:
     }
 
 
-def _block(values: Tensor) -> int:
-    return BLOCK // 2 if values.dtype == torch.float64 else BLOCK
-
-
-def _linear(
-    values: Tensor,
-    slope_at: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: int,
-    output_activation: int = maps.IDENTITY,
-    activated: Tensor | None = None,
-) -> Tensor:
-    """(N, in) @ weight (out, in) transposed; what is done to the values before and after: `kernels.linear_kernel`."""
-    samples, in_channels = values.shape
-    out_channels = weight.shape[0]
-    result = values.new_empty(samples, out_channels)
-    blocks = triton.cdiv(out_channels, _block(values))
-    kernels.linear_kernel[(blocks * triton.cdiv(samples, SAMPLES),)](
-        values,
-        slope_at,
-        weight,
-        bias,
-        result,
-        activated,
-        samples,
-        in_channels,
-        out_channels,
-        blocks,
-        weight.stride(1),
-        weight.stride(0),
-        ACTIVATION=activation,
-        OUTPUT_ACTIVATION=output_activation,
-        **_meta(values),
+def _layers_plan(
+    pooled: Tensor, hidden: int, activations: tuple[int, int], backward: bool, parameters: Launch | None
+) -> Plan:
+    samples, channels = pooled.shape
+    activation, gate_activation = (maps.checked_activation(number) for number in activations)
+    widest = BYTES_PER_LOAD // pooled.element_size()
+    channel_vector, hidden_vector = math.gcd(widest, channels), math.gcd(widest, hidden)
+    hidden_block = _size(pooled, HIDDEN)
+    hidden_blocks, row_blocks = max(divide_up(hidden, hidden_block), 1), divide_up(samples, SAMPLES)
+    launch = Launch(
+        kernels.layers_kernel,
+        hidden_blocks * row_blocks,
+        (samples, channels // channel_vector, hidden // hidden_vector, hidden_blocks),
+        {
+            "ACTIVATION": activation,
+            "GATE_ACTIVATION": gate_activation,
+            "BACKWARD": backward,
+            "CHANNEL_VECTOR": channel_vector,
+            "HIDDEN_VECTOR": hidden_vector,
+            "ROWS": SAMPLES,
+            "CHANNELS": _size(pooled, CHANNELS),
+            "HIDDEN": hidden_block,
+            "AT_ONCE": PARTS_AT_ONCE,
+            **_options(pooled),
+        },
     )
-    return result
+    return Plan(launch, parameters, hidden_blocks * samples * channels if hidden_blocks > 1 else 0, row_blocks)
 
 
-def _weight_gradient(
-    grad: Tensor,
-    slope_at: Tensor,
-    values: Tensor,
-    slope_activation: int,
-    activation: int = maps.IDENTITY,
-) -> tuple[Tensor, Tensor]:
-    """Of weight (out, in) and bias: grad * act'(slope_at) is (N, out), act(values) is (N, in)."""
-    samples, out_channels = grad.shape
-    in_channels = values.shape[1]
-    weight_grad, bias_grad = grad.new_empty(out_channels, in_channels), grad.new_empty(out_channels)
-    in_blocks = triton.cdiv(in_channels, _block(grad))
-    kernels.weight_kernel[(in_blocks * triton.cdiv(out_channels, _block(grad)),)](
-        grad,
-        slope_at,
-        values,
-        weight_grad,
-        bias_grad,
-        samples,
-        in_channels,
-        out_channels,
-        in_blocks,
-        GATE_ACTIVATION=slope_activation,
-        ACTIVATION=activation,
-        **_meta(grad),
+def _parameters_launch(
+    pooled: Tensor, hidden: int, activations: tuple[int, int], has_sums: bool, positions: int, eps: float, frozen: bool
+) -> Launch:
+    samples, channels = pooled.shape
+    block = _size(pooled, BLOCK)
+    channel_blocks = divide_up(channels, block)
+    weight_blocks = channel_blocks * divide_up(hidden, block)
+    return Launch(
+        kernels.parameters_kernel,
+        2 * weight_blocks + (channel_blocks if has_sums else 0),
+        (eps, samples, channels, hidden, positions, weight_blocks),
+        {
+            "ACTIVATION": activations[0],
+            "GATE_ACTIVATION": activations[1],
+            "FROZEN": frozen,
+            "ROWS": SAMPLES,
+            "BLOCK": block,
+            **_options(pooled),
+        },
     )
-    return weight_grad, bias_grad
 
 
+@on_its_device
 def squeeze_excite(
     pooled: Tensor,
     reduce_weight: Tensor,
     reduce_bias: Tensor,
     expand_weight: Tensor,
     expand_bias: Tensor,
-    activation: int,
-    gate_activation: int,
+    *,
+    activation: int = 0,
+    gate_activation: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pooled = pooled.contiguous()
-    gate = torch.empty_like(pooled)
+    samples, channels = pooled.shape
+    hidden, dtype, device = reduce_weight.shape[0], pooled.dtype, pooled.device
+    reduced = torch.empty((samples, hidden), dtype=dtype, device=device)
+    expanded, gate = (torch.empty((samples, channels), dtype=dtype, device=device) for _ in range(2))
     if pooled.numel() == 0:
-        return gate, pooled.new_empty(pooled.shape[0], reduce_weight.shape[0]), torch.empty_like(pooled)
-    with torch.cuda.device_of(pooled):
-        reduced = _linear(pooled, None, reduce_weight, reduce_bias.contiguous(), maps.IDENTITY)
-        expanded = _linear(reduced, None, expand_weight, expand_bias.contiguous(), activation, gate_activation, gate)
+        return gate, reduced, expanded
+    key = (samples, channels, hidden, dtype, device, activation, gate_activation, shared.precision_setting(pooled))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plans[key] = _layers_plan(pooled, hidden, (activation, gate_activation), False, None)
+    plan.layers(
+        shared.in_order(pooled),
+        None,
+        shared.in_order(reduce_weight),
+        shared.in_order(reduce_bias),
+        None,
+        reduced,
+        shared.in_order(expand_weight),
+        shared.in_order(expand_bias),
+        expanded,
+        gate,
+        torch.empty(plan.partials, dtype=dtype, device=device) if plan.partials else None,
+        tickets(pooled, plan.tickets) if plan.partials else None,
+    )
     return gate, reduced, expanded
 
 
+@on_its_device
 def squeeze_excite_backward(
     gate_grad: Tensor,
     pooled: Tensor,
@@ -124,23 +149,85 @@ def squeeze_excite_backward(
     expanded: Tensor,
     reduce_weight: Tensor,
     expand_weight: Tensor,
-    activation: int,
-    gate_activation: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gate_grad, pooled, reduced, expanded = (t.contiguous() for t in (gate_grad, pooled, reduced, expanded))
+    *,
+    activation: int = 0,
+    gate_activation: int = 0,
+    sums: Tensor | None = None,
+    affine: Tensor | None = None,
+    moments: Tensor | None = None,
+    positions: int = 1,
+    eps: float = 1e-5,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    samples, channels = pooled.shape
+    hidden, dtype, device = reduce_weight.shape[0], pooled.dtype, pooled.device
     if pooled.numel() == 0:
-        return (
-            torch.empty_like(pooled),
-            torch.zeros_like(reduce_weight),
-            pooled.new_zeros(reduce_weight.shape[0]),
-            torch.zeros_like(expand_weight),
-            pooled.new_zeros(pooled.shape[1]),
-        )
-    with torch.cuda.device_of(pooled):
-        hidden_grad = _linear(gate_grad, expanded, expand_weight.t(), None, gate_activation)
-        pool_grad = _linear(hidden_grad, reduced, reduce_weight.t(), None, activation)
-        reduce_weight_grad, reduce_bias_grad = _weight_gradient(hidden_grad, reduced, pooled, activation)
-        expand_weight_grad, expand_bias_grad = _weight_gradient(
-            gate_grad, expanded, reduced, gate_activation, activation
-        )
-    return pool_grad, reduce_weight_grad, reduce_bias_grad, expand_weight_grad, expand_bias_grad
+        return _of_nothing(pooled, hidden, sums, affine, moments, eps, frozen)
+    activations = activation, gate_activation
+    setting = shared.precision_setting(pooled)
+    key = (samples, channels, hidden, dtype, device, activations, sums is None, positions, eps, frozen, setting)
+    plan = _plans.get(key)
+    if plan is None:
+        parameters = _parameters_launch(pooled, hidden, activations, sums is not None, positions, eps, frozen)
+        plan = _plans[key] = _layers_plan(pooled, hidden, activations, True, parameters)
+    assert plan.parameters is not None
+    gate_grad, pooled, reduced, expanded = (t.contiguous() for t in (gate_grad, pooled, reduced, expanded))
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    hidden_grad, pool_grad = empty(samples, hidden), empty(samples, channels)
+    plan.layers(
+        gate_grad,
+        expanded,
+        shared.in_order(expand_weight),
+        None,
+        reduced,
+        hidden_grad,
+        shared.in_order(reduce_weight),
+        None,
+        pool_grad,
+        None,
+        empty(plan.partials) if plan.partials else None,
+        tickets(pooled, plan.tickets) if plan.partials else None,
+    )
+    of_parameters = empty(hidden, channels), empty(hidden), empty(channels, hidden), empty(channels)
+    coefficients = empty(0) if sums is None else empty(6, channels)
+    plan.parameters(
+        gate_grad,
+        pooled,
+        reduced,
+        expanded,
+        hidden_grad,
+        *of_parameters,
+        shared.in_order(sums),
+        pool_grad,
+        shared.in_order(affine),
+        shared.in_order(moments),
+        coefficients,
+    )
+    return pool_grad, *of_parameters, coefficients
+
+
+def _of_nothing(
+    pooled: Tensor,
+    hidden: int,
+    sums: Tensor | None,
+    affine: Tensor | None,
+    moments: Tensor | None,
+    eps: float,
+    frozen: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """For a batch without samples."""
+    channels = pooled.shape[1]
+    coefficients = pooled.new_empty(0)
+    if sums is not None and affine is not None and moments is not None:
+        coefficients = maps.finish_coefficients(torch.zeros_like(moments), affine, moments, 0, eps=eps, frozen=frozen)
+    return (
+        torch.empty_like(pooled),
+        pooled.new_zeros(hidden, channels),
+        pooled.new_zeros(hidden),
+        pooled.new_zeros(channels, hidden),
+        pooled.new_zeros(channels),
+        coefficients,
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from biasloss_ext.ops.triton_finish import finish_coefficients, is_last
 from biasloss_ext.ops.triton_map_kernels import activate, derivative, load_channels, product, tile_of
 
 
@@ -21,7 +22,7 @@ def load_factor(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """act(values), or with ``slope_at`` what is behind an activation: values * act'(slope_at). 0 outside."""
+    """act(values), or with ``slope_at`` the gradient before an activation: values * act'(slope_at). 0 outside."""
     offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
     start = first_row * channels
     values = tl.load(values_ptr + start + offsets, mask=inside, other=0.0)
@@ -32,52 +33,150 @@ def load_factor(
     return tl.where(inside, values, 0.0)
 
 
-@triton.jit(do_not_specialize=["samples", "in_channels", "out_channels", "out_blocks", "in_stride", "out_stride"])
-def linear_kernel(
-    values_ptr,
-    slope_at_ptr,
-    weight_ptr,
+@triton.jit
+def load_weight(
+    weight_ptr, first_row, rows, first_column, columns, BY_ROWS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    """R x C of a matrix (rows, columns) that lies in memory row by row or column by column; 0 outside."""
+    row = first_row + tl.arange(0, R)
+    column = first_column + tl.arange(0, C)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    if BY_ROWS:
+        pointers = weight_ptr + row[:, None] * columns + column[None, :]
+    else:
+        pointers = weight_ptr + row[:, None] + column[None, :] * rows
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def finish_tile(
+    result,
     bias_ptr,
     result_ptr,
     activated_ptr,
+    first_row,
     samples,
-    in_channels,
-    out_channels,
-    out_blocks,
-    in_stride,
-    out_stride,
+    first_channel,
+    channels,
     ACTIVATION: tl.constexpr,
-    OUTPUT_ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Store a tile of the second layer's results and, where wanted, their activation."""
+    if bias_ptr is not None:
+        result += load_channels(bias_ptr, first_channel, channels, CHANNELS)[None, :]
+    offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+    offsets += first_row * channels
+    tl.store(result_ptr + offsets, result, mask=inside)
+    if activated_ptr is not None:
+        tl.store(activated_ptr + offsets, activate(result, ACTIVATION), mask=inside)
+
+
+@triton.jit
+def sum_tiles(partials_ptr, offsets, inside, stride, count, AT_ONCE: tl.constexpr, DTYPE: tl.constexpr):
+    """The sum of ``count`` tiles that lie ``stride`` apart, AT_ONCE loaded at a time. For the last program (`is_last`)."""
+    total = tl.zeros(offsets.shape, DTYPE)
+    for first in range(0, count, AT_ONCE):
+        index = first + tl.arange(0, AT_ONCE)
+        pointers = partials_ptr + index.to(tl.int64)[:, None, None] * stride + offsets[None, :, :]
+        exists = (index < count)[:, None, None] & inside[None, :, :]
+        total += tl.sum(tl.load(pointers, mask=exists, other=0.0, cache_modifier=".cg"), 0)
+    return total
+
+
+@triton.jit(do_not_specialize=["samples", "channel_units", "hidden_units", "hidden_blocks"])
+def layers_kernel(
+    values_ptr,
+    slope_at_ptr,
+    first_weight_ptr,
+    first_bias_ptr,
+    hidden_slope_at_ptr,
+    hidden_ptr,
+    second_weight_ptr,
+    second_bias_ptr,
+    result_ptr,
+    activated_ptr,
+    partials_ptr,
+    tickets_ptr,
+    samples,
+    channel_units,
+    hidden_units,
+    hidden_blocks,
+    ACTIVATION: tl.constexpr,
+    GATE_ACTIVATION: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    CHANNEL_VECTOR: tl.constexpr,
+    HIDDEN_VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """result = factor @ weight + bias, and where wanted its activation; the weight's strides say how it lies in memory."""
+    """A block of hidden units of some samples, and their part of the second layer; channels to hidden units to channels.
+
+    Forward: the gate. BACKWARD: from the gate's gradient the gradient at what was pooled, through the same weights. Every
+    program reads its own rows and columns of the two weights alone. Where there are several blocks of hidden units, the last
+    program of the samples adds up the parts.
+    """
+    SLOPE_ACTIVATION: tl.constexpr = GATE_ACTIVATION if BACKWARD else 0
     program = tl.program_id(0)
-    first_out = (program % out_blocks) * OUT
-    first_row = (program // out_blocks).to(tl.int64) * ROWS
-    out_channel = first_out + tl.arange(0, OUT)
-    result = tl.zeros([ROWS, OUT], DTYPE)
-    for first_in in range(0, in_channels, IN):
-        factor = load_factor(values_ptr, slope_at_ptr, first_row, samples, first_in, in_channels, ACTIVATION, ROWS, IN)
-        in_channel = first_in + tl.arange(0, IN)
-        inside = (in_channel < in_channels)[:, None] & (out_channel < out_channels)[None, :]
-        pointers = weight_ptr + in_channel[:, None] * in_stride + out_channel[None, :] * out_stride
-        weight = tl.load(pointers, mask=inside, other=0.0)
-        result = product(factor, weight, result, DTYPE, DTYPE, PRECISION)
-    if bias_ptr is not None:
-        result += load_channels(bias_ptr, first_out, out_channels, OUT)[None, :]
-    offsets, inside = tile_of(first_row, samples, first_out, out_channels, ROWS, OUT)
-    start = first_row * out_channels
-    tl.store(result_ptr + start + offsets, result, mask=inside)
-    if activated_ptr is not None:
-        tl.store(activated_ptr + start + offsets, activate(result, OUTPUT_ACTIVATION), mask=inside)
+    channels = channel_units * CHANNEL_VECTOR
+    hidden_channels = hidden_units * HIDDEN_VECTOR
+    block = program % hidden_blocks
+    row_block = program // hidden_blocks
+    first_row = row_block.to(tl.int64) * ROWS
+    first_hidden = block * HIDDEN
+    hidden = tl.zeros([ROWS, HIDDEN], DTYPE)
+    for first_channel in range(0, channels, CHANNELS):
+        factor = load_factor(
+            values_ptr, slope_at_ptr, first_row, samples, first_channel, channels, SLOPE_ACTIVATION, ROWS, CHANNELS
+        )
+        weight = load_weight(
+            first_weight_ptr, first_channel, channels, first_hidden, hidden_channels, BACKWARD, CHANNELS, HIDDEN
+        )
+        hidden = product(factor, weight, hidden, DTYPE, DTYPE, PRECISION)
+    if first_bias_ptr is not None:
+        hidden += load_channels(first_bias_ptr, first_hidden, hidden_channels, HIDDEN)[None, :]
+    at, exists = tile_of(first_row, samples, first_hidden, hidden_channels, ROWS, HIDDEN)
+    at += first_row * hidden_channels
+    if BACKWARD:
+        hidden *= derivative(tl.load(hidden_slope_at_ptr + at, mask=exists, other=0.0), ACTIVATION)
+    tl.store(hidden_ptr + at, hidden, mask=exists)
+    if not BACKWARD:
+        hidden = activate(hidden, ACTIVATION)
+    hidden = tl.where(exists, hidden, 0.0)
+
+    size = samples.to(tl.int64) * channels
+    for first_channel in range(0, channels, CHANNELS):
+        weight = load_weight(
+            second_weight_ptr, first_hidden, hidden_channels, first_channel, channels, BACKWARD, HIDDEN, CHANNELS
+        )
+        part = product(hidden, weight, tl.zeros([ROWS, CHANNELS], DTYPE), DTYPE, DTYPE, PRECISION)
+        if partials_ptr is not None:
+            offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+            tl.store(partials_ptr + block * size + first_row * channels + offsets, part, mask=inside)
+        else:
+            finish_tile(
+                part, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
+                GATE_ACTIVATION, ROWS, CHANNELS,
+            )  # fmt: skip
+    if partials_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
+        if is_last(tickets_ptr + row_block, hidden_blocks):
+            for first_channel in range(0, channels, CHANNELS):
+                offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+                parts_ptr = partials_ptr + first_row * channels
+                total = sum_tiles(parts_ptr, offsets, inside, size, hidden_blocks, AT_ONCE, DTYPE)
+                finish_tile(
+                    total, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
+                    GATE_ACTIVATION, ROWS, CHANNELS,
+                )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["samples", "in_channels", "out_channels", "in_blocks"])
-def weight_kernel(
+@triton.jit
+def weight_block(
+    block,
     grad_ptr,
     slope_at_ptr,
     values_ptr,
@@ -86,33 +185,131 @@ def weight_kernel(
     samples,
     in_channels,
     out_channels,
-    in_blocks,
-    GATE_ACTIVATION: tl.constexpr,
+    SLOPE_ACTIVATION: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
+    BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradient of a block of a weight (out, in), summed over the samples in order, and of its part of the bias."""
-    program = tl.program_id(0)
-    first_in = (program % in_blocks) * IN
-    first_out = (program // in_blocks) * OUT
-    total = tl.zeros([OUT, IN], DTYPE)
-    bias_total = tl.zeros([OUT], DTYPE)
+    in_blocks = (in_channels + BLOCK - 1) // BLOCK
+    first_in = (block % in_blocks) * BLOCK
+    first_out = (block // in_blocks) * BLOCK
+    total = tl.zeros([BLOCK, BLOCK], DTYPE)
+    bias_total = tl.zeros([BLOCK], DTYPE)
     first_row = tl.full([], 0, tl.int64)
     for _ in range(0, samples, ROWS):
         grad = load_factor(
-            grad_ptr, slope_at_ptr, first_row, samples, first_out, out_channels, GATE_ACTIVATION, ROWS, OUT
+            grad_ptr, slope_at_ptr, first_row, samples, first_out, out_channels, SLOPE_ACTIVATION, ROWS, BLOCK
         )
-        values = load_factor(values_ptr, None, first_row, samples, first_in, in_channels, ACTIVATION, ROWS, IN)
+        values = load_factor(values_ptr, None, first_row, samples, first_in, in_channels, ACTIVATION, ROWS, BLOCK)
         total = product(tl.trans(grad), values, total, DTYPE, DTYPE, PRECISION)
         bias_total += tl.sum(grad, 0)
         first_row += ROWS
-    out_channel = first_out + tl.arange(0, OUT)
-    in_channel = first_in + tl.arange(0, IN)
+    out_channel = first_out + tl.arange(0, BLOCK)
+    in_channel = first_in + tl.arange(0, BLOCK)
     inside = (out_channel < out_channels)[:, None] & (in_channel < in_channels)[None, :]
     tl.store(weight_grad_ptr + out_channel[:, None] * in_channels + in_channel[None, :], total, mask=inside)
     if first_in == 0:
         tl.store(bias_grad_ptr + out_channel, bias_total, mask=out_channel < out_channels)
+
+
+@triton.jit
+def coefficients_block(
+    first_channel,
+    sums_ptr,
+    pool_grad_ptr,
+    affine_ptr,
+    moments_ptr,
+    coefficients_ptr,
+    samples,
+    channels,
+    positions,
+    eps,
+    FROZEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The coefficients of a block of channels: the sums of every sample, completed by the gradient of its pool."""
+    column = first_channel + tl.arange(0, BLOCK)
+    exists = column < channels
+    quantity = samples.to(tl.int64) * channels
+    positions_of_all = (positions + tl.zeros([BLOCK], tl.int32)).to(DTYPE)
+    du = tl.zeros([ROWS, BLOCK], DTYPE)
+    du_centered = tl.zeros([ROWS, BLOCK], DTYPE)
+    first_row = tl.full([], 0, tl.int64)
+    for _ in range(0, samples, ROWS):
+        offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, BLOCK)
+        offsets += first_row * channels
+        share = tl.load(pool_grad_ptr + offsets, mask=inside, other=0.0) / positions_of_all[None, :]
+        pointers = sums_ptr + offsets
+        du += tl.load(pointers, mask=inside, other=0.0)
+        du += share * tl.load(pointers + quantity, mask=inside, other=0.0)
+        du_centered += tl.load(pointers + quantity * 2, mask=inside, other=0.0)
+        du_centered += share * tl.load(pointers + quantity * 3, mask=inside, other=0.0)
+        first_row += ROWS
+    count = samples.to(DTYPE) * positions.to(DTYPE)
+    finish_coefficients(
+        coefficients_ptr,
+        affine_ptr,
+        moments_ptr,
+        column,
+        channels,
+        exists,
+        tl.sum(du, 0),
+        tl.sum(du_centered, 0),
+        count,
+        eps,
+        FROZEN,
+    )
+
+
+@triton.jit(do_not_specialize=["samples", "channels", "hidden", "positions", "weight_blocks"])
+def parameters_kernel(
+    gate_grad_ptr,
+    pooled_ptr,
+    reduced_ptr,
+    expanded_ptr,
+    hidden_grad_ptr,
+    reduce_weight_grad_ptr,
+    reduce_bias_grad_ptr,
+    expand_weight_grad_ptr,
+    expand_bias_grad_ptr,
+    sums_ptr,
+    pool_grad_ptr,
+    affine_ptr,
+    moments_ptr,
+    coefficients_ptr,
+    eps: tl.float64,
+    samples,
+    channels,
+    hidden,
+    positions,
+    weight_blocks,
+    ACTIVATION: tl.constexpr,
+    GATE_ACTIVATION: tl.constexpr,
+    FROZEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Blocks of the reduction's weight, then of the expansion's, ``weight_blocks`` each, then of the coefficients."""
+    program = tl.program_id(0)
+    if program < weight_blocks:
+        weight_block(
+            program, hidden_grad_ptr, None, pooled_ptr, reduce_weight_grad_ptr, reduce_bias_grad_ptr, samples,
+            channels, hidden, 0, 0, ROWS, BLOCK, DTYPE, PRECISION,
+        )  # fmt: skip
+    elif program < 2 * weight_blocks:
+        weight_block(
+            program - weight_blocks, gate_grad_ptr, expanded_ptr, reduced_ptr, expand_weight_grad_ptr,
+            expand_bias_grad_ptr, samples, hidden, channels, GATE_ACTIVATION, ACTIVATION, ROWS, BLOCK, DTYPE, PRECISION,
+        )  # fmt: skip
+    elif sums_ptr is not None:
+        coefficients_block(
+            (program - 2 * weight_blocks) * BLOCK, sums_ptr, pool_grad_ptr, affine_ptr, moments_ptr, coefficients_ptr,
+            samples, channels, positions, eps, FROZEN, ROWS, BLOCK, DTYPE,
+        )  # fmt: skip

@@ -1,0 +1,51 @@
+"""The average to a given size, with a gradient that is the same in every run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def average_to(x: Tensor, size: tuple[int, int], deterministic: bool | None = None) -> Tensor:
+    """``F.adaptive_avg_pool2d(x, size)``, whose CUDA backward pass adds with atomic operations and so in any order.
+
+    Where the sizes divide, windows do not overlap and `F.avg_pool2d` is the same function with a fixed order.
+
+    Args:
+        x: map (N, C, H, W) of any floating dtype, contiguous or channels_last (kept).
+        size: height and width of the result.
+        deterministic: take two small matrix products where the sizes do not divide; by default on CUDA after
+            ``torch.use_deterministic_algorithms(True)``.
+    """
+    if not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, size)  # a graph must not depend on whether these sizes divide
+    (height, width), (rows, columns) = x.shape[-2:], size
+    if (height, width) == (rows, columns):
+        return x
+    if rows > 0 and columns > 0 and height % rows == 0 and width % columns == 0:
+        return F.avg_pool2d(x, (height // rows, width // columns))
+    if deterministic is None:
+        deterministic = x.is_cuda and torch.are_deterministic_algorithms_enabled()
+    return _by_products(x, rows, columns) if deterministic else F.adaptive_avg_pool2d(x, size)
+
+
+def _by_products(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Averages rows and columns by matrices; in float32 where the map is narrower, so that it is rounded once."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    wide = x if x.dtype == torch.float64 else x.float()
+    over_rows, over_columns = (
+        _averages(*sizes, wide.dtype, x.device) for sizes in ((x.shape[-2], rows), (x.shape[-1], columns))
+    )
+    with torch.autocast(x.device.type, enabled=False):
+        averaged = (over_rows @ (wide @ over_columns.T)).to(x.dtype)
+    return averaged.contiguous(memory_format=torch.channels_last) if channels_last else averaged
+
+
+def _averages(size: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix (outputs, size) of which row i averages from floor(i * size / outputs) to ceil((i + 1) * size / outputs)."""
+    index = torch.arange(outputs, device=device)[:, None]
+    position = torch.arange(size, device=device)
+    inside = (position >= index * size // outputs) & (position < ((index + 1) * size + outputs - 1) // outputs)
+    window = inside.to(dtype)
+    return window / window.sum(1, keepdim=True)

@@ -1,0 +1,218 @@
+"""What the last program of a Triton kernel does: it adds up the partial results of the others."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def is_last(ticket_ptr, total):
+    """Whether this is the last of ``total`` programs to call this with the ticket, which that program leaves at 0.
+
+    What any of the programs stored before its call, the last one may load after its own, with ``cache_modifier=".cg"``:
+
+    - Before: the stores of all threads come before the barrier, and the barrier before the atomic operation, which one thread
+      executes. A release is cumulative in the PTX memory model: it also publishes what happened before it in other threads of
+      the block. The scope is the GPU.
+    - Between: the atomic operations on one ticket form a release sequence, and the last of them acquires from all before.
+    - After: Triton hands the result from that one thread to the others through shared memory, behind a barrier, so that what
+      it acquired happened before their loads too. ``.cg`` loads from the L2 cache: a line of the L1 cache, which other
+      multiprocessors do not update, cannot serve them.
+
+    Nobody else touches the ticket between the last arrival and the next launch of the stream: a plain store resets it.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == total - 1
+    if last:
+        tl.store(ticket_ptr, 0)
+    tl.debug_barrier()
+    return last
+
+
+@triton.jit
+def merge_moments(
+    partials_ptr,
+    groups,
+    columns,
+    column,
+    exists,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(mean, squared deviations from it, count) of COLUMNS columns from what `store_moments` left.
+
+    Lane by lane, GROUPS groups at a time, and then over the lanes (Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979): no exchange between threads holds up the loads. Means are kept relative
+    to the first group's shift, so that a mean of a thousand standard deviations costs no accuracy.
+    """
+    row = groups.to(tl.int64) * columns
+    reference = tl.load(partials_ptr + column, mask=exists, other=0.0, cache_modifier=".cg")
+    counts = tl.zeros([GROUPS], DTYPE)
+    means = tl.zeros([GROUPS, COLUMNS], DTYPE)
+    m2s = tl.zeros([GROUPS, COLUMNS], DTYPE)
+    for start in range(0, groups, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        inside = (group < groups)[:, None] & exists[None, :]
+        count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0, cache_modifier=".cg")
+        pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
+        shift = tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
+        mean = tl.load(pointers + row, mask=inside, other=0.0, cache_modifier=".cg")
+        m2 = tl.load(pointers + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
+
+        together = counts + count
+        fraction = count / tl.maximum(together, 1.0)
+        # Where there is no group the fraction is 0, but NaN or infinity would still come through a product with it.
+        delta = tl.where(inside, (shift - reference[None, :]) + mean - means, 0.0)
+        means += delta * fraction[:, None]
+        m2s += m2 + delta * delta * (counts * fraction)[:, None]
+        counts = together
+    total = tl.sum(counts, 0)
+    mean_of_all = tl.sum(means * counts[:, None], 0) / total
+    deviation = means - mean_of_all[None, :]
+    return reference + mean_of_all, tl.sum(m2s + deviation * deviation * counts[:, None], 0), total
+
+
+@triton.jit
+def finish_statistics(
+    statistics_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    column,
+    columns,
+    exists,
+    mean,
+    variance,
+    count,
+    momentum,
+    eps,
+):
+    """Store mean, variance, scale and shift of some columns, and move their running statistics."""
+    scale = 1.0 / tl.sqrt(variance + eps)
+    if norm_weight_ptr is not None:
+        scale *= tl.load(norm_weight_ptr + column, mask=exists, other=0.0)
+    shift = -scale * mean
+    if norm_bias_ptr is not None:
+        shift += tl.load(norm_bias_ptr + column, mask=exists, other=0.0)
+    tl.store(statistics_ptr + column, mean, mask=exists)
+    tl.store(statistics_ptr + columns + column, variance, mask=exists)
+    tl.store(statistics_ptr + columns * 2 + column, scale, mask=exists)
+    tl.store(statistics_ptr + columns * 3 + column, shift, mask=exists)
+    if running_mean_ptr is not None:
+        running = tl.load(running_mean_ptr + column, mask=exists, other=0.0)
+        moved = running + momentum * (mean - running)
+        tl.debug_barrier()  # several threads may have loaded what one of them stores
+        tl.store(running_mean_ptr + column, moved, mask=exists)
+    if running_var_ptr is not None:
+        unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
+        running = tl.load(running_var_ptr + column, mask=exists, other=0.0)
+        moved = running + momentum * (unbiased - running)
+        tl.debug_barrier()
+        tl.store(running_var_ptr + column, moved, mask=exists)
+
+
+@triton.jit
+def count_batch(num_batches_tracked_ptr):
+    tl.atomic_add(num_batches_tracked_ptr, 1, sem="relaxed")
+
+
+@triton.jit
+def merge_sums(
+    partials_ptr,
+    groups,
+    columns,
+    column,
+    exists,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The sum over the groups of partials (groups, columns)."""
+    total = tl.zeros([GROUPS, COLUMNS], DTYPE)
+    for start in range(0, groups, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        inside = (group < groups)[:, None] & exists[None, :]
+        pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def finish_coefficients(
+    coefficients_ptr,
+    affine_ptr,
+    moments_ptr,
+    column,
+    columns,
+    exists,
+    sum_du,
+    sum_du_away,
+    count,
+    eps,
+    FROZEN: tl.constexpr,
+):
+    """Store the six rows of coefficients of some columns."""
+    scale = tl.load(affine_ptr + column, mask=exists, other=0.0)
+    mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
+    variance = tl.load(moments_ptr + columns + column, mask=exists, other=0.0)
+    rstd = 1.0 / tl.sqrt(variance + eps)
+    b = tl.zeros_like(scale)
+    c = tl.zeros_like(scale)
+    if not FROZEN:
+        b = -scale * rstd * rstd * sum_du_away / count
+        c = -scale * sum_du / count
+    tl.store(coefficients_ptr + column, scale, mask=exists)
+    tl.store(coefficients_ptr + columns + column, b, mask=exists)
+    tl.store(coefficients_ptr + columns * 2 + column, c, mask=exists)
+    tl.store(coefficients_ptr + columns * 3 + column, mean, mask=exists)
+    tl.store(coefficients_ptr + columns * 4 + column, rstd * sum_du_away, mask=exists)
+    tl.store(coefficients_ptr + columns * 5 + column, sum_du, mask=exists)
+
+
+@triton.jit
+def finish_sums(
+    sum_du,
+    sum_du_away,
+    coefficients_ptr,
+    affine_ptr,
+    moments_ptr,
+    partials_ptr,
+    ticket_ptr,
+    group,
+    groups,
+    column,
+    columns,
+    count,
+    eps,
+    FROZEN: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Leave the sums of one group of rows in partials (2, groups, columns); the last of the groups finishes the coefficients
+    of its columns. ``count`` values per column were summed by all groups together."""
+    exists = column < columns
+    row = groups.to(tl.int64) * columns
+    pointers = partials_ptr + group.to(tl.int64) * columns + column
+    tl.store(pointers, sum_du, mask=exists)
+    tl.store(pointers + row, sum_du_away, mask=exists)
+    if is_last(ticket_ptr, groups):
+        total = merge_sums(partials_ptr, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
+        total_away = merge_sums(partials_ptr + row, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
+        finish_coefficients(
+            coefficients_ptr,
+            affine_ptr,
+            moments_ptr,
+            column,
+            columns,
+            exists,
+            total,
+            total_away,
+            count.to(DTYPE),
+            eps,
+            FROZEN,
+        )

@@ -1,0 +1,218 @@
+#include "lanes_simd.h"
+
+#include <math.h>
+
+#include "../simd/narrow.h"
+
+namespace biasloss {
+namespace BIASLOSS_ISA {
+namespace {
+
+template <class Scalar>
+using Vector = typename Compute<Scalar>::Vector;
+
+// Sums of float32 run over this many terms, then into a sum of sums: the error does not grow with the classes.
+constexpr int64_t kTermsOfSum = 32;
+
+inline IntVector labels_at(const int32_t* label, float) { return load_bytes<IntVector>(label); }
+inline LongVector labels_at(const int32_t* label, double) {
+  LongVector wide;
+  for (int i = 0; i < kDoubleLanes; ++i) wide[i] = label[i];
+  return wide;
+}
+inline int32_t index_of(int64_t k, float) { return static_cast<int32_t>(k); }
+inline int64_t index_of(int64_t k, double) { return k; }
+
+// log of values of at least 1, within 1.5 ulp; NaN stays. x = 2^e m with m in [sqrt(1/2), sqrt(2)).
+inline FloatVector logarithm(FloatVector x) {
+  const IntVector bits = bits_as<IntVector>(x);
+  const IntVector e = (bits - 0x3f3504f3) >> 23;
+  const FloatVector f = bits_as<FloatVector>(bits - (e << 23)) - 1.0f;
+  FloatVector p = FloatVector{} + 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const FloatVector square = f * f, n = __builtin_convertvector(e, FloatVector);
+  const FloatVector result = (square * f * p + n * -2.12194440e-4f - 0.5f * square) + f + n * 0.693359375f;
+  return x == x ? result : x;
+}
+inline DoubleVector logarithm(DoubleVector x) {
+  for (int i = 0; i < kDoubleLanes; ++i) x[i] = __builtin_log(x[i]);
+  return x;
+}
+
+// Calls f(lane) for the first lane of every vector that holds rows.
+template <class Scalar, class F>
+inline void for_lanes(int64_t rows, const F& f) {
+  for (int64_t lane = 0; lane < rows; lane += Compute<Scalar>::lanes) f(lane);
+}
+
+// The sum of term(k) over all classes.
+template <class Scalar, class Term>
+inline Vector<Scalar> sum_over_classes(int64_t classes, const Term& term) {
+  Vector<Scalar> total = {};
+  for (int64_t begin = 0; begin < classes; begin += kTermsOfSum) {
+    const int64_t end = begin + kTermsOfSum < classes ? begin + kTermsOfSum : classes;
+    Vector<Scalar> sum = {};
+    for (int64_t k = begin; k < end; ++k) sum += term(k);
+    total += sum;
+  }
+  return total;
+}
+
+template <class Scalar>
+void max_and_log_sum(const Scalar* x, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of) {
+  for_lanes<Scalar>(rows, [&](int64_t lane) {
+    const Scalar* from = x + lane;
+    Vector<Scalar> largest = load(from);
+    for (int64_t k = 1; k < classes; ++k) largest = maximum(load(from + k * width), largest);
+    const auto sum =
+        sum_over_classes<Scalar>(classes, [&](int64_t k) { return exponential(load(from + k * width) - largest); });
+    store(of->max + lane, largest);
+    store(of->log_sum + lane, logarithm(sum));
+  });
+}
+
+// Sums with the rounding errors of every addition: one large term must not swallow many small ones.
+template <class Scalar>
+void soft_loss(const Scalar* x, const Scalar* q, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of) {
+  for_lanes<Scalar>(rows, [&](int64_t lane) {
+    const auto max = load(of->max + lane), log_sum = load(of->log_sum + lane);
+    Vector<Scalar> sum = {}, lost = {};
+    for (int64_t k = 0; k < classes; ++k) {
+      const auto term = load(q + k * width + lane) * (log_sum - (load(x + k * width + lane) - max));
+      const auto next = sum + term, added = next - sum;
+      lost += (sum - (next - added)) + (term - added);
+      sum = next;
+    }
+    const auto exact = sum + lost;
+    store(of->loss + lane, exact == exact ? exact : sum);  // infinite terms leave a NaN as their error
+  });
+}
+
+template <class Scalar>
+void hard_gradient(Scalar* x, int64_t classes, int64_t width, const LaneRows<Scalar>& of, int64_t rows) {
+  for_lanes<Scalar>(rows, [&](int64_t lane) {
+    const auto max = load(of.max + lane), log_sum = load(of.log_sum + lane), scale = load(of.scale + lane);
+    const auto label = labels_at(of.label + lane, Scalar());
+    const auto counts = label >= index_of(0, Scalar());
+    const Vector<Scalar> none = {};
+    // p - 1 of the target as the negated sum of all others: nothing cancels, however confident the prediction.
+    const auto others = sum_over_classes<Scalar>(classes, [&](int64_t k) {
+      Scalar* at = x + k * width + lane;
+      const auto p = exponential((load(at) - max) - log_sum) * scale;
+      const auto other = label == index_of(k, Scalar()) ? none : p;
+      store(at, counts ? other : none);
+      return other;
+    });
+    Scalar of_target[Compute<Scalar>::lanes];
+    store(of_target, -others);
+    for (int i = 0; i < Compute<Scalar>::lanes; ++i)
+      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = of_target[i];
+  });
+}
+
+template <class Scalar>
+void soft_gradient(Scalar* x, const Scalar* q, int64_t classes, int64_t width, const LaneRows<Scalar>& of,
+                   int64_t rows) {
+  for_lanes<Scalar>(rows, [&](int64_t lane) {
+    const auto max = load(of.max + lane), log_sum = load(of.log_sum + lane), scale = load(of.scale + lane);
+    const auto total = load(of.total + lane);
+    const auto counts = labels_at(of.label + lane, Scalar()) >= index_of(0, Scalar());
+    const Vector<Scalar> none = {};
+    for (int64_t k = 0; k < classes; ++k) {
+      Scalar* at = x + k * width + lane;
+      const auto g = (exponential((load(at) - max) - log_sum) * total - load(q + k * width + lane)) * scale;
+      store(at, counts ? g : none);
+    }
+  });
+}
+
+// Rows side by side, (classes, rows) with row_stride 1.
+template <class T, class Scalar>
+void load_lines(const T* from, const RowBlock& block, Scalar* to, int64_t width) {
+  for (int64_t k = 0; k < block.classes; ++k, from += block.class_stride, to += width)
+    for (int64_t r = 0; r < block.rows; r += Compute<T>::lanes) store(to + r, load_first(from + r, block.rows - r));
+}
+
+template <class T, class Scalar>
+void store_lines(const Scalar* from, int64_t width, const RowBlock& block, T* to) {
+  for (int64_t k = 0; k < block.classes; ++k, from += width, to += block.class_stride)
+    for (int64_t r = 0; r < block.rows; r += Compute<T>::lanes) store_first(to + r, load(from + r), block.rows - r);
+}
+
+// The lanes behind the rows, up to a whole vector, are computed as well.
+template <class Scalar>
+void clear_rest(const RowBlock& block, Scalar* to, int64_t width) {
+  const int64_t rest = (width - block.rows) % Compute<Scalar>::lanes;
+  for (int64_t k = 0; rest > 0 && k < block.classes; ++k)
+    for (int64_t r = 0; r < rest; ++r) to[k * width + block.rows + r] = 0;
+}
+
+template <class Scalar>
+void transpose_in(const Scalar* from, const RowBlock& block, Scalar* to, int64_t width) {
+  for (int64_t r = 0; r < block.rows; ++r)
+    for (int64_t k = 0; k < block.classes; ++k) to[k * width + r] = from[r * block.row_stride + k * block.class_stride];
+  clear_rest(block, to, width);
+}
+
+template <class Scalar>
+void transpose_out(const Scalar* from, int64_t width, const RowBlock& block, Scalar* to) {
+  for (int64_t r = 0; r < block.rows; ++r)
+    for (int64_t k = 0; k < block.classes; ++k) to[r * block.row_stride + k * block.class_stride] = from[k * width + r];
+}
+
+bool is_one_run(const RowBlock& block) { return block.class_stride == 1 && block.row_stride == block.classes; }
+
+template <class T, class Scalar>
+void load_block(const T* from, const RowBlock& block, Scalar* to, int64_t width, Scalar* spare) {
+  if (block.row_stride == 1) return load_lines(from, block, to, width);
+  if constexpr (sizeof(T) == sizeof(Scalar)) {
+    transpose_in(from, block, to, width);
+  } else if (is_one_run(block)) {
+    const int64_t count = block.rows * block.classes;
+    for (int64_t i = 0; i < count; i += kFloatLanes) store_first(spare + i, load_first(from + i, count - i), count - i);
+    transpose_in(static_cast<const Scalar*>(spare), block, to, width);
+  } else {
+    for (int64_t r = 0; r < block.rows; ++r)
+      for (int64_t k = 0; k < block.classes; ++k)
+        to[k * width + r] = to_compute(from[r * block.row_stride + k * block.class_stride]);
+    clear_rest(block, to, width);
+  }
+}
+
+template <class T, class Scalar>
+void store_block(const Scalar* from, int64_t width, const RowBlock& block, T* to, Scalar* spare) {
+  if (block.row_stride == 1) return store_lines(from, width, block, to);
+  if constexpr (sizeof(T) == sizeof(Scalar)) {
+    transpose_out(from, width, block, to);
+  } else if (is_one_run(block)) {
+    const int64_t count = block.rows * block.classes;
+    transpose_out(from, width, block, spare);
+    for (int64_t i = 0; i < count; i += kFloatLanes) store_first(to + i, load_first(spare + i, count - i), count - i);
+  } else {
+    for (int64_t r = 0; r < block.rows; ++r)
+      for (int64_t k = 0; k < block.classes; ++k)
+        from_compute(from[k * width + r], to + r * block.row_stride + k * block.class_stride);
+  }
+}
+
+template <class Scalar>
+constexpr LaneTable<Scalar> lane_table() {
+  return {max_and_log_sum<Scalar>, soft_loss<Scalar>,          hard_gradient<Scalar>,
+          soft_gradient<Scalar>,   load_block<Scalar, Scalar>, store_block<Scalar, Scalar>};
+}
+
+}  // namespace
+
+extern const LaneTables lane_tables;
+const LaneTables lane_tables = {lane_table<float>(),         lane_table<double>(),        load_block<Float16, float>,
+                                load_block<BFloat16, float>, store_block<Float16, float>, store_block<BFloat16, float>};
+
+}  // namespace BIASLOSS_ISA
+}  // namespace biasloss

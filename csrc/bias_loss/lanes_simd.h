@@ -1,0 +1,70 @@
+// Softmax cross-entropy of many rows of scores at once, one row a lane: for few classes, which would leave most of a
+// vector empty, and for classes that lie apart in memory.
+#pragma once
+
+#include <cstdint>
+
+#include "../simd/isa.h"
+#include "../simd/types.h"
+
+namespace biasloss {
+
+// Where a block of rows lies in memory.
+struct RowBlock {
+  int64_t rows, classes, row_stride, class_stride;
+};
+
+// What is known of the rows of a block. An ignored row has the label -1.
+template <class Scalar>
+struct LaneRows {
+  Scalar max[64], log_sum[64], scale[64], total[64], loss[64];
+  int32_t label[64];
+};
+
+// A block of scores is (classes, width), `rows` of each line in use. width is a multiple of 16, at most 64; the kernels
+// compute whole vectors, whatever the lanes behind the rows hold.
+template <class Scalar>
+struct LaneTable {
+  // Fills max and log_sum.
+  void (*max_and_log_sum)(const Scalar* x, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of);
+  // loss = -sum_k q_k log p_k
+  void (*soft_loss)(const Scalar* x, const Scalar* q, int64_t classes, int64_t width, int64_t rows,
+                    LaneRows<Scalar>* of);
+  // x becomes scale (p - [k == label]), 0 for an ignored row.
+  void (*hard_gradient)(Scalar* x, int64_t classes, int64_t width, const LaneRows<Scalar>& of, int64_t rows);
+  // x becomes scale (total p - q), 0 for an ignored row.
+  void (*soft_gradient)(Scalar* x, const Scalar* q, int64_t classes, int64_t width, const LaneRows<Scalar>& of,
+                        int64_t rows);
+  // `spare` has room for a block.
+  void (*load)(const Scalar* from, const RowBlock& block, Scalar* to, int64_t width, Scalar* spare);
+  void (*store)(const Scalar* from, int64_t width, const RowBlock& block, Scalar* to, Scalar* spare);
+};
+
+struct LaneTables {
+  LaneTable<float> float32;
+  LaneTable<double> float64;
+  void (*load_float16)(const Float16* from, const RowBlock& block, float* to, int64_t width, float* spare);
+  void (*load_bfloat16)(const BFloat16* from, const RowBlock& block, float* to, int64_t width, float* spare);
+  void (*store_float16)(const float* from, int64_t width, const RowBlock& block, Float16* to, float* spare);
+  void (*store_bfloat16)(const float* from, int64_t width, const RowBlock& block, BFloat16* to, float* spare);
+};
+
+namespace baseline {
+extern const LaneTables lane_tables;
+}
+namespace avx2 {
+extern const LaneTables lane_tables;
+}
+namespace avx512 {
+extern const LaneTables lane_tables;
+}
+
+inline const LaneTables& lane_tables() {
+#if defined(BIASLOSS_X86_VARIANTS)
+  return for_this_cpu(baseline::lane_tables, avx2::lane_tables, avx512::lane_tables);
+#else
+  return baseline::lane_tables;
+#endif
+}
+
+}  // namespace biasloss

@@ -1,0 +1,157 @@
+"""What a user does with the package on one backend, in a process of its own: ``python front_door_user.py BACKEND DRAWS``.
+
+Prints one line of JSON for each thing done: how far it is from float64, how far PyTorch's own float32 is, and what is allowed.
+Nothing is registered, built or imported before, so that what the package fails to do by itself shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import biasloss_ext
+from biasloss_ext import FusedBiasLoss, functional, optimize_for_inference
+from biasloss_ext.models import skipblocknet_xs
+from biasloss_ext.nn import DepthwiseConv2d
+from biasloss_ext.ops.backends import why_not
+from biasloss_ext.ops.registry import OPS
+
+CPU = torch.device("cpu")
+# Beside twice PyTorch's own error, relative to the largest element: where that happens to be exact.
+ALLOWED = 1e-6
+Tensors = Sequence[Tensor]
+
+
+def distance(found: Tensors, truth: Tensors) -> float:
+    """The largest error relative to the largest element of each tensor that has any."""
+    assert [t.shape for t in found] == [t.shape for t in truth]
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, truth, strict=True) if b.numel() > 0]
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in pairs)
+
+
+def norm_of_difference(found: Tensors, truth: Tensors) -> float:
+    """Over all tensors at once, relative: what a few roundings that cross a kink change does not decide it."""
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(found, truth, strict=True)]
+    size = sum(b.square().sum().item() for _, b in pairs)
+    return (sum((a - b).square().sum().item() for a, b in pairs) / size) ** 0.5
+
+
+def report(what: str, ours: float, eager: float) -> None:
+    print(json.dumps({"what": what, "error": ours, "eager": eager, "allowed": 2 * eager + ALLOWED}), flush=True)
+
+
+def compare(what: str, ours: Tensors, eager: Tensors, exact: Tensors) -> None:
+    report(what, distance(ours, exact), distance(eager, exact))
+
+
+def ops(backend: str) -> None:
+    """Every op that has the backend, on its samples."""
+    import samples
+    from calls import in_a_tuple
+
+    for name, op in OPS.items():
+        if why_not(backend, CPU, name) is not None:
+            continue
+        for number, call in enumerate(samples.of(name)):
+            ours = in_a_tuple(call.fresh()(op, backend=backend))
+            exact, eager = (in_a_tuple(c.fresh()(op.reference)) for c in (call.to(torch.float64), call))
+            compare(f"{op.family}: {name}, sample {number}", ours, eager, exact)
+
+
+def exact_loss(features: Tensor, output: Tensor, target: Tensor) -> Tensor:
+    variance = features.flatten(1).var(1)
+    low, high = variance.min(), variance.max()
+    weight = torch.exp(0.3 * (variance - low) / (high - low)) - 0.3
+    return (weight * F.cross_entropy(output, target, reduction="none")).mean()
+
+
+def loss(backend: str) -> None:
+    features, target = torch.randn(6, 5, 3, 2), torch.arange(6) % 4
+    scores = torch.randn(6, 4)
+
+    def step(function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaf = scores.to(dtype).requires_grad_()
+        value = function(features.to(dtype), leaf, target)
+        return [value, *torch.autograd.grad(value, leaf)]
+
+    exact, eager = step(exact_loss, torch.float64), step(exact_loss, torch.float32)
+    compare("FusedBiasLoss()", step(FusedBiasLoss(backend=backend), torch.float32), eager, exact)
+    ours = step(lambda *tensors: functional.bias_loss(*tensors, backend=backend).loss, torch.float32)
+    compare("functional.bias_loss", ours, eager, exact)
+    variance = functional.feature_variance(features, backend=backend)
+    of_torch = (features.flatten(1).var(1), features.double().flatten(1).var(1))
+    compare("functional.feature_variance", [variance], *([value] for value in of_torch))
+
+
+def depthwise(backend: str) -> None:
+    layer, x = DepthwiseConv2d(5, 3, 2, bias=True, backend=backend), torch.randn(2, 5, 6, 7)
+    plain = nn.Conv2d(5, 5, 3, 2, 1, groups=5)
+    plain.load_state_dict(layer.state_dict())
+
+    def step(module: nn.Module, x: Tensor) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        return [y, *torch.autograd.grad(y.square().sum(), (leaf, *module.parameters()))]
+
+    exact = step(copy.deepcopy(plain).double(), x.double())
+    compare("nn.DepthwiseConv2d", step(layer, x), step(plain, x), exact)
+    ours = functional.depthwise_conv2d(x, layer.weight, layer.bias, 2, backend=backend)
+    compare("functional.depthwise_conv2d", [ours], [plain(x)], [plain.double()(x.double())])
+
+
+def network(draws: int) -> None:
+    """SkipblockNet with the loss, in training and in evaluation, on what "auto" takes. Errors are means over the draws: one
+    draw's largest is luck, PyTorch's as ours."""
+    names = ("training step", "running statistics", "evaluation", "optimize_for_inference")
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for seed in range(draws):
+        torch.manual_seed(seed)
+        options = {"num_classes": 10, "small_input": True, "return_features": "variance", "drop_rate": 0.0}
+        plain, fused = skipblocknet_xs(fused=False, **options), skipblocknet_xs(fused=True, **options)
+        fused.load_state_dict(plain.state_dict())
+        models = (fused, plain, copy.deepcopy(plain).double())
+        images, target = torch.randn(2, 3, 32, 32), torch.tensor([3, 8])
+
+        def step(model: nn.Module, images: Tensor = images, target: Tensor = target) -> list[Tensor]:
+            variance, scores = model(images.to(next(model.parameters()).dtype))
+            value = FusedBiasLoss()(None, scores, target, variance=variance)
+            return [value, *torch.autograd.grad(value, list(model.parameters()))]
+
+        def seen(model: nn.Module) -> list[Tensor]:
+            return [buffer for name, buffer in model.named_buffers() if "running" in name]
+
+        def scores(model: nn.Module, images: Tensor = images) -> list[Tensor]:
+            with torch.no_grad():
+                return [model.eval()(images.to(next(model.parameters()).dtype))[1]]
+
+        results = {"training step": [step(model) for model in models]}
+        results["running statistics"] = [seen(model) for model in models]
+        results["evaluation"] = [scores(model) for model in models]
+        results["optimize_for_inference"] = [scores(optimize_for_inference(fused)), *results["evaluation"][1:]]
+        for name, (ours, eager, exact) in results.items():
+            errors[name].append((norm_of_difference(ours, exact), norm_of_difference(eager, exact)))
+    for name, pairs in errors.items():
+        ours, own = (sum(column) / draws for column in zip(*pairs, strict=True))
+        report(f"skipblocknet_xs: {name}", ours, own)
+
+
+def main() -> None:
+    backend, draws = sys.argv[1], int(sys.argv[2])
+    assert biasloss_ext.__version__
+    torch.manual_seed(0)
+    loss(backend)
+    if why_not(backend, CPU, "depthwise") is None:
+        depthwise(backend)
+    if draws > 0:
+        network(draws)
+    ops(backend)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The launch budget of a training step on a GPU, and its host time against the plain layers', on the stub of a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+WITH_ATTENTION, WITHOUT, NETWORK = 14, 11, 260
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    pytest.importorskip("triton")
+    command = [sys.executable, str(HERE / "measure.py"), "--host"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def launches(found: dict[str, int], kind: str = "") -> int:
+    return sum(number for name, number in found.items() if name.startswith(kind))
+
+
+@pytest.mark.parametrize("width", ["narrow", "wide"])
+def test_a_block_stays_within_its_budget(measured: dict[str, Any], width: str) -> None:
+    """Forward and backward together; the wide block's weights are too large for one kernel to compute both gradients."""
+    for name, budget in (("with attention", WITH_ATTENTION), ("without attention", WITHOUT)):
+        found = measured[f"{width} block {name}"]
+        assert launches(found, "ours") > 0
+        assert launches(found) <= budget, f"{width} block {name}: {found}"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
+def test_the_networks_step_stays_within_its_budget(measured: dict[str, Any], precision: str) -> None:
+    found = measured[f"SkipblockNet-M, {precision}"]
+    assert launches(found) <= NETWORK, found
+    assert launches(found, "torch") <= 60, found
+
+
+def test_the_host_spends_no_more_time_than_on_the_plain_block(measured: dict[str, Any]) -> None:
+    """Of several rounds in which both take turns, the quietest one counts: other processes slow down either."""
+    host = measured["host"]
+    ratios = {part: min(host[part]) for part in ("forward", "backward")}
+    assert all(0 < ratio <= 1 for ratio in ratios.values()), host
+
+
+def test_another_launch_is_counted() -> None:
+    """A kernel of PyTorch's within the step shows, and so does one of ours."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch, stub, measure\n"
+        "stub.install()\n"
+        "x = torch.ones(3)\n"
+        "found = measure.counted(lambda: x.mul(2).add_(1))\n"
+        "assert found == {'torch mul': 1, 'torch add_': 1}, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(HERE)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
