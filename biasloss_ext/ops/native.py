@@ -77,11 +77,8 @@ def covers(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
     for name in architectures:
         number = name.removesuffix("+PTX")
         major, minor = (int(part) for part in number.rstrip("af").split("."))
-        if number.endswith("a"):
-            if (major, minor) == capability:
-                return True
-        elif name.endswith("+PTX") and not number.endswith("f") and (major, minor) <= capability:
-            return True
-        elif major == capability[0] and minor <= capability[1]:
+        everything_newer = name.endswith("+PTX") and number[-1].isdecimal()
+        family = major == capability[0] and minor <= capability[1] and not number.endswith("a")
+        if (major, minor) == capability or family or (everything_newer and (major, minor) <= capability):
             return True
     return False

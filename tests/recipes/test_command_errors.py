@@ -11,6 +11,7 @@ import pytest
 import torch
 from pictures import CLASSES, broken_files, write_folder
 from tiny import build_small, run, write_cifar
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from biasloss_ext.cli import main
 from biasloss_ext.recipes import loop
@@ -297,6 +298,15 @@ def _allocation_error() -> RuntimeError:
     except RuntimeError as error:
         return error
     raise AssertionError
+
+
+def test_torchrun_repeats_the_sentence(fails: Fails, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("torchrun") / "error.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        said = fails("train --out out --gamma=-1")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert failure.message == f"biasloss: {said.strip()}"
 
 
 def test_compare_is_not_for_torchrun(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
