@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <mutex>
@@ -25,6 +26,7 @@ struct Label {
 class InvalidClass {
  public:
   void report(int64_t row, int64_t value) {
+    if (row < 0) return;
     const std::lock_guard lock(mutex_);
     if (row >= row_) return;
     row_ = row;
@@ -70,6 +72,13 @@ class Targets {
     const int64_t value = (*indices_)[row];
     return {value, value == ignore_index_, value >= 0 && value < classes_};
   }
+  // The labels of a block of rows, -1 for those that do not count. Returns the first invalid row, or -1.
+  int64_t labels(int64_t first, int64_t count, int32_t* to, int64_t* invalid_value) const {
+    if (indices_) return indices_->read(first, count, classes_, ignore_index_, to, invalid_value);
+    std::fill_n(to, count, 0);
+    return -1;
+  }
+  bool weighted() const { return class_weight_ != nullptr && !probabilities_; }
   Scalar weight_of(int64_t k) const { return class_weight_ == nullptr ? Scalar(1) : class_weight_[k]; }
   // How much a counted row adds to the denominator of the mean.
   Scalar count(const Label& label) const { return probabilities_ ? Scalar(1) : weight_of(label.value); }
