@@ -24,7 +24,11 @@ class Native:
 
 @functools.cache
 def native() -> Native:
-    """Load ``_ops.so`` and ``_C``; never raises."""
+    """Load ``_ops.so`` and ``_C``.
+
+    Raises:
+        ValueError: the environment variable BIASLOSS_CPU_ISA is set, and names no instruction set.
+    """
     path = Path(__file__).parent.parent / "_ops.so"
     if not path.exists():
         return Native(f"the compiled kernels are not built; {BUILD_HINT}")

@@ -109,7 +109,7 @@ struct Forward {
     statistics.row_max[row] = statistics.row_log_sum[row] = 0;
     const Label label = targets.label(row);
     if (!label.ignored) {
-      if (!label.valid) return invalid_class.report(row, label.value);
+      if (!label.valid) return invalid_class.report({row, label.value});
       loss = loss_of(row, label, scratch);
       sum.count += targets.count(label);
     }
@@ -122,8 +122,7 @@ struct Forward {
     const int64_t width = scores.lanes();
     Scalar *x = scratch.scores(), *q = scratch.targets();
     LaneRows<Scalar> rows;
-    int64_t invalid_value = 0;
-    invalid_class.report(targets.labels(first, count, rows.label, &invalid_value), invalid_value);
+    invalid_class.report(targets.labels(first, count, rows.label));
     scores.load_lanes(first, count, x, width, scratch.spare());
     table.max_and_log_sum(x, scores.classes, width, count, &rows);
     if (targets.soft()) {
@@ -185,7 +184,8 @@ void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, floa
   Scalar low = -extrema.negated_min;
   if (running_min != nullptr) {
     if (Scalar(*running_min) < low) low = *running_min;
-    if (update) *running_min = std::min(*running_min, static_cast<float>(-extrema.negated_min));
+    const auto smallest = static_cast<float>(-extrema.negated_min);
+    if (update && !(*running_min <= smallest)) *running_min = smallest;  // a NaN does not stay
   }
   const Scalar range = extrema.max + extrema.negated_min;
   if (range == Scalar(0)) return void(std::fill_n(weight, samples, Scalar(1) - Scalar(beta)));
@@ -324,7 +324,7 @@ struct Backward {
     Scalar* g = gradient.destination(row, scratch.scores());
     const Label label = targets.label(row);
     if (label.ignored || !label.valid) {
-      if (!label.ignored) invalid_class.report(row, label.value);
+      if (!label.ignored) invalid_class.report({row, label.value});
       std::fill_n(g, scores.classes, Scalar(0));
     } else {
       // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
@@ -350,8 +350,7 @@ struct Backward {
     const LaneTable<Scalar>& table = lane_table<Scalar>();
     const int64_t width = scores.lanes();
     LaneRows<Scalar> rows;
-    int64_t invalid_value = 0;
-    invalid_class.report(targets.labels(first, count, rows.label, &invalid_value), invalid_value);
+    invalid_class.report(targets.labels(first, count, rows.label));
     std::fill(rows.label + count, rows.label + width, -1);
     std::copy_n(statistics.row_max + first, count, rows.max);
     std::copy_n(statistics.row_log_sum + first, count, rows.log_sum);

@@ -151,6 +151,10 @@ class ScoreTensor {
   }
 };
 
+struct RowClass {
+  int64_t row, value;
+};
+
 // Class targets, one a row.
 class ClassTargets {
  public:
@@ -159,17 +163,16 @@ class ClassTargets {
         data_(dense_.const_data_ptr()),
         dtype_(t.scalar_type()) {}
 
-  // Those of `count` rows, each read once: -1 for what is ignored or invalid. Returns the first invalid row and its
-  // value; -1 for none.
-  int64_t read(int64_t first, int64_t count, int64_t classes, int64_t ignore_index, int32_t* to,
-               int64_t* invalid_value) const {
+  // Those of `count` rows, each read once: -1 for what is ignored or invalid. Returns the first invalid one.
+  RowClass read(int64_t first, int64_t count, int64_t classes, int64_t ignore_index, int32_t* to) const {
     const auto read_as = [&](const auto* from) {
-      int64_t invalid = -1;
+      RowClass invalid = {-1, 0};
       for (int64_t i = 0; i < count; ++i) {
+        // volatile: one read, whoever writes meanwhile
         const int64_t value = static_cast<const volatile std::remove_pointer_t<decltype(from)>*>(from)[first + i];
         const bool valid = value >= 0 && value < classes, ignored = value == ignore_index;
         to[i] = valid && !ignored ? static_cast<int32_t>(value) : -1;
-        if (!valid && !ignored && invalid < 0) invalid = first + i, *invalid_value = value;
+        if (!valid && !ignored && invalid.row < 0) invalid = {first + i, value};
       }
       return invalid;
     };

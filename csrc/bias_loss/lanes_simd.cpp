@@ -102,18 +102,21 @@ void hard_gradient(Scalar* x, int64_t classes, int64_t width, const LaneRows<Sca
     const auto label = labels_at(of.label + lane, Scalar());
     const auto counts = label >= index_of(0, Scalar());
     const Vector<Scalar> none = {};
-    // p - 1 of the target as the negated sum of all others: nothing cancels, however confident the prediction.
+    Vector<Scalar> of_target = none;
     const auto others = sum_over_classes<Scalar>(classes, [&](int64_t k) {
       Scalar* at = x + k * width + lane;
-      const auto p = exponential((load(at) - max) - log_sum) * scale;
-      const auto other = label == index_of(k, Scalar()) ? none : p;
-      store(at, counts ? other : none);
-      return other;
+      const auto is_target = label == index_of(k, Scalar());
+      const auto p = exponential((load(at) - max) - log_sum);
+      store(at, counts ? p * scale : none);
+      of_target = is_target ? p : of_target;
+      return is_target ? none : p;
     });
-    Scalar of_target[Compute<Scalar>::lanes];
-    store(of_target, -others);
+    // p - 1, as the negated sum of all others where it would cancel: exact for a confident prediction.
+    const auto rest = of_target > Scalar(0.5) ? -others : of_target - Scalar(1);
+    Scalar gradient[Compute<Scalar>::lanes];
+    store(gradient, rest * scale);
     for (int i = 0; i < Compute<Scalar>::lanes; ++i)
-      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = of_target[i];
+      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = gradient[i];
   });
 }
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def _watch(pid: int, shared: mmap.mmap) -> tuple[int, int]:
 
 
 def _child(seed: int, first: int, end: int, shared: mmap.mmap) -> int:
-    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_OF_CHILD,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(2)
