@@ -33,7 +33,11 @@ def simulated() -> bool:
 
 @functools.cache
 def native() -> Native:
-    """Load ``_ops.so``, or the simulated GPU's library in its place, and ``_C``; never raises."""
+    """Load ``_ops.so``, or the simulated GPU's library in its place, and ``_C``.
+
+    Raises:
+        ValueError: the environment variable BIASLOSS_CPU_ISA is set, and names no instruction set.
+    """
     path = Path(__file__).parent.parent / "_ops.so" if SIMULATED_GPU is None else Path(SIMULATED_GPU)
     if not path.exists():
         if simulated():

@@ -86,15 +86,15 @@ class ScoreTensor {
 
   int64_t rows() const { return samples * positions; }
 
-  // Whether rows are better taken side by side, as lanes: their scores lie side by side, or there are too few to fill
-  // vectors.
-  bool prefers_lanes() const {
-    constexpr int64_t few_classes = 48, few_rows = 8;
+  // Whether rows are better taken side by side, as lanes: their scores lie side by side, or there are so few that
+  // `few_classes` says that they leave vectors empty.
+  bool prefers_lanes(int64_t few_classes) const {
+    constexpr int64_t few_rows = 8;
     const bool side_by_side = row_stride() == 1 && (positions == 1 ? samples : positions) >= few_rows;
     return classes <= few_classes || (class_stride_ != 1 && side_by_side);
   }
-  // Rows of a block of lanes: no more than stay in the first cache.
-  int64_t lanes() const { return classes <= 128 ? 64 : classes <= 512 ? 32 : 16; }
+  // Rows of a block of lanes: no more than stay in cache.
+  int64_t lanes() const { return classes <= 512 ? 64 : classes <= 2048 ? 32 : 16; }
   // The end of the rows behind `row` that lie at a fixed distance from each other.
   int64_t end_of_run(int64_t row) const { return positions == 1 ? samples : (row / positions + 1) * positions; }
 
@@ -151,6 +151,10 @@ class ScoreTensor {
   }
 };
 
+struct RowClass {
+  int64_t row, value;
+};
+
 // Class targets, one a row.
 class ClassTargets {
  public:
@@ -158,6 +162,29 @@ class ClassTargets {
       : dense_(t.is_contiguous() ? t : torch::stable::contiguous(t)),
         data_(dense_.const_data_ptr()),
         dtype_(t.scalar_type()) {}
+
+  // Those of `count` rows, each read once: -1 for what is ignored or invalid. Returns the first invalid one.
+  RowClass read(int64_t first, int64_t count, int64_t classes, int64_t ignore_index, int32_t* to) const {
+    const auto read_as = [&](const auto* from) {
+      RowClass invalid = {-1, 0};
+      for (int64_t i = 0; i < count; ++i) {
+        // volatile: one read, whoever writes meanwhile
+        const int64_t value = static_cast<const volatile std::remove_pointer_t<decltype(from)>*>(from)[first + i];
+        const bool valid = value >= 0 && value < classes, ignored = value == ignore_index;
+        to[i] = valid && !ignored ? static_cast<int32_t>(value) : -1;
+        if (!valid && !ignored && invalid.row < 0) invalid = {first + i, value};
+      }
+      return invalid;
+    };
+    switch (dtype_) {
+      case torch::headeronly::ScalarType::Long:
+        return read_as(static_cast<const int64_t*>(data_));
+      case torch::headeronly::ScalarType::Int:
+        return read_as(static_cast<const int32_t*>(data_));
+      default:
+        return read_as(static_cast<const uint8_t*>(data_));
+    }
+  }
 
   int64_t operator[](int64_t row) const {
     switch (dtype_) {
