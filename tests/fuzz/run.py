@@ -11,7 +11,6 @@ import signal
 import struct
 import time
 import traceback
-from pathlib import Path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
