@@ -97,7 +97,10 @@ def count_step(batch: int, size: int) -> dict[str, Bytes]:
 
 
 def table(kernels: dict[str, Bytes]) -> str:
-    lines = ["| kernel | launches | tensors, MB | loads / stores, MB | loads and stores over tensors |", "|---|---|---|---|---|"]
+    lines = [
+        "| kernel | launches | tensors, MB | loads / stores, MB | loads and stores over tensors |",
+        "|---|---|---|---|---|",
+    ]
     total = Bytes()
     for name, found in sorted(kernels.items(), key=lambda item: -item[1].tensors):
         lines.append(_row(name, found))
