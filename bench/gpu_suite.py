@@ -1,81 +1,125 @@
-"""``python -m bench.gpu_suite --out DIR``: everything that needs a GPU, in under nine minutes.
+"""``python -m bench.gpu_suite --out DIR``: everything that needs a GPU, the most valuable first, within a time limit.
 
-Builds for the GPU that is there, runs tests/gpu and the other tests, compute-sanitizer on small shapes, Nsight Compute
-where it is available, and the benchmarks. Logs, ``stages.json`` and ``summary.md`` are written as they come: a suite that
-is broken off leaves what it finished.
+Its only output besides the terminal's is ``DIR/results.tgz``, written anew after each stage, so that a suite that is broken off
+leaves what it finished: ``summary.md``, ``stages.json``, a log and results for each stage. A library that was carried
+ready-built is used where it loads and has code for the GPU; otherwise it is built.
+
+``--dry-run`` runs the same stages on the simulated GPU, with shapes that say nothing about speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 
+from bench import archive
+from bench.gpu import training_step
 from bench.stages import Outcome, Stage, run
 from biasloss_ext.benchmarks import noise, results, table
-from biasloss_ext.benchmarks.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ",".join(name for name in OPS if name != "skipblocknet")
-BENCHMARKS = (("kernels", KERNELS, 75), ("network", "skipblocknet", 75))
-LIMIT = 530.0  # seconds, all stages together
+ARCHIVE = "results.tgz"
+LIMIT = 540.0  # seconds, all stages together
+TEST_WORKERS = 12
+MARGIN = 15.0  # seconds before its limit in which a stage that measures begins nothing new
 METRICS = (
     "gpu__time_duration.sum",
     "dram__bytes_read.sum",
     "dram__bytes_write.sum",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__inst_issued.avg.pct_of_peak_sustained_active",
     "sm__warps_active.avg.pct_of_peak_sustained_active",
     "launch__registers_per_thread",
 )
+SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
+# With its own clock control it would lock the GPU's clocks, for others too.
+PROFILER = (
+    "ncu",
+    "--clock-control",
+    "none",
+    "--csv",
+    "--metrics",
+    ",".join(METRICS),
+    "--kernel-name-base",
+    "demangled",
+)
 
 
-def stages(out: Path, architecture: str, jobs: int) -> list[Stage]:
-    """All of them, for a GPU of ``architecture``, as "9.0"."""
-    python = sys.executable
-    pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    small = (python, "-m", "bench.small_kernels")
-    sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
+@dataclass(frozen=True)
+class Where:
+    """A GPU, or the simulated one in a dry run."""
+
+    out: Path
+    dry: bool = False
+
+    def stage(
+        self, name: str, module: str, limit: float, *options: str, tool: tuple[str, ...] = (), **environment: str
+    ) -> Stage:
+        """A script of `bench.gpu`; in a dry run it does without ``tool``, and nothing else is different."""
+        given = ["--device", "cpu", "--tiny"] if self.dry else ["--device", "cuda"]
+        given += ["--limit", str(max(limit - MARGIN, 1.0)), "--out", str(self.out / f"{name}.json"), *options]
+        script = (sys.executable, "-m", f"bench.gpu.{module}", *given)
+        if tool and not self.dry:
+            return Stage(name, (*tool, *script), limit, environment, needs=tool[0])
+        return Stage(name, script, limit, environment)
+
+    def tests(self, limit: float) -> Stage:
+        """CUDA's files first, Triton's last: their kernels take minutes to compile. A dry run only collects them."""
+        paths = sorted((ROOT / "tests" / "gpu").glob("test_*.py"), key=lambda path: ("triton" in path.name, path.name))
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        if self.dry:
+            command += ["--collect-only"]
+        else:
+            command += ["-n", str(TEST_WORKERS), "--maxschedchunk", "2", f"--junitxml={self.out / 'gpu-tests.xml'}"]
+        return Stage("gpu-tests", (*command, *(str(path.relative_to(ROOT)) for path in paths)), limit)
+
+
+def stages(where: Where) -> list[Stage]:
+    """All of them, in order. Limits are of each alone; the whole has its own."""
     no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # a cached block would hide what is read beside a tensor
-    profiler = ("ncu", "--csv", "--metrics", ",".join(METRICS), "--kernel-name-base", "demangled")
-    measure = (python, "-m", "biasloss_ext", "bench", "--quick", "--device", "cuda")
+    cuda = ("--backends", "cuda")
     return [
-        Stage(
-            "build",
-            (python, "setup.py", "build_ext", "--inplace"),
-            110,
-            {"TORCH_CUDA_ARCH_LIST": architecture, "BIASLOSS_CUDA": "1"},
-            needs="nvcc",
-        ),
-        Stage("info", (python, "-c", "from biasloss_ext.info import report; print(report())"), 20),
-        Stage("gpu-tests", (*pytest, "-v", "tests/gpu"), 85),
-        Stage("tests", (*pytest, "-n", str(jobs), "-m", "not slow", "--ignore=tests/gpu", "tests"), 60),
-        Stage("memcheck", (*sanitizer, "memcheck", *small), 35, no_cache, needs="compute-sanitizer"),
-        Stage("racecheck", (*sanitizer, "racecheck", *small), 35, no_cache, needs="compute-sanitizer"),
-        Stage("nsight", (*profiler, *small, "--large"), 30, needs="ncu"),
-        *(
-            Stage(name, (*measure, "--ops", ops, "--limit", str(limit - 15), "--out", str(out / name)), limit)
-            for name, ops, limit in BENCHMARKS
-        ),
+        where.stage("library", "library", 120),
+        where.stage("smoke", "smoke", 70),
+        where.tests(130),
+        where.stage("training", "training_step", 70),
+        where.stage("kernels", "kernels", 130),
+        where.stage("memcheck", "small_kernels", 50, *cuda, tool=(*SANITIZER, "memcheck"), **no_cache),
+        where.stage("racecheck", "small_kernels", 50, *cuda, tool=(*SANITIZER, "racecheck"), **no_cache),
+        where.stage("nsight", "small_kernels", 60, "--large", tool=PROFILER),
+        where.stage("peers", "training_step", 120, "--peers"),
     ]
 
 
 def summary(outcomes: list[Outcome], out: Path) -> str:
-    """A short table of the stages, and that of the benchmarks where they got that far."""
+    """Markdown: the stages, what failed in the smoke test, and the tables of what was measured."""
     shown = table.Table(
         "stages",
         ("stage", "status", "seconds", "last line"),
         [(o.name, o.status, f"{o.seconds:.0f}", o.last_line) for o in outcomes],
     )
-    parts = [shown.markdown()]
-    for name, _, _ in BENCHMARKS:
-        measured = out / name / results.FILE_NAME
-        if measured.exists():
-            parts += benchmark_summary(results.load(measured))
+    parts = [shown.markdown(), *_failed_checks(out / "smoke.json")]
+    steps = [path for name in ("training", "peers") if (path := out / f"{name}.json").exists()]
+    parts += [training_step.table(json.loads(path.read_text())) for path in steps]
+    if (out / "kernels.json").exists():
+        parts += benchmark_summary(results.load(out / "kernels.json"))
     return "\n\n".join(parts) + "\n"
+
+
+def _failed_checks(path: Path) -> Iterable[str]:
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return [f"failed: {name}: {check['reason']}" for name, check in found.items() if check["status"] == "failed"]
 
 
 def benchmark_summary(found: results.Results) -> list[str]:
@@ -87,31 +131,60 @@ def benchmark_summary(found: results.Results) -> list[str]:
     return parts + noise.complaints(found)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_suite", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for logs, results and plots")
-    parser.add_argument("--stages", help="some of them, by commas")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("bench.gpu_suite needs a GPU, and torch finds none here")
-    out = arguments.out.resolve()
-    major, minor = torch.cuda.get_device_capability()
-    listed = stages(out, f"{major}.{minor}", max(1, min(8, (os.cpu_count() or 2) // 2)))
-    if arguments.stages is not None:
-        wanted = arguments.stages.split(",")
-        unknown = set(wanted) - {stage.name for stage in listed}
-        if unknown:
-            sys.exit(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in listed)}")
-        listed = [stage for stage in listed if stage.name in wanted]
-    os.chdir(ROOT)
+def chosen(listed: list[Stage], names: str | None) -> list[Stage]:
+    if names is None:
+        return listed
+    wanted = names.split(",")
+    unknown = set(wanted) - {stage.name for stage in listed}
+    if unknown:
+        sys.exit(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(stage.name for stage in listed)}")
+    return [stage for stage in listed if stage.name in wanted]
 
-    def tell(outcome: Outcome) -> None:
+
+def run_suite(listed: list[Stage], limit: float, work: Path, out: Path) -> list[Outcome]:
+    """Run the stages; after each of them ``out`` has the archive of ``work``."""
+    outcomes: list[Outcome] = []
+
+    def report(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        (work / "summary.md").write_text(summary(outcomes, work))
+        archive.write(work, out / ARCHIVE)
         print(f"{outcome.name:<12} {outcome.status:<12} {outcome.seconds:5.0f} s  {outcome.last_line}", flush=True)
 
-    outcomes = run(listed, out, LIMIT, tell)
-    text = summary(outcomes, out)
-    (out / "summary.md").write_text(text)
-    print("\n" + text)
+    try:
+        return run(listed, work, limit, report)
+    except KeyboardInterrupt:
+        archive.write(work, out / ARCHIVE)  # with what the stage that ran has left
+        raise
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu_suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help=f"folder for {ARCHIVE}")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds, all stages together")
+    parser.add_argument("--stages", help="some of them, by commas")
+    parser.add_argument("--dry-run", action="store_true", help="on the simulated GPU (BIASLOSS_SIMULATED_GPU)")
+    arguments = parser.parse_args()
+    if arguments.dry_run:
+        if "BIASLOSS_SIMULATED_GPU" not in os.environ:
+            sys.exit("bench.gpu_suite --dry-run needs BIASLOSS_SIMULATED_GPU, the path of the simulated GPU's library")
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif not torch.cuda.is_available():
+        sys.exit("bench.gpu_suite needs a GPU, and torch finds none here; --dry-run takes the simulated one")
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, _stop)  # so that the stage that runs is ended, too
+    out = arguments.out.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        listed = chosen(stages(Where(work, arguments.dry_run)), arguments.stages)
+        outcomes = run_suite(listed, arguments.limit, work, out)
+        print("\n" + (work / "summary.md").read_text())
     if any(outcome.status == "failed" for outcome in outcomes):
         sys.exit(1)
 

@@ -86,6 +86,9 @@ def _run(stage: Stage, log: Path, limit: float) -> Outcome:
         except subprocess.TimeoutExpired:
             _end(process)
             status = "out of time"
+        except KeyboardInterrupt:
+            _end(process)
+            raise
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return Outcome(stage.name, status, time.monotonic() - start, lines[-1][:200] if lines else "")
 

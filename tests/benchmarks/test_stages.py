@@ -1,18 +1,14 @@
-"""The GPU suite's stages: limits, what survives, what is skipped. The suite itself needs a GPU."""
+"""Commands in stages: limits, what survives, what is skipped."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
-from made_up_runs import TIMES, run
-
-from bench import gpu_suite, stages
-from bench.stages import Outcome, Stage
+from bench import stages
+from bench.stages import Stage
 
 
 def python(name: str, code: str, limit: float = 20.0, **options: str) -> Stage:
@@ -60,29 +56,3 @@ def test_children_of_a_stage_end_with_it(tmp_path: Path) -> None:
 def test_the_whole_has_a_limit(tmp_path: Path) -> None:
     outcomes = stages.run([python("late", "print()")], tmp_path, stages.GRACE, lambda outcome: None)
     assert (outcomes[0].status, outcomes[0].last_line) == ("skipped", "no time left")
-
-
-def test_the_suite_fits_into_nine_minutes() -> None:
-    listed = gpu_suite.stages(Path("out"), "9.0", 4)
-    assert sum(stage.limit for stage in listed) + stages.GRACE <= gpu_suite.LIMIT < 540
-    assert {"build", "gpu-tests", "tests", "memcheck", "racecheck", "nsight", "kernels", "network"} < {
-        s.name for s in listed
-    }
-
-
-def test_summary_has_the_stages_and_the_benchmarks(tmp_path: Path) -> None:
-    outcomes = [Outcome("build", "ok", 61.4, "done"), Outcome("nsight", "skipped", 0.0, "ncu is not on the PATH")]
-    assert "| nsight | skipped | 0 | ncu is not on the PATH |" in gpu_suite.summary(outcomes, tmp_path)
-    run(TIMES).save(tmp_path / "kernels" / "results.json")
-    text = gpu_suite.summary(outcomes, tmp_path)
-    assert "| op 0 float32 | 1" in text
-    assert "Some Processor" in text
-
-
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        return
-    command = [sys.executable, "-m", "bench.gpu_suite", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=gpu_suite.ROOT)
-    assert done.returncode == 1
-    assert done.stderr == "bench.gpu_suite needs a GPU, and torch finds none here\n"
