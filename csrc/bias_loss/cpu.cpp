@@ -122,31 +122,28 @@ struct Forward {
     const int64_t width = scores.lanes();
     Scalar *x = scratch.scores(), *q = scratch.targets();
     LaneRows<Scalar> rows;
-    invalid_class.report(targets.labels(first, count, rows.label));
+    int64_t counted = 0;
+    invalid_class.report(targets.labels(first, count, rows.label, &counted));
+    std::fill(rows.label + count, rows.label + width, -1);
     scores.load_lanes(first, count, x, width, scratch.spare());
     table.max_and_log_sum(x, scores.classes, width, count, &rows);
     if (targets.soft()) {
       targets.distributions(first, count, width, rows, q, scratch.spare());
       table.soft_loss(x, q, scores.classes, width, count, &rows);
     } else {
+      table.hard_loss(x, scores.classes, width, count, &rows);
+    }
+    double weights = double(counted);
+    if (targets.weighted()) {
+      weights = 0;
       for (int64_t r = 0; r < count; ++r) {
-        const int64_t t = std::max(rows.label[r], 0);
-        rows.loss[r] = (rows.log_sum[r] - (x[t * width + r] - rows.max[r])) * targets.weight_of(t);
+        const Scalar of_class = rows.label[r] >= 0 ? targets.weight_of(rows.label[r]) : Scalar(0);
+        if (!targets.soft()) rows.loss[r] *= rows.label[r] >= 0 ? of_class : Scalar(1);
+        weights += of_class;
       }
     }
-    double loss = 0, counted = 0;
-    for (int64_t r = 0; r < count; ++r) {
-      const bool counts = rows.label[r] >= 0;
-      rows.loss[r] = counts ? rows.loss[r] : Scalar(0);
-      loss += rows.loss[r];
-      counted += counts ? 1.0 : 0.0;
-    }
-    if (targets.weighted()) {
-      counted = 0;
-      for (int64_t r = 0; r < count; ++r) counted += rows.label[r] >= 0 ? targets.weight_of(rows.label[r]) : Scalar(0);
-    }
-    sum.loss += loss;
-    sum.count += counted;
+    sum.loss += table.sum(rows.loss, count);
+    sum.count += weights;
     std::copy_n(rows.max, count, statistics.row_max + first);
     std::copy_n(rows.log_sum, count, statistics.row_log_sum + first);
     if (losses != nullptr) std::copy_n(rows.loss, count, losses + first);
@@ -350,7 +347,8 @@ struct Backward {
     const LaneTable<Scalar>& table = lane_table<Scalar>();
     const int64_t width = scores.lanes();
     LaneRows<Scalar> rows;
-    invalid_class.report(targets.labels(first, count, rows.label));
+    int64_t counted = 0;
+    invalid_class.report(targets.labels(first, count, rows.label, &counted));
     std::fill(rows.label + count, rows.label + width, -1);
     std::copy_n(statistics.row_max + first, count, rows.max);
     std::copy_n(statistics.row_log_sum + first, count, rows.log_sum);

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -163,27 +164,30 @@ class ClassTargets {
         data_(dense_.const_data_ptr()),
         dtype_(t.scalar_type()) {}
 
-  // Those of `count` rows, each read once: -1 for what is ignored or invalid. Returns the first invalid one.
-  RowClass read(int64_t first, int64_t count, int64_t classes, int64_t ignore_index, int32_t* to) const {
-    const auto read_as = [&](const auto* from) {
-      RowClass invalid = {-1, 0};
-      for (int64_t i = 0; i < count; ++i) {
-        // volatile: one read, whoever writes meanwhile
-        const int64_t value = static_cast<const volatile std::remove_pointer_t<decltype(from)>*>(from)[first + i];
-        const bool valid = value >= 0 && value < classes, ignored = value == ignore_index;
-        to[i] = valid && !ignored ? static_cast<int32_t>(value) : -1;
-        if (!valid && !ignored && invalid.row < 0) invalid = {first + i, value};
-      }
-      return invalid;
-    };
+  // Those of `count` rows, at most 64, each read once: -1 for what is ignored or invalid. Returns the first invalid
+  // one.
+  RowClass read(int64_t first, int64_t count, int64_t classes, int64_t ignore_index, int32_t* to,
+                int64_t* counted) const {
+    int64_t own[64];
     switch (dtype_) {
       case torch::headeronly::ScalarType::Long:
-        return read_as(static_cast<const int64_t*>(data_));
+        std::copy_n(static_cast<const int64_t*>(data_) + first, count, own);
+        break;
       case torch::headeronly::ScalarType::Int:
-        return read_as(static_cast<const int32_t*>(data_));
+        std::copy_n(static_cast<const int32_t*>(data_) + first, count, own);
+        break;
       default:
-        return read_as(static_cast<const uint8_t*>(data_));
+        std::copy_n(static_cast<const uint8_t*>(data_) + first, count, own);
     }
+    // The memory may change meanwhile; the compiler must not go back to it.
+    asm volatile("" : : "r"(own) : "memory");
+    std::fill(own + count, own + 64, ignore_index);
+    if (lane_tables().labels(own, count, classes, ignore_index, to, counted)) return {-1, 0};
+    const int64_t i =
+        std::find_if(own, own + count,
+                     [&](int64_t value) { return (value < 0 || value >= classes) && value != ignore_index; }) -
+        own;
+    return {first + i, own[i]};
   }
 
   int64_t operator[](int64_t row) const {

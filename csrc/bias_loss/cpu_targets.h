@@ -70,10 +70,12 @@ class Targets {
     const int64_t value = (*indices_)[row];
     return {value, value == ignore_index_, value >= 0 && value < classes_};
   }
-  // The labels of a block of rows, -1 for those that do not count. Returns the first invalid one; row -1 for none.
-  RowClass labels(int64_t first, int64_t count, int32_t* to) const {
-    if (indices_) return indices_->read(first, count, classes_, ignore_index_, to);
+  // The labels of a block of rows, -1 for those that do not count. Returns the first invalid
+  // one; row -1 for none.
+  RowClass labels(int64_t first, int64_t count, int32_t* to, int64_t* counted) const {
+    if (indices_) return indices_->read(first, count, classes_, ignore_index_, to, counted);
     std::fill_n(to, count, 0);
+    *counted = count;
     return {-1, 0};
   }
   bool weighted() const { return class_weight_ != nullptr && !probabilities_; }

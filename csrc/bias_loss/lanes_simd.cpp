@@ -14,6 +14,9 @@ using Vector = typename Compute<Scalar>::Vector;
 // Sums of float32 run over this many terms, then into a sum of sums: the error does not grow with the classes.
 constexpr int64_t kTermsOfSum = 32;
 
+// Up to so many a class is found by comparing, not by its address: what was stored as scalars loads slowly as a vector.
+constexpr int64_t kFewClasses = 8;
+
 inline IntVector labels_at(const int32_t* label, float) { return load_bytes<IntVector>(label); }
 inline LongVector labels_at(const int32_t* label, double) {
   LongVector wide;
@@ -78,6 +81,22 @@ void max_and_log_sum(const Scalar* x, int64_t classes, int64_t width, int64_t ro
   });
 }
 
+template <class Scalar>
+void hard_loss(const Scalar* x, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of) {
+  for_lanes<Scalar>(rows, [&](int64_t lane) {
+    const auto label = labels_at(of->label + lane, Scalar());
+    Vector<Scalar> score = {};
+    if (classes <= kFewClasses) {
+      for (int64_t k = 0; k < classes; ++k) score = label == index_of(k, Scalar()) ? load(x + k * width + lane) : score;
+    } else {
+      for (int i = 0; i < Compute<Scalar>::lanes; ++i)
+        if (of->label[lane + i] >= 0) score[i] = x[of->label[lane + i] * width + lane + i];
+    }
+    const auto loss = load(of->log_sum + lane) - (score - load(of->max + lane));
+    store(of->loss + lane, label >= index_of(0, Scalar()) ? loss : Vector<Scalar>{});
+  });
+}
+
 // Sums with the rounding errors of every addition: one large term must not swallow many small ones.
 template <class Scalar>
 void soft_loss(const Scalar* x, const Scalar* q, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of) {
@@ -91,7 +110,8 @@ void soft_loss(const Scalar* x, const Scalar* q, int64_t classes, int64_t width,
       sum = next;
     }
     const auto exact = sum + lost;
-    store(of->loss + lane, exact == exact ? exact : sum);  // infinite terms leave a NaN as their error
+    const auto loss = exact == exact ? exact : sum;  // infinite terms leave a NaN as their error
+    store(of->loss + lane, labels_at(of->label + lane, Scalar()) >= index_of(0, Scalar()) ? loss : Vector<Scalar>{});
   });
 }
 
@@ -113,10 +133,18 @@ void hard_gradient(Scalar* x, int64_t classes, int64_t width, const LaneRows<Sca
     });
     // p - 1, as the negated sum of all others where it would cancel: exact for a confident prediction.
     const auto rest = of_target > Scalar(0.5) ? -others : of_target - Scalar(1);
-    Scalar gradient[Compute<Scalar>::lanes];
-    store(gradient, rest * scale);
+    const auto gradient = rest * scale;
+    if (classes <= kFewClasses) {
+      for (int64_t k = 0; k < classes; ++k) {
+        Scalar* at = x + k * width + lane;
+        store(at, label == index_of(k, Scalar()) ? gradient : load(at));
+      }
+      return;
+    }
+    Scalar of_lanes[Compute<Scalar>::lanes];
+    store(of_lanes, gradient);
     for (int i = 0; i < Compute<Scalar>::lanes; ++i)
-      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = gradient[i];
+      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = of_lanes[i];
   });
 }
 
@@ -262,16 +290,51 @@ void weigh(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha
 }
 
 template <class Scalar>
+double sum_of(const Scalar* values, int64_t count) {
+  double chains[4] = {};  // of additions, side by side
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int j = 0; j < 4; ++j) chains[j] += double(values[i + j]);
+  for (; i < count; ++i) chains[0] += double(values[i]);
+  return chains[0] + chains[1] + (chains[2] + chains[3]);
+}
+
+typedef int32_t HalfIntVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES / 2)));
+
+bool labels_of(const int64_t* classes_of_rows, int64_t count, int64_t classes, int64_t ignore_index, int32_t* label,
+               int64_t* counted) {
+  LongVector all_known = ~LongVector{}, counts = {};
+  for (int64_t i = 0; i < count; i += kDoubleLanes) {
+    const auto value = load_bytes<LongVector>(classes_of_rows + i);
+    const LongVector valid = (value >= 0) & (value < classes), ignored = value == ignore_index;
+    const LongVector code = (valid & ~ignored) ? value : LongVector{} - 1;
+    all_known &= valid | ignored;
+    counts += code < 0;  // -1 for each
+    store(label + i, __builtin_convertvector(code, HalfIntVector));
+  }
+  bool known = true;
+  *counted = (count + kDoubleLanes - 1) / kDoubleLanes * kDoubleLanes;
+  for (int i = 0; i < kDoubleLanes; ++i) known = known && all_known[i] != 0, *counted += counts[i];
+  return known;
+}
+
+template <class Scalar>
 constexpr LaneTable<Scalar> lane_table() {
-  return {max_and_log_sum<Scalar>,    soft_loss<Scalar>,           hard_gradient<Scalar>, soft_gradient<Scalar>,
-          load_block<Scalar, Scalar>, store_block<Scalar, Scalar>, weigh<Scalar>};
+  return {max_and_log_sum<Scalar>,     hard_loss<Scalar>,     soft_loss<Scalar>,
+          hard_gradient<Scalar>,       soft_gradient<Scalar>, load_block<Scalar, Scalar>,
+          store_block<Scalar, Scalar>, weigh<Scalar>,         sum_of<Scalar>};
 }
 
 }  // namespace
 
 extern const LaneTables lane_tables;
-const LaneTables lane_tables = {lane_table<float>(),         lane_table<double>(),        load_block<Float16, float>,
-                                load_block<BFloat16, float>, store_block<Float16, float>, store_block<BFloat16, float>};
+const LaneTables lane_tables = {lane_table<float>(),
+                                lane_table<double>(),
+                                load_block<Float16, float>,
+                                load_block<BFloat16, float>,
+                                store_block<Float16, float>,
+                                store_block<BFloat16, float>,
+                                labels_of};
 
 }  // namespace BIASLOSS_ISA
 }  // namespace biasloss

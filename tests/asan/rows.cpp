@@ -34,6 +34,7 @@ void run_lanes(const LaneTable<Scalar>& table, Load load, Store store, int64_t r
   for (int64_t r = 0; r < width; ++r) of.label[r] = r < rows && r % 3 > 0 ? int32_t(r % classes) : -1;
   load(memory.data(), block, x.data(), width, spare.data());
   table.max_and_log_sum(x.data(), classes, width, rows, &of);
+  table.hard_loss(x.data(), classes, width, rows, &of);
   table.soft_loss(x.data(), q.data(), classes, width, rows, &of);
   table.soft_gradient(x.data(), q.data(), classes, width, of, rows);
   table.hard_gradient(x.data(), classes, width, of, rows);

@@ -38,7 +38,7 @@ class Finding:
         return f"call {self.number}: {self.what}: {self.call}"
 
 
-def fuzz(seed: int, first: int, count: int) -> list[Finding]:
+def fuzz(seed: int, first: int, count: int, *, show_progress: bool = False) -> list[Finding]:
     """All findings among calls ``first`` to ``first + count - 1``."""
     findings, number, end = [], first, first + count
     while number < end:
@@ -46,6 +46,8 @@ def fuzz(seed: int, first: int, count: int) -> list[Finding]:
         if finding is not None:
             findings.append(finding)
             print(finding, flush=True)
+        if show_progress:
+            print(f"{number - first} calls", flush=True)
     return findings
 
 
