@@ -19,7 +19,7 @@ from tests.cudasim import sanitizers, simulated_gpu
 TESTS = Path(__file__).resolve().parent.parent
 EVERYTHING = os.environ.get("BIASLOSS_TEST_SIMULATED") == "1"  # `make test-simulated`
 FILES = {
-    "device": ("simulated_gpu", "gpu"),
+    "device": ("simulated_gpu",),
     "ops": (
         "ops/test_bias_loss.py",
         "ops/test_bias_loss_edge_cases.py",
@@ -47,6 +47,10 @@ def variables(library: Path, **settings: int) -> dict[str, str]:
     }
 
 
+# Tests that take long on the simulated GPU, and say little more there than others.
+SLOW = "not symbolic and not schema and not test_depthwise_on_gpu and not without_graph_breaks"
+
+
 def run_tests(*arguments: str, environment: dict[str, str]) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
@@ -66,9 +70,15 @@ def run_tests(*arguments: str, environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(("seed", "multiprocessors"), [(0, 132), (7, 3)])
 def test_on_the_simulated_gpu(library: Path, files: str, seed: int, multiprocessors: int) -> None:
     """In order, and in a random one; what the launchers leave uninitialized holds NaN."""
-    few = () if EVERYTHING else ("--examples=15",)
+    few = () if EVERYTHING else ("--examples=10", "-k", SLOW)
     environment = variables(library, seed=seed, multiprocessors=multiprocessors)
     run_tests(*FILES[files], *few, "--fill-with-nan", environment=environment)
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu(library: Path) -> None:
+    few = () if EVERYTHING else ("-k", SLOW)
+    run_tests("gpu", *few, environment=variables(library, multiprocessors=3))
 
 
 @pytest.mark.slow
