@@ -161,7 +161,7 @@ class Stager {
             pair[c][q] = coefficients[((j * kChannels + c) * kPairs + q) * part.vectors + part.vector];
 #pragma unroll
         for (unsigned u = 0; u < Tiling::kInFlight; ++u) {
-          // Computed in any case, of anything: a branch would be dearer.
+          // Computed in any case, of anything: a branch would cost more.
           typename Tiling::Cell cell;
           source.cell(variant, fetched_[u], j * kChannels, pair, cell.value);
 #pragma unroll

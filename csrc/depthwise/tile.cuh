@@ -118,7 +118,7 @@ struct Ring {
 };
 
 // The part of a thread in computing. In a slab, the first channels of all vectors come first, then the second ones and
-// so on: threads that stage neighbouring vectors so write neighbouring cells, and no two of them the same bank.
+// so on: threads that stage neighboring vectors so write neighboring cells, and no two of them the same bank.
 template <class Tiling>
 struct Lane {
   unsigned lanes, index;     // cells of a pixel, and which of them is this thread's
