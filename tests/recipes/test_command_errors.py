@@ -178,7 +178,7 @@ def test_compare(fails: Fails, options: str, sentence: str) -> None:
         ("predict --run . --batch-size 0 x.png", "Invalid value for '--batch-size': "),
         ("predict --run . --csv no/out.csv x.png", "there is no folder no to write out.csv into"),
         ("diversity", "Missing argument 'MODEL...'"),
-        ("bench --ops none --out out", "--ops has none; there are feature_variance, "),
+        ("bench --ops none --out out", "--ops has none; there are batch_norm, "),
         ("bench --device tpu --out out", "--device must be auto, cpu or cuda, got tpu"),
         ("bench --compare a.json b.json", "a.json"),
     ],
