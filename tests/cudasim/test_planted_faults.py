@@ -53,7 +53,6 @@ FILES = (
     "ops/test_depthwise.py",
     "ops/test_bias_loss.py",
 )
-IN_EVERY_RUN = "variance: stride of another dimension"
 pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.slow]
 
 
@@ -65,7 +64,7 @@ def selection(fault: Fault) -> list[str]:
 
 def only_with_everything(names: Iterator[str]) -> list[object]:
     skipped = pytest.mark.skipif(not EVERYTHING, reason="compiles for long; `make test-simulated` runs it")
-    return [name if name == IN_EVERY_RUN else pytest.param(name, marks=skipped) for name in names]
+    return [pytest.param(name, marks=skipped) for name in names]
 
 
 @pytest.mark.parametrize("name", only_with_everything(iter(FAULTS)))

@@ -65,11 +65,14 @@ def run_tests(*arguments: str, environment: dict[str, str]) -> None:
     assert " passed" in done.stdout
 
 
+# In order on a large device, and in a random order on a small one.
+IN_EVERY_RUN = (("device", 7, 3), ("ops", 0, 132), ("ops", 7, 3), ("layers", 0, 132))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("files", FILES)
-@pytest.mark.parametrize(("seed", "multiprocessors"), [(0, 132), (7, 3)])
+@pytest.mark.parametrize(("files", "seed", "multiprocessors"), IN_EVERY_RUN)
 def test_on_the_simulated_gpu(library: Path, files: str, seed: int, multiprocessors: int) -> None:
-    """In order, and in a random one; what the launchers leave uninitialized holds NaN."""
+    """What the launchers leave uninitialized holds NaN."""
     few = () if EVERYTHING else ("--examples=10", "-k", SLOW)
     environment = variables(library, seed=seed, multiprocessors=multiprocessors)
     run_tests(*FILES[files], *few, "--fill-with-nan", environment=environment)
@@ -127,6 +130,22 @@ def test_the_front_door_with_nothing_but_the_variable(library: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_a_network_on_simulated_kernels_and_interpreted_triton(library: Path) -> None:
+    """What a GPU would take, by the public API: a training step and inference of SkipblockNet-XS, and every op."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_front_door.py", "-k", "cuda"],
+        cwd=TESTS,
+        env={**os.environ, "BIASLOSS_SIMULATED_GPU": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "1 passed" in done.stdout
 
 
 def test_a_library_that_does_not_exist_is_named() -> None:

@@ -10,6 +10,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -361,6 +362,15 @@ def _interrupt_in_a_callback() -> None:
 os.register_at_fork(before=_interrupt_in_a_callback)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts as in a terminal: a process in the background ignores them, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_while_workers_start_ends_the_run(
     flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -372,6 +382,7 @@ def test_an_interrupt_while_workers_start_ends_the_run(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupts_that_get_lost_are_raised_at_the_next_step() -> None:
     def lost() -> None:
         with contextlib.suppress(KeyboardInterrupt):
