@@ -109,8 +109,8 @@ def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int, gated: bool) -
         return Tiles(16, wide, high, True, WARPS, 1)
     if dtype == torch.float32:
         return Tiles(16, wide, high, True, WARPS, 2)
-    if elements <= 2048:
-        return Tiles(32, wide, high, True, WARPS, 2, 128)
+    if elements <= 2048:  # more inputs than outputs have no room for all their sums under a cap
+        return Tiles(32, wide, high, True, WARPS, 2, 128 if wide < high else None)
     if elements <= 4096:
         return Tiles(16, wide, high, True, 2 * WARPS, 3, 128 if wide < high else None)
     return Tiles(32 if elements <= 8192 and not gated else 16, wide, high, True, 2 * WARPS, 3)
