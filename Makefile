@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -o -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint bench test-abi test-integrations clean
+.PHONY: demo test lint bench test-abi test-simulated test-integrations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m biasloss_ext.demo --out demo
@@ -28,6 +28,10 @@ bench: $(VENV)/.installed
 # The wheel of this build under the oldest and the newest torch: the stable ABI's promise.
 test-abi: $(VENV)/.installed
 	$(BIN)/python -m tests.abi --python $(PYTHON)
+
+# The launchers of the CUDA kernels on the simulated GPU: every schedule, all examples, and every planted fault. Minutes.
+test-simulated: $(VENV)/.installed
+	BIASLOSS_TEST_SIMULATED=1 $(BIN)/python -m pytest tests/cudasim
 
 # timm and torchvision need a CUDA build of torch beside them (about 5.5 GB); it imports without a GPU.
 test-integrations:

@@ -38,6 +38,18 @@ ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 
 
+# What torch calls architectures in TORCH_CUDA_ARCH_LIST.
+NAMED_ARCHITECTURES = {
+    "Turing": ("7.5+PTX",),
+    "Ampere": ("8.0", "8.6+PTX"),
+    "Ampere+Tegra": ("8.7",),
+    "Ada": ("8.9+PTX",),
+    "Hopper": ("9.0+PTX",),
+    "Blackwell+Tegra": ("11.0",),
+    "Blackwell": ("10.0", "10.3", "12.0", "12.1+PTX"),
+}
+
+
 def say(text: str) -> None:
     print(f"biasloss_ext: {text}", file=sys.stderr, flush=True)
 
@@ -58,6 +70,29 @@ class Cuda:
         return flags
 
 
+def output_of(*command: str) -> str:
+    """What a compiler says of itself; exits with one sentence where it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except OSError as error:
+        sys.exit(f"biasloss_ext: cannot run {command[0]}: {error.strerror}; set CXX or NVCC to a compiler that runs")
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout).strip().splitlines()
+        sys.exit(
+            f"biasloss_ext: {shlex.join(command)} failed with exit code {error.returncode}"
+            f"{f' ({said[-1]})' if said else ''}; set CXX or NVCC to a compiler that works, or BIASLOSS_CUDA=0 to build"
+            " without CUDA kernels"
+        )
+
+
+def words(variable: str) -> list[str]:
+    """The words of an environment variable, as a shell reads them."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        sys.exit(f"biasloss_ext: {variable} cannot be read ({error}), got {os.environ[variable]!r}")
+
+
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME")
     candidates = [os.environ.get("NVCC"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"]
@@ -67,7 +102,7 @@ def find_nvcc() -> str | None:
 def find_cuda() -> Cuda | None:
     """The CUDA compiler to build with, or None; exits with one sentence where CUDA is asked for and cannot be had."""
     asked = os.environ.get("BIASLOSS_CUDA")
-    if asked not in (None, "0", "1"):
+    if asked not in (None, "", "0", "1"):
         sys.exit(f"biasloss_ext: BIASLOSS_CUDA must be 0 or 1, got {asked!r}")
     if asked == "0":
         say("no CUDA kernels: BIASLOSS_CUDA=0")
@@ -89,7 +124,7 @@ def find_cuda() -> Cuda | None:
 
 
 def nvcc_version(nvcc: str) -> tuple[int, int]:
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    text = output_of(nvcc, "--version")
     found = re.search(r"release (\d+)\.(\d+)", text)
     if found is None:
         sys.exit(f"biasloss_ext: {nvcc} --version tells no release: set NVCC to the CUDA compiler")
@@ -114,24 +149,35 @@ def check_against_torch(version: tuple[int, int]) -> None:
 
 
 def architectures(nvcc: str) -> tuple[str, ...]:
-    text = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    text = output_of(nvcc, "--list-gpu-arch")
     known = {f"{number[:-1]}.{number[-1]}" for number in re.findall(r"compute_(\d+)", text)}
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    if not asked:
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
+    if asked == ["native"]:  # those of the GPUs here
+        count = torch.cuda.device_count()
+        asked = sorted({".".join(map(str, torch.cuda.get_device_capability(index))) for index in range(count)})
+    if not asked or asked in (["common"], ["All"]):
         defaults = [name for name in DEFAULT_ARCHITECTURES if name in known]
+        if not defaults:
+            sys.exit(f"biasloss_ext: {nvcc} knows none of {', '.join(DEFAULT_ARCHITECTURES)}: set NVCC to another one")
         return (*defaults[:-1], f"{defaults[-1]}+PTX")
-    for name in asked:
-        if name.removesuffix("+PTX") not in known:
+    names = [name for entry in asked for name in NAMED_ARCHITECTURES.get(entry, (entry,))]
+    for name in names:
+        # The letters of 9.0a and 10.0f let a compiler use what later architectures lack.
+        if re.sub(r"[af]?(\+PTX)?$", "", name) not in known:
             sys.exit(
                 f"biasloss_ext: TORCH_CUDA_ARCH_LIST asks for {name!r},"
-                f" {nvcc} knows {', '.join(sorted(known, key=float))}"
+                f" {nvcc} knows {', '.join(sorted(known, key=float))}, and the names"
+                f" {', '.join(NAMED_ARCHITECTURES)}"
             )
-    return tuple(asked)
+    return tuple(dict.fromkeys(names))
 
 
 def jobs() -> int:
-    if "MAX_JOBS" in os.environ:
-        return max(1, int(os.environ["MAX_JOBS"]))
+    asked = os.environ.get("MAX_JOBS", "").strip()
+    if asked:
+        if not asked.isdecimal() or int(asked) < 1:
+            sys.exit(f"biasloss_ext: MAX_JOBS must be a number from 1 on, got {asked!r}")
+        return int(asked)
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
 
@@ -143,9 +189,9 @@ class Build(build_ext):
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
             sys.exit(f"biasloss_ext needs torch 2.11 or newer, this is {torch.__version__}: upgrade torch first")
         self.cuda = find_cuda()
-        self.cxx = os.environ.get("CXX", "c++")
+        self.cxx = words("CXX") or ["c++"]  # perhaps "ccache g++"
         self.x86 = platform.machine() in ("x86_64", "AMD64")
-        say(f"torch {torch.__version__} (stable ABI of 2.11), {self.cxx}, {jobs()} jobs")
+        say(f"torch {torch.__version__} (stable ABI of 2.11), {shlex.join(self.cxx)}, {jobs()} jobs")
         say(f"CPU kernels: baseline{', avx2, avx512, chosen at run time' if self.x86 else ''}")
         if self.cuda is not None:
             major, minor = self.cuda.version
@@ -169,19 +215,26 @@ class Build(build_ext):
                 self.write_ops(writer, folder, out)
             else:
                 self.write_module(writer, folder, out)
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), f"-j{jobs()}"], check=True)
+        done = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), f"-j{jobs()}"], check=False)
+        if done.returncode:
+            sys.exit(
+                f"biasloss_ext: compiling {extension.name} failed, see above; BIASLOSS_CUDA=0 builds without CUDA kernels,"
+                " MAX_JOBS=1 takes less memory"
+            )
 
     def host_flags(self) -> list[str]:
         flags = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-g0", "-Wall", "-Wno-psabi"]
-        return [*flags, *shlex.split(os.environ.get("CXXFLAGS", "")), *self.variant_flags()]
+        return [*flags, *words("CXXFLAGS"), *self.variant_flags()]
 
     def variant_flags(self) -> list[str]:
         return ["-DBIASLOSS_X86_VARIANTS"] if self.x86 else []
 
-    def write_rules(self, writer: object, cxx_flags: list[str], nvcc_flags: list[str], link: list[str]) -> None:
+    def write_rules(
+        self, writer: object, cxx_flags: list[str], nvcc_flags: list[str], linker: list[str], libraries: list[str]
+    ) -> None:
         writer.rule(
             "cxx",
-            shlex.join([self.cxx, *cxx_flags]) + " $flags -MMD -MF $out.d -c $in -o $out",
+            shlex.join([*self.cxx, *cxx_flags]) + " $flags -MMD -MF $out.d -c $in -o $out",
             depfile="$out.d",
             deps="gcc",
             description="compile $in $flags",
@@ -194,23 +247,22 @@ class Build(build_ext):
                 deps="gcc",
                 description="compile $in",
             )
-        writer.rule("link", f"{shlex.join(link[:1])} -shared -o $out $in {shlex.join(link[1:])}")
+        writer.rule("link", f"{shlex.join(linker)} -shared -o $out $in {shlex.join(libraries)}")
 
     def write_ops(self, writer: object, folder: Path, out: Path) -> None:
         includes = [f"-I{path}" for path in include_paths("cpu")]
         with_cuda = ["-DBIASLOSS_WITH_CUDA"] if self.cuda is not None else []
         common = [*STABLE_ABI, *includes, *with_cuda]
         library = Path(torch.__file__).parent / "lib"
-        link = [f"-L{library}", "-ltorch_cpu"]
+        linker, libraries = self.cxx, [f"-L{library}", "-ltorch_cpu", "-s"]
         nvcc_flags: list[str] = []
         if self.cuda is not None:
-            host = ["-ccbin", os.environ["CXX"]] if "CXX" in os.environ else []
+            host = ["-ccbin", self.cxx[-1]] if words("CXX") else []
             nvcc_flags = ["-O3", "-std=c++20", *host, "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
             nvcc_flags += [*self.cuda.flags(), *common]
-            link = [self.cuda.nvcc, *host, "-cudart", "static", *link, "-Xlinker", "-s"]
-        else:
-            link = [self.cxx, *link, "-s"]
-        self.write_rules(writer, [*self.host_flags(), *common], nvcc_flags, link)
+            linker = [self.cuda.nvcc]
+            libraries = [*host, "-cudart", "static", *libraries[:-1], "-Xlinker", "-s"]
+        self.write_rules(writer, [*self.host_flags(), *common], nvcc_flags, linker, libraries)
 
         objects = []
         for source in sorted(CSRC.rglob("*.c*")):
@@ -239,7 +291,7 @@ class Build(build_ext):
 
         import pybind11
 
-        compiler = subprocess.run([self.cxx, "--version"], capture_output=True, text=True, check=True).stdout
+        compiler = output_of(*self.cxx, "--version")
         facts = {
             "VERSION": self.distribution.get_version(),
             "BUILT_WITH_TORCH": torch.__version__,
@@ -250,7 +302,7 @@ class Build(build_ext):
         flags = [f'-DBIASLOSS_{name}="{value}"' for name, value in facts.items()]
         flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         cxx_flags = [flag.replace("$", "$$") for flag in [*self.host_flags(), *flags]]
-        self.write_rules(writer, cxx_flags, [], [self.cxx, "-s"])
+        self.write_rules(writer, cxx_flags, [], self.cxx, ["-s"])
         objects = []
         for name in ("module.cpp", "simd/isa.cpp"):
             target = folder / Path(name).with_suffix(".o").name

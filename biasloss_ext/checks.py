@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,20 +34,83 @@ def hyperparameters(
     label_smoothing: float = 0.0,
     normalisation_mode: str = "global",
     reduction: str = "mean",
+    ignore_index: int = -100,
 ) -> None:
-    for name, value in (("alpha", alpha), ("beta", beta), ("label_smoothing", label_smoothing)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0.0 <= alpha < float("inf"):
-        raise ValueError(f"alpha must be finite and at least 0, got {alpha}")
-    if not -float("inf") < beta < 1.0:
-        raise ValueError(f"beta must be finite and below 1, got {beta}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-    if normalisation_mode not in NORMALISATION_MODES:
-        raise ValueError(f"normalisation_mode must be one of {NORMALISATION_MODES}, got {normalisation_mode!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    given = (alpha, beta, label_smoothing, normalisation_mode, reduction, ignore_index)
+    for (name, check), value in zip(_HYPERPARAMETERS.items(), given, strict=True):
+        check(name, value)
+
+
+def hyperparameter(name: str, value: Any) -> Any:
+    """One of them, as what the ops take it as; anything under another name as it is."""
+    return _HYPERPARAMETERS[name](name, value) if name in _HYPERPARAMETERS else value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _alpha(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0.0 <= number < float("inf"):
+        raise ValueError(f"alpha must be finite and at least 0, got {value}")
+    return number
+
+
+def _beta(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not -float("inf") < number < 1.0:
+        raise ValueError(f"beta must be finite and below 1, got {value}")
+    return number
+
+
+def _label_smoothing(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {value}")
+    return number
+
+
+def _normalisation_mode(name: str, value: Any) -> str:
+    if value not in NORMALISATION_MODES:
+        raise ValueError(f"normalisation_mode must be one of {NORMALISATION_MODES}, got {value!r}")
+    return str(value)
+
+
+def _reduction(name: str, value: Any) -> str:
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {value!r}")
+    return str(value)
+
+
+def _ignore_index(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"ignore_index must be an integer, got {type(value).__name__}")
+    if not -(2**63) <= int(value) < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, got {value}")
+    return int(value)
+
+
+_HYPERPARAMETERS: dict[str, Callable[[str, Any], Any]] = {
+    "alpha": _alpha,
+    "beta": _beta,
+    "label_smoothing": _label_smoothing,
+    "normalisation_mode": _normalisation_mode,
+    "reduction": _reduction,
+    "ignore_index": _ignore_index,
+}
+
+
+def running_min(running_min: Tensor | None) -> None:
+    if running_min is None:
+        return
+    if not isinstance(running_min, Tensor):
+        raise TypeError(f"running_min must be a tensor without dimensions, got {type(running_min).__name__}")
+    if running_min.dim() != 0:
+        raise ValueError(f"running_min must be a tensor without dimensions, got shape {tuple(running_min.shape)}")
+    floating("running_min", running_min)
 
 
 def features(features: Tensor) -> None:
@@ -105,6 +172,15 @@ def _target(output: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"class targets must have shape {expected} for output of shape {tuple(output.shape)}, "
             f"got {tuple(target.shape)}"
+        )
+
+
+def probabilities(target: Tensor, ignore_index: int) -> None:
+    """What only probability targets may not come with."""
+    if target.is_floating_point() and ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index applies to class targets alone, got ignore_index={ignore_index} with probability targets: "
+            "leave it at -100"
         )
 
 

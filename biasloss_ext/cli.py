@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 from biasloss_ext.errors import UserError
@@ -13,6 +17,7 @@ _EXTRAS = {
     "bench": ("pytest_benchmark", "onnx", "onnxruntime", "onnxscript", "openvino"),
     "models": ("timm", "torchvision"),
 }
+INTERRUPTED = 130
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad allocation")
 
 
@@ -20,6 +25,8 @@ def main() -> None:
     """Run the command line; what the user got wrong is told in one sentence, with exit code 2."""
     try:
         status = _run()
+    except KeyboardInterrupt:  # while packages are imported
+        status = INTERRUPTED
     except UserError as error:
         _fail(str(error))
     except ImportError as error:
@@ -32,6 +39,8 @@ def main() -> None:
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _NO_MEMORY):
             raise
         _fail("the memory does not suffice: try a smaller --batch-size or --image-size")
+    if status == INTERRUPTED:
+        print("biasloss: interrupted; a training goes on from its last checkpoint when called again", file=sys.stderr)
     sys.exit(status)
 
 
@@ -40,7 +49,7 @@ def _run() -> int:
     import typer
 
     # Older typers stand on click, newer ones hold a copy of it.
-    usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         status = app(standalone_mode=False)
     except usage_error as error:
@@ -49,13 +58,15 @@ def _run() -> int:
             return 2
         message = error.format_message()  # type: ignore[attr-defined]
         raise UserError(" ".join(message.split()).rstrip(".")) from None
-    if status == 130:
-        print("biasloss: interrupted; a training goes on from its last checkpoint when called again", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 
 def _fail(sentence: str) -> NoReturn:
-    print(f"biasloss: {' '.join(sentence.split())}", file=sys.stderr)
+    sentence = f"biasloss: {' '.join(sentence.split())}"
+    print(sentence, file=sys.stderr)
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if summary:  # torchrun shows what is in it among its own lines
+        Path(summary).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))
     sys.exit(2)
 
 

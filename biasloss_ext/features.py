@@ -148,7 +148,7 @@ class FeatureTap(nn.Module):
         model: nn.Module = self._tapped_model
         if not self.__dict__.get("_is_replica"):
             return model
-        replica = model._replicate_for_data_parallel()
+        replica: nn.Module = model._replicate_for_data_parallel()
         replica._modules, replica._buffers = self._modules, self._buffers
         replica.__dict__.update(self._former_parameters)
         return replica

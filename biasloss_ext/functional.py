@@ -83,6 +83,11 @@ def bias_weight(
     """
     checks.hyperparameters(alpha, beta)
     checks.variance(variance)
+    checks.running_min(running_min)
+    if running_min is not None and running_min.device != variance.device:
+        raise ValueError(
+            f"running_min is on {running_min.device}, variance on {variance.device}: move them to one device"
+        )
     variance = variance.detach().to(accumulation_dtype(variance.dtype))
     extrema = feature_variance_reference.extrema_of(variance)
     return bias_loss_reference.bias_weight(variance, extrema, running_min, alpha, beta, update_running_min=False)
@@ -117,8 +122,9 @@ def bias_loss(
     Returns:
         :class:`BiasLossOutput`: loss, weights and the running minimum to hand to the next call.
     """
-    checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction)
+    checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction, ignore_index)
     checks.floating("output", output)
+    checks.running_min(running_min)
     moved = None
     if normalisation_mode == "global":
         if running_min is None:
@@ -131,13 +137,13 @@ def bias_loss(
         target,
         moved,
         variance=variance,
-        alpha=alpha,
-        beta=beta,
+        alpha=float(alpha),
+        beta=float(beta),
         update_running_min=True,
         weight=weight,
-        ignore_index=ignore_index,
+        ignore_index=int(ignore_index),
         reduction=reduction,
-        label_smoothing=label_smoothing,
+        label_smoothing=float(label_smoothing),
         process_group=process_group,
         backend=backend,
     )
@@ -196,6 +202,8 @@ def weighted_cross_entropy(
     compiled kernels check those, and what is wrong is looked for in Python once they refuse.
     """
     chosen = backends.choose(backend, output.device)
+    if chosen != "reference" and not torch.compiler.is_compiling() and bias_loss_op.transforms_are_active():
+        chosen = _under_transform(backend)
     plain = (
         chosen in backends.COMPILED
         and type(output) is type(target) is type(features) is Tensor
@@ -207,7 +215,12 @@ def weighted_cross_entropy(
     shape, extrema = output.shape, None
     if not plain:
         checks.tensors(features, variance, output, target, weight)
-        if checks.targets_are_checked:
+        checks.probabilities(target, ignore_index)
+        if chosen != "reference" and target.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "target requires a gradient, and the fused kernels compute none: pass target.detach(), or backend='reference'"
+            )
+        if checks.targets_are_checked or (chosen == "reference" and _can_look_at(output, target)):
             checks.classes_in_range(output, target, ignore_index)
         if process_group is not None:
             features, variance, extrema = _over_ranks(features, variance, chosen, process_group)
@@ -244,6 +257,28 @@ def weighted_cross_entropy(
         loss = loss.unflatten(1, shape[2:])
     # A copy: the backward pass reads the op's own weights, whatever the caller does to these.
     return (loss, results[1].detach().clone()) if want_weight else (loss,)
+
+
+def _under_transform(backend: str) -> str:
+    """The backend inside torch.func's transforms, which only plain PyTorch has rules for."""
+    if backend != "auto":
+        raise RuntimeError(
+            f"backend {backend!r} cannot run under torch.func (grad, vmap, jvp): its kernels have no rules for transforms; "
+            "use backend='reference'"
+        )
+    return "reference"
+
+
+def _can_look_at(output: Tensor, target: Tensor) -> bool:
+    """Whether the classes can be looked at now, and without waiting for a device."""
+    return (
+        output.device.type == target.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not bias_loss_op.transforms_are_active()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and type(target) in (Tensor, torch.nn.Parameter)
+    )
 
 
 def _over_ranks(

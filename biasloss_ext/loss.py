@@ -34,7 +34,7 @@ class FusedBiasLoss(nn.Module):
         beta: below 1.
         normalisation_mode: "global" or "local".
         weight: (K,) class weights, as in :class:`torch.nn.CrossEntropyLoss`; a buffer.
-        ignore_index: class targets of this value count nothing.
+        ignore_index: class targets of this value count nothing. With probability targets it must be negative.
         reduction: "mean" (divides by the number of counted targets, or by the sum of their class weights; never by the
             sum of w), "sum" or "none".
         label_smoothing: in [0, 1].
@@ -47,7 +47,9 @@ class FusedBiasLoss(nn.Module):
           others with dense samples are read in place. A constant: no gradient flows to it. None where ``variance`` is
           given.
         - output: (N, K) or (N, K, *d) scores of the same choice of dtypes, any strides; never overwritten.
-        - target: (N, *d) classes in int64, int32 or uint8, or probabilities of the shape of ``output``.
+        - target: (N, *d) classes in int64, int32 or uint8, or probabilities of the shape of ``output``. A
+          gradient flows to probabilities with ``backend="reference"`` alone; the other backends raise where they
+          require one.
         - variance: (N,), for a model that computed it already.
         - returns the loss, 0-d or (N, *d), in float32 (float64 for float64 scores); with ``return_weights=True`` also
           the w_i, (N,), detached.
@@ -62,7 +64,8 @@ class FusedBiasLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: arguments of another kind or shape; the message has what was given and what is expected.
-        IndexError: a class out of range, on a CPU. On a GPU that sample's loss is NaN; see :func:`check_targets`.
+        IndexError: a class out of range, on a CPU; in the backward pass too, where the classes changed since. On a GPU
+            that sample's loss is NaN; see :func:`check_targets`.
         RuntimeError: a named backend cannot run on this device; the message has the cause.
 
     Example::
@@ -89,9 +92,6 @@ class FusedBiasLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction)
-        if backend != "auto" and backend not in backends.BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; there are: auto, {', '.join(backends.BACKENDS)}")
         self.alpha = alpha
         self.beta = beta
         self.normalisation_mode = normalisation_mode
@@ -102,6 +102,12 @@ class FusedBiasLoss(nn.Module):
         self.backend = backend
         self.register_buffer("weight", weight)
         self.register_buffer("running_min", torch.full((), torch.inf, dtype=torch.float32))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A misspelt mode or a negative alpha is an error where it is set, not a silent change of the loss.
+        if name == "backend" and value != "auto" and value not in backends.BACKENDS:
+            raise ValueError(f"unknown backend {value!r}; there are: auto, {', '.join(backends.BACKENDS)}")
+        super().__setattr__(name, checks.hyperparameter(name, value))
 
     def forward(
         self,
@@ -117,9 +123,8 @@ class FusedBiasLoss(nn.Module):
         assert running_min is not None
         if type(output) is not Tensor:
             checks.floating("output", output)
-        if running_min.device != output.device:
-            # People build losses without moving them; the state goes where the scores are.
-            self.running_min = running_min = running_min.to(output.device)
+        if running_min.device != output.device or running_min.dtype is not torch.float32:
+            running_min = self._running_min_for(output.device)
         results = weighted_cross_entropy(
             features,
             output,
@@ -143,13 +148,38 @@ class FusedBiasLoss(nn.Module):
         """Forget the variances seen so far."""
         self.running_min.fill_(torch.inf)
 
+    def reset_parameters(self) -> None:
+        """The same, under the name that deferred initialization looks for. Class weights stay as they are."""
+        self.reset_running_min()
+
+    def _running_min_for(self, device: torch.device) -> Tensor:
+        """The running minimum where the scores are; people build losses without moving them.
+
+        The state itself stays where it is for scores on the meta device, which hold nothing that could move it.
+        """
+        exact = self.running_min
+        if exact.is_meta and device.type != "meta":
+            exact = torch.full((), torch.inf, device=device)
+        moved = exact.to(device, torch.float32)
+        if device.type != "meta":
+            self.running_min = moved
+        return moved
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedBiasLoss:
         # model.half() and the like convert every floating buffer; the running minimum stays what it is.
         exact = self.running_min
         super()._apply(fn, recurse)
-        if self.running_min.dtype != torch.float32:
+        if exact.is_meta and not self.running_min.is_meta:  # to_empty() of a loss that was built without memory
+            self.running_min = torch.full((), torch.inf, device=self.running_min.device)
+        elif self.running_min.dtype != torch.float32:
             self.running_min = exact.to(self.running_min.device)
         return self
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        # load_state_dict(assign=True) takes a tensor of any dtype.
+        if self.running_min.dtype != torch.float32:
+            self.running_min = self.running_min.to(torch.float32)
 
     def extra_repr(self) -> str:
         shown: dict[str, Any] = {

@@ -14,7 +14,7 @@ import torch
 import biasloss_ext
 from biasloss_ext.info import report
 from biasloss_ext.ops import FAMILIES, backends
-from biasloss_ext.ops.native import covers, native
+from biasloss_ext.ops.native import BUILD_HINT, _remedy, covers, native
 
 PACKAGE = Path(biasloss_ext.__file__).parent
 
@@ -123,6 +123,28 @@ def test_architectures_that_serve_a_gpu() -> None:
     assert not covers(built, (7, 0))
     assert not covers(built, (10, 0))
     assert not covers((), (9, 0))
+    assert covers(("9.0a",), (9, 0))  # that one alone
+    assert not covers(("9.0a", "10.0a+PTX"), (10, 3))
+    assert covers(("10.0f",), (10, 3))  # the family
+    assert not covers(("10.0f+PTX",), (12, 0))
+
+
+def test_a_source_folder_that_hides_an_installed_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, site = tmp_path / "source" / "biasloss_ext", tmp_path / "site" / "biasloss_ext"
+    for folder in (source, site):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", ["", str(source.parent), str(site.parent)])
+    monkeypatch.chdir(source.parent)
+    assert _remedy(source) == BUILD_HINT
+    (site / "_ops.so").touch()
+    sentence = f"{source} hides the package installed in {site}: run from another folder than {source.parent}"
+    assert _remedy(source) == sentence
+    (source / "_ops.so").touch()  # which does not load
+    assert _remedy(source) == sentence
+    monkeypatch.setattr(sys, "path", [str(source.parent)])
+    assert _remedy(source) == BUILD_HINT
 
 
 def test_info_names_every_op_and_backend() -> None:

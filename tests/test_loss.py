@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from runnable import backends_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from biasloss_ext import FusedBiasLoss, functional
+
+KERNELS = backends_of("bias_loss")[0]
 
 
 def batch(seed: int = 0, samples: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,12 +98,79 @@ def test_running_minimum_stays_float32() -> None:
     assert torch.equal(loss_fn.running_min, exact)
 
 
-def test_moves_to_the_device_of_the_scores() -> None:
+def test_scores_on_the_meta_device_leave_the_state_where_it_is() -> None:
     loss_fn = FusedBiasLoss()
-    features, output, target = (t.detach().to("meta") for t in batch())
-    loss = loss_fn(features, output, target)
+    features, output, target = batch()
+    loss_fn(features, output, target)
+    before = loss_fn.running_min.clone()
+    loss = loss_fn(*(t.detach().to("meta") for t in (features, output, target)))
     assert loss.device.type == "meta"
-    assert loss_fn.running_min.device.type == "meta"
+    assert torch.equal(loss_fn.running_min, before)
+
+
+def test_built_without_memory() -> None:
+    features, output, target = batch()
+    expected = FusedBiasLoss()(features, output, target)
+    with torch.device("meta"):
+        used, emptied, reset = FusedBiasLoss(), nn.ModuleList([FusedBiasLoss()]), FusedBiasLoss()
+    assert torch.equal(used(features, output, target), expected)
+    emptied.to_empty(device="cpu")
+    assert torch.equal(emptied[0](features, output, target), expected)
+    reset.to_empty(device="cpu").running_min.fill_(-7.0)
+    reset.reset_parameters()
+    assert torch.equal(reset.running_min, torch.tensor(torch.inf))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32])
+def test_assigned_state_of_another_dtype(dtype: torch.dtype) -> None:
+    features, output, target = batch()
+    loss_fn = FusedBiasLoss()
+    loss_fn.load_state_dict({"running_min": torch.tensor(0, dtype=dtype)}, assign=True)
+    assert loss_fn.running_min.dtype == torch.float32
+    expected = functional.bias_loss(features, output, target, torch.tensor(0.0)).loss
+    assert torch.equal(loss_fn(features, output, target), expected)
+    loss_fn.running_min = torch.tensor(0, dtype=dtype)
+    assert torch.equal(loss_fn(features, output, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("normalisation_mode", "gobal", ValueError),
+        ("alpha", -1, ValueError),
+        ("alpha", "0.3", TypeError),
+        ("beta", 1.0, ValueError),
+        ("beta", None, TypeError),
+        ("reduction", "avg", ValueError),
+        ("label_smoothing", 1.5, ValueError),
+        ("label_smoothing", float("nan"), ValueError),
+        ("ignore_index", 0.5, TypeError),
+        ("ignore_index", 2**64, ValueError),
+        ("backend", "gpu", ValueError),
+    ],
+)
+def test_options_are_checked_where_they_are_set(name: str, value: object, error: type[Exception]) -> None:
+    loss_fn = FusedBiasLoss()
+    before = getattr(loss_fn, name)
+    with pytest.raises(error, match=name):
+        setattr(loss_fn, name, value)
+    assert getattr(loss_fn, name) == before
+    if name != "backend":
+        with pytest.raises(error, match=name):
+            functional.bias_loss(*batch(), **{name: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    features, output, target = batch()
+    target[0] = 1
+    options = {"alpha": 0.5, "beta": 0.25, "label_smoothing": 0.125, "ignore_index": 1}
+    expected = FusedBiasLoss(**options)(features, output, target)
+    of_numpy = {name: (np.float32 if isinstance(value, float) else np.int64)(value) for name, value in options.items()}
+    assert torch.equal(FusedBiasLoss(**of_numpy)(features, output, target), expected)
+    assert torch.equal(functional.bias_loss(features, output, target, **of_numpy).loss, expected)
+    loss_fn = FusedBiasLoss(alpha=np.float16(0.5), beta=np.float64(0.25), label_smoothing=np.float32(0.125))
+    loss_fn.ignore_index = np.int32(1)
+    assert torch.equal(loss_fn(features, output, target), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -171,7 +242,7 @@ def test_gradcheck() -> None:
     wide = output.detach().double().requires_grad_()
     for reduction in ("mean", "sum", "none"):
         for smoothing in (0.0, 0.2):
-            loss_fn = FusedBiasLoss(reduction=reduction, label_smoothing=smoothing, backend="cpu").eval()
+            loss_fn = FusedBiasLoss(reduction=reduction, label_smoothing=smoothing, backend=KERNELS).eval()
             assert torch.autograd.gradcheck(lambda scores, fn=loss_fn: fn(features, scores, target), wide)
 
 

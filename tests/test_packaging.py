@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parent.parent
 UNSET = ("PYTHONPATH", "CUDA_HOME", "NVCC", "TORCH_CUDA_ARCH_LIST")
@@ -65,11 +68,11 @@ def test_wheel_from_the_source_distribution(source: Path, tmp_path: Path) -> Non
     assert file.startswith(str(installed))
 
 
-def fake_nvcc(folder: Path, release: str) -> str:
+def fake_nvcc(folder: Path, release: str, architectures: str = "compute_80\\ncompute_90\\n") -> str:
     path = folder / "nvcc"
     path.write_text(
         f'#!/bin/sh\ncase "$1" in\n--version) echo "Cuda compilation tools, release {release}, V{release}.1";;\n'
-        "--list-gpu-arch) printf 'compute_80\\ncompute_90\\n';;\nesac\n"
+        f"--list-gpu-arch) printf '{architectures}';;\nesac\n"
     )
     path.chmod(0o755)
     return str(path)
@@ -101,6 +104,96 @@ def test_decisions_about_cuda(environment: dict[str, str], said: str, tmp_path: 
     done = run(sys.executable, "-c", code, cwd=ROOT, **environment)
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def decide() -> dict[str, Any]:
+    """The functions of setup.py, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **_: None)
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("", ("8.0", "9.0+PTX")),
+        (" ; ", ("8.0", "9.0+PTX")),
+        ("9.0a", ("9.0a",)),
+        ("9.0a+PTX;8.0", ("9.0a+PTX", "8.0")),
+        ("10.0f", ("10.0f",)),
+        ("9.0,8.0", ("9.0", "8.0")),
+        ("Hopper", ("9.0+PTX",)),
+        ("Hopper 9.0+PTX", ("9.0+PTX",)),
+        ("common", ("8.0", "9.0+PTX")),
+        ("native", ("8.0", "9.0+PTX")),  # no GPU here
+        ("Volta", "asks for 'Volta', .* knows 8.0, 9.0, 10.0, and the names Turing, Ampere"),
+        ("9.0b", "asks for '9.0b'"),
+        ("90", "asks for '90'"),
+        ("sm_90", "asks for 'sm_90'"),
+    ],
+)
+def test_architectures_as_torch_takes_them(
+    decide: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, expected: Any
+) -> None:
+    nvcc = fake_nvcc(tmp_path, "13.1", "compute_80\\ncompute_90\\ncompute_100\\n")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setitem(decide["architectures"].__globals__, "DEFAULT_ARCHITECTURES", ("7.5", "8.0", "9.0"))
+    if isinstance(expected, tuple):
+        assert decide["architectures"](nvcc) == expected
+        return
+    with pytest.raises(SystemExit, match=f"biasloss_ext: TORCH_CUDA_ARCH_LIST {expected}"):
+        decide["architectures"](nvcc)
+
+
+def test_flags_of_architectures(decide: dict[str, Any]) -> None:
+    flags = decide["Cuda"]("nvcc", (13, 1), ("9.0a", "10.0f+PTX")).flags()
+    assert flags == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100f,code=sm_100f",
+        "-gencode=arch=compute_100f,code=compute_100f",
+    ]
+
+
+def test_jobs_and_flags_from_the_environment(decide: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    default = decide["jobs"]()
+    for asked, jobs in (("", default), (" ", default), ("3", 3), (" 4 ", 4)):
+        monkeypatch.setenv("MAX_JOBS", asked)
+        assert decide["jobs"]() == jobs
+    for asked in ("many", "0", "-2", "1.5"):
+        monkeypatch.setenv("MAX_JOBS", asked)
+        with pytest.raises(SystemExit, match="MAX_JOBS must be a number from 1 on, got "):
+            decide["jobs"]()
+    monkeypatch.setenv("CXX", "ccache g++")
+    assert decide["words"]("CXX") == ["ccache", "g++"]
+    monkeypatch.setenv("CXXFLAGS", "-DNAME='half")
+    with pytest.raises(SystemExit, match=r"CXXFLAGS cannot be read \(No closing quotation\), got"):
+        decide["words"]("CXXFLAGS")
+
+
+def test_compilers_that_fail_are_one_sentence(decide: dict[str, Any], tmp_path: Path) -> None:
+    failing = tmp_path / "nvcc"
+    failing.write_text("#!/bin/sh\necho first >&2\necho 'no license' >&2\nexit 3\n")
+    failing.chmod(0o755)
+    with pytest.raises(
+        SystemExit, match=r"nvcc --version failed with exit code 3 \(no license\); set CXX or NVCC to a"
+    ):
+        decide["nvcc_version"](str(failing))
+    with pytest.raises(SystemExit, match=r"nvcc --list-gpu-arch failed with exit code 3"):
+        decide["architectures"](str(failing))
+    with pytest.raises(SystemExit, match=r"cannot run .*/none: No such file or directory; set CXX or NVCC"):
+        decide["output_of"](str(tmp_path / "none"), "--version")
+    failing.write_text("not a program")
+    with pytest.raises(SystemExit, match=r"cannot run .*/nvcc: Exec format error"):
+        decide["nvcc_version"](str(failing))
+    build = decide["Build"](setuptools.Distribution())
+    build.build_temp, build.build_lib, build.inplace = str(tmp_path / "temp"), str(tmp_path / "lib"), False
+    build.cuda, build.x86, build.cxx = None, True, [str(failing)]
+    build.write_ops = lambda writer, folder, out: writer.rule("cxx", "false") or writer.build("all", "cxx")
+    with pytest.raises(SystemExit, match=r"compiling biasloss_ext\._ops failed, see above; BIASLOSS_CUDA=0 builds"):
+        build.build_extension(setuptools.Extension("biasloss_ext._ops", []))
 
 
 def test_another_cuda_major_than_torch_s_is_an_error(tmp_path: Path) -> None:

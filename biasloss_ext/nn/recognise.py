@@ -100,7 +100,8 @@ def _parts(expand: _Layer | None, depthwise: _Layer, gate: Gate | None, project:
     if project[2] != ACTIVATIONS[nn.Identity]:
         raise _Odd("an activation follows the projection")
     expansion = (None, None, ACTIVATIONS[nn.Identity]) if expand is None else expand
-    return Parts(*expansion, *depthwise, gate, *project[:2])
+    others = ()  # `find` has them
+    return Parts._make((*expansion, *depthwise, gate, *project[:2], others))
 
 
 def _of_torchvision_v2(block: Any) -> Found:

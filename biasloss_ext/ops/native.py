@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,21 +33,36 @@ def simulated() -> bool:
 
 @functools.cache
 def native() -> Native:
-    """Load ``_ops.so``, or the simulated GPU's library in its place, and ``_C``; never raises."""
+    """Load ``_ops.so``, or the simulated GPU's library in its place, and ``_C``.
+
+    Raises:
+        ValueError: the environment variable BIASLOSS_CPU_ISA is set, and names no instruction set.
+    """
     path = Path(__file__).parent.parent / "_ops.so" if SIMULATED_GPU is None else Path(SIMULATED_GPU)
     if not path.exists():
         if simulated():
             return Native(f"BIASLOSS_SIMULATED_GPU names {path}, which does not exist; build it, or unset the variable")
-        return Native(f"the compiled kernels are not built; {BUILD_HINT}")
+        return Native(f"the compiled kernels are not built; {_remedy(path.parent)}")
     try:
         torch.ops.load_library(path)
         module = importlib.import_module("biasloss_ext._C")
     except (OSError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        return Native(f"the compiled kernels do not load under torch {torch.__version__} ({reason}); {BUILD_HINT}")
+        return Native(
+            f"the compiled kernels do not load under torch {torch.__version__} ({reason}); {_remedy(path.parent)}"
+        )
     build = dict(module.build_information())
     architectures = tuple(name for name in build.get("cuda_architectures", "").split(";") if name)
     return Native(None, architectures, build)
+
+
+def _remedy(package: Path) -> str:
+    """What to do where ``package`` has no kernels that load."""
+    others = (Path(entry or ".").resolve() / package.name for entry in sys.path)
+    installed = next((other for other in others if other != package.resolve() and (other / "_ops.so").exists()), None)
+    if installed is None:
+        return BUILD_HINT
+    return f"{package} hides the package installed in {installed}: run from another folder than {package.parent}"
 
 
 def warn_if_missing() -> None:
@@ -57,14 +73,16 @@ def warn_if_missing() -> None:
 
 
 def covers(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
-    """Whether code for ``architectures`` ("8.0", "9.0+PTX") runs on a GPU of this compute capability.
+    """Whether code for ``architectures`` ("8.0", "9.0+PTX", "9.0a", "10.0f") runs on a GPU of this compute capability.
 
-    Machine code runs on the same major version from its minor version on; PTX on everything from its version on.
+    Machine code runs on the same major version from its minor version on; PTX on everything from its version on. Code for
+    9.0a runs on 9.0 alone, code for 10.0f on its major version alone, also as PTX.
     """
     for name in architectures:
-        major, minor = (int(part) for part in name.removesuffix("+PTX").split("."))
-        if name.endswith("+PTX") and (major, minor) <= capability:
-            return True
-        if major == capability[0] and minor <= capability[1]:
+        number = name.removesuffix("+PTX")
+        major, minor = (int(part) for part in number.rstrip("af").split("."))
+        everything_newer = name.endswith("+PTX") and number[-1].isdecimal()
+        family = major == capability[0] and minor <= capability[1] and not number.endswith("a")
+        if (major, minor) == capability or family or (everything_newer and (major, minor) <= capability):
             return True
     return False

@@ -59,7 +59,7 @@ class Op:
         if self.triton is not None:
             # On CPU tensors the kernels run under Triton's interpreter alone.
             for key in ("CUDA", "CPU"):
-                LIBRARY.impl(self.triton, self._run_triton, key)
+                LIBRARY.impl(self.triton, self._dispatched_triton, key)
         if autograd is not None:
             for overload in (self.native, self.triton):
                 if overload is not None:
@@ -76,9 +76,7 @@ class Op:
         """
         first = next(argument for argument in arguments if isinstance(argument, Tensor))
         chosen = backends.choose(backend, first.device, self.name)
-        for name in self._activations:
-            if name in options:
-                options[name] = checked_activation(options[name], name)
+        self._check_activations(options)
         if chosen == "reference":
             return self.reference(*arguments, **options)
         if chosen != "triton":
@@ -86,6 +84,16 @@ class Op:
         if is_traced(first):
             assert self.triton is not None
             return self.triton(*arguments, **options)
+        return self._run_triton(*arguments, **options)
+
+    def _check_activations(self, options: dict[str, Any]) -> None:
+        for name in self._activations:
+            if name in options:
+                options[name] = checked_activation(options[name], name)
+
+    def _dispatched_triton(self, *arguments: Any, **options: Any) -> Any:
+        """A call through ``torch.ops``, which nothing has checked yet."""
+        self._check_activations(options)
         return self._run_triton(*arguments, **options)
 
     def _run_triton(self, *arguments: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ graph once it has run eagerly.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -45,6 +45,16 @@ def _calls(hook: Any) -> Any:
     return getattr(hook, "calls", hook)
 
 
+def _refuse_capture(tensors: Iterable[Tensor | None], action: str) -> None:
+    """Raises where a CUDA graph is being captured: a sentence now is better than the broken context that would follow."""
+    on_gpu = any(tensor is not None and tensor.is_cuda for tensor in tensors)
+    if on_gpu and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"the first step with tensors of these shapes and dtypes {action}, which a CUDA graph cannot capture: run one step "
+            "with them eagerly, then capture"
+        )
+
+
 class Launch:
     """One kernel over one grid.
 
@@ -57,7 +67,7 @@ class Launch:
             options (``num_warps``, ``num_stages``).
     """
 
-    __slots__ = ("compiled", "constants", "kernel", "numbers", "programs", "tail")
+    __slots__ = ("compiled", "constants", "kernel", "numbers", "programs", "tail", "warm")
 
     def __init__(self, kernel: Any, programs: int, numbers: tuple[Any, ...], constants: dict[str, Any]) -> None:
         self.kernel = kernel
@@ -65,6 +75,7 @@ class Launch:
         self.numbers = numbers
         self.constants = constants
         self.compiled: Any = None
+        self.warm = False  # whether it has been launched
         names = kernel.arg_names
         self.tail = (*numbers, *(value for name, value in constants.items() if name in names))
 
@@ -85,7 +96,10 @@ class Launch:
                     *pointers, *self.tail,
                 )  # fmt: skip
                 return
+        if not self.warm:
+            _refuse_capture(tensors, f"compiles {self.kernel.__name__}")
         compiled = self.kernel[(self.programs,)](*tensors, *self.numbers, **self.constants)
+        self.warm = True
         # What was compiled for an unaligned tensor serves no other; the interpreter returns nothing.
         if compiled is not None and all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in tensors):
             self.compiled = compiled
@@ -110,10 +124,8 @@ def tickets(x: Tensor, count: int) -> Tensor:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         ring = _of_graphs.get(device)
         if ring is None:
-            raise RuntimeError(
-                "the first step on a device cannot be captured in a CUDA graph, since it compiles kernels and allocates "
-                "counters: run one step eagerly, then capture"
-            )
+            _refuse_capture((x,), "allocates counters")
+            raise AssertionError("a capture was refused before it could lack counters")
         first = _taken_by_graphs[device]
         if first + count > ring.numel():
             first = 0

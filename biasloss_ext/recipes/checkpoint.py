@@ -38,7 +38,7 @@ def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
     needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB of free space, a checkpoint takes about {needed / 1e6:.0f} MB: make room, or"
+            f"{folder} has {free / 1e6:.3g} MB of free space, a checkpoint takes about {needed / 1e6:.3g} MB: make room, or"
             " choose another --out"
         )
 

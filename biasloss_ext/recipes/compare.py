@@ -175,4 +175,3 @@ def differences(entries: Sequence[Entry], test_images: int) -> tuple[Difference,
 
 def _first(entries: Sequence[Entry], **same: str) -> Entry | None:
     return next((e for e in entries if all(getattr(e, name) == value for name, value in same.items())), None)
-

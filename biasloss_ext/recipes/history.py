@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -58,6 +60,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._folder = folder / TENSORBOARD_FOLDER
+        self._hook, threading.excepthook = threading.excepthook, self._leave_to_the_writer
         with writing(self._folder):
             self._writer = SummaryWriter(self._folder, purge_step=first_step or None)
 
@@ -75,3 +78,9 @@ class TensorBoard:
     def close(self) -> None:
         with suppress(OSError):  # after an error this would hide it
             self._writer.close()
+        threading.excepthook = self._hook
+
+    def _leave_to_the_writer(self, failed: threading.ExceptHookArgs) -> None:
+        """A full disk stops TensorBoard's thread; the next call here says so, and a traceback would be one too many."""
+        if not (isinstance(failed.thread, _AsyncWriterThread) and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)

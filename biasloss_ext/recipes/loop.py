@@ -177,8 +177,8 @@ class _Run:
         done = self.epoch * self.order.steps + self.step
         if self.here.leads:
             make_folder(out)
-            checkpoint.check_space(out, self._tensors())
             write_csv(out, self.history)
+            checkpoint.check_space(out, self._tensors())
             log = TensorBoard(out, done - self.step)
         display.begin_run(title, self.recipe.epochs * self.order.steps, done)
         try:

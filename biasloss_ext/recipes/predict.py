@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ def predict(
     files = _files(images)
     with processes(device) as here:
         model = load_trained(run).to(here.device)
-        if model.preprocessing is None:
+        preprocessing: Any = model.preprocessing
+        if preprocessing is None:
             raise UserError(
                 f"{run / checkpoint.NAME} was written by an older version, without class names and preprocessing: train"
                 " again"
@@ -80,7 +82,7 @@ def predict(
         if top_k > len(names):
             raise UserError(f"--top-k must be at most {len(names)}, the number of classes of {run}, got {top_k}")
         predictions = Predictions([], [])
-        for paths, batch in _batches(files, model.preprocessing, batch_size, workers, skip_broken, predictions.left_out):
+        for paths, batch in _batches(files, preprocessing, batch_size, workers, skip_broken, predictions.left_out):
             values, indices = _probabilities(model, batch.to(here.device), paths).topk(top_k)
             for path, row, chosen in zip(paths, values.tolist(), indices.tolist(), strict=True):
                 predictions.found.append(Prediction(path, tuple(names[index] for index in chosen), tuple(row)))
@@ -92,7 +94,7 @@ def as_table(predictions: Sequence[Prediction]) -> str:
     rows = [("file", "class", "probability")]
     for prediction in predictions:
         for number, (name, probability) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
-            rows.append(("" if number else str(prediction.file), name, f"{probability:.2%}"))  # noqa: PERF401
+            rows.append(("" if number else str(prediction.file), name, f"{probability:.2%}"))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{file:<{widths[0]}}  {name:<{widths[1]}}  {share:>11}" for file, name, share in rows)
 

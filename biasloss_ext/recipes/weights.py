@@ -115,6 +115,9 @@ def _classifier(own: State, given: State, differing: set[str]) -> list[str] | No
     shapes = [(_shape(own.get(name)), _shape(given.get(name))) for name in differing]
     if not all(isinstance(shape, tuple) and shape for pair in shapes for shape in pair):
         return None
-    if any(mine[1:] != theirs[1:] for mine, theirs in shapes) or len({(mine[0], theirs[0]) for mine, theirs in shapes}) != 1:
+    if (
+        any(mine[1:] != theirs[1:] for mine, theirs in shapes)
+        or len({(mine[0], theirs[0]) for mine, theirs in shapes}) != 1
+    ):
         return None
     return sorted(differing, reverse=True)  # the weight first

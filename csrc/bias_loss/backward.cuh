@@ -21,8 +21,8 @@ struct RowGradient {
 };
 
 template <class T, class Acc>
-__device__ __forceinline__ Acc gradient_of(const ScoreBatch<T, Acc>& b, const RowGradient<Acc>& row,
-                                           int64_t target, unsigned k, Acc score) {
+__device__ __forceinline__ Acc gradient_of(const ScoreBatch<T, Acc>& b, const RowGradient<Acc>& row, int64_t target,
+                                           unsigned k, Acc score) {
   if (row.ignored) return Acc(0);
   const Acc log_p = (score - row.max) - row.log_sum;
   if (!needs_mass(b)) {

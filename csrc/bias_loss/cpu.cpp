@@ -30,18 +30,34 @@ enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 // exp and log make a score about as dear as this many activations of the variance.
 constexpr int64_t kActivationsPerScore = 8;
 
-// Rows are summed in pieces of a fixed length, none of which spans two samples: the result does not depend on the
-// number of threads, and the weight of a sample, known only at the end, multiplies sums of its rows.
+// Up to how many classes rows are computed as lanes. The forward pass reduces every row twice; the backward pass
+// reduces nothing, and would have to transpose the scores and the gradient.
+constexpr int64_t kFewClassesForward = 128, kFewClassesBackward = 15;
+
+// Rows are summed in pieces whose length follows from the shape: the result does not depend on the number of threads.
+// Where samples have several positions no piece spans two, and the weight of a sample, known only at the end,
+// multiplies sums of its rows; where they have one, the loss of every row is kept.
 struct RowPieces {
-  static constexpr int64_t kLength = 1024;
   explicit RowPieces(const ScoreTensor& scores)
-      : positions(scores.positions),
-        per_sample((positions + kLength - 1) / kLength),
-        count(scores.samples * per_sample) {}
-  int64_t begin(int64_t piece) const { return piece / per_sample * positions + piece % per_sample * kLength; }
-  int64_t of(int64_t row) const { return row / positions * per_sample + row % positions / kLength; }
-  int64_t end(int64_t piece) const { return std::min(begin(piece) + kLength, (piece / per_sample + 1) * positions); }
-  int64_t positions, per_sample, count;
+      : single(scores.positions == 1),
+        line(single ? scores.samples : scores.positions),
+        length(length_of(scores)),
+        per_line((line + length - 1) / length),
+        count((single ? 1 : scores.samples) * per_line) {}
+  int64_t begin(int64_t piece) const { return piece / per_line * line + piece % per_line * length; }
+  int64_t end(int64_t piece) const { return std::min(begin(piece) + length, (piece / per_line + 1) * line); }
+  int64_t sample(int64_t piece) const { return piece / per_line; }
+
+  bool single;
+  int64_t line, length, per_line, count;
+
+ private:
+  static int64_t length_of(const ScoreTensor& scores) {
+    constexpr int64_t longest = 1024, most_scores = 65536;
+    int64_t length = longest;
+    while (length > 1 && length * scores.classes > most_scores) length /= 2;
+    return scores.prefers_lanes(kFewClassesForward) ? std::max(length, scores.lanes()) : length;
+  }
 };
 
 struct PieceSums {
@@ -52,8 +68,8 @@ struct PieceSums {
 template <class Scalar>
 class RowScratch {
  public:
-  explicit RowScratch(const ScoreTensor& scores)
-      : part_(scores.classes * (scores.prefers_lanes() ? scores.lanes() : 1)),
+  RowScratch(const ScoreTensor& scores, bool as_lanes)
+      : part_(scores.classes * (as_lanes ? scores.lanes() : 1)),
         buffer_(std::make_unique_for_overwrite<Scalar[]>(static_cast<size_t>(3 * part_))) {}
   Scalar* scores() const { return buffer_.get(); }
   Scalar* targets() const { return buffer_.get() + part_; }
@@ -69,7 +85,7 @@ struct Forward {
   const ScoreTensor& scores;
   const Targets<Scalar>& targets;
   const Statistics<Scalar> statistics;
-  Scalar* losses;  // of every row, unweighted; null where only sums are wanted
+  Scalar* losses;  // of every row, unweighted; null where only the sums of pieces are wanted
   const RowPieces& pieces;
   PieceSums* sums;
   InvalidClass invalid_class = {};
@@ -77,61 +93,60 @@ struct Forward {
   // All rows of pieces [first, last).
   void run(int64_t first, int64_t last) {
     if (first == last) return;
-    const RowScratch<Scalar> scratch(scores);
-    if (!scores.prefers_lanes()) {
-      for (int64_t i = first; i < last; ++i)
-        for (int64_t row = pieces.begin(i); row < pieces.end(i); ++row) run_row(row, i, scratch);
-      return;
-    }
-    // A piece is one row where samples have one position.
-    const int64_t end = pieces.end(last - 1), width = scores.lanes();
-    for (int64_t row = pieces.begin(first), count; row < end; row += count) {
-      const int64_t piece = pieces.of(row), end_of_block = scores.positions == 1 ? end : pieces.end(piece);
-      count = std::min(width, end_of_block - row);
-      run_lanes(row, count, piece, scratch);
+    const bool as_lanes = scores.prefers_lanes(kFewClassesForward);
+    const RowScratch<Scalar> scratch(scores, as_lanes);
+    const int64_t step = as_lanes ? scores.lanes() : 1;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t end = pieces.end(i);
+      for (int64_t row = pieces.begin(i); row < end; row += step)
+        as_lanes ? run_lanes(row, std::min(step, end - row), sums[i], scratch) : run_row(row, sums[i], scratch);
     }
   }
 
  private:
-  void run_row(int64_t row, int64_t piece, const RowScratch<Scalar>& scratch) {
+  void run_row(int64_t row, PieceSums& sum, const RowScratch<Scalar>& scratch) {
     Scalar loss = 0;
     statistics.row_max[row] = statistics.row_log_sum[row] = 0;
     const Label label = targets.label(row);
     if (!label.ignored) {
-      if (!label.valid) return invalid_class.report(row, label.value);
+      if (!label.valid) return invalid_class.report({row, label.value});
       loss = loss_of(row, label, scratch);
+      sum.count += targets.count(label);
     }
-    keep(row, piece, label, loss);
+    if (losses != nullptr) losses[row] = loss;
+    sum.loss += loss;
   }
 
-  void run_lanes(int64_t first, int64_t count, int64_t piece, const RowScratch<Scalar>& scratch) {
+  void run_lanes(int64_t first, int64_t count, PieceSums& sum, const RowScratch<Scalar>& scratch) {
     const LaneTable<Scalar>& table = lane_table<Scalar>();
     const int64_t width = scores.lanes();
     Scalar *x = scratch.scores(), *q = scratch.targets();
     LaneRows<Scalar> rows;
-    Label labels[64];
-    for (int64_t r = 0; r < count; ++r) {
-      labels[r] = targets.label(first + r);
-      const bool counts = !labels[r].ignored && labels[r].valid;
-      if (!labels[r].ignored && !labels[r].valid) invalid_class.report(first + r, labels[r].value);
-      rows.label[r] = counts ? static_cast<int32_t>(labels[r].value) : -1;
-    }
+    int64_t counted = 0;
+    invalid_class.report(targets.labels(first, count, rows.label, &counted));
+    std::fill(rows.label + count, rows.label + width, -1);
     scores.load_lanes(first, count, x, width, scratch.spare());
     table.max_and_log_sum(x, scores.classes, width, count, &rows);
     if (targets.soft()) {
       targets.distributions(first, count, width, rows, q, scratch.spare());
       table.soft_loss(x, q, scores.classes, width, count, &rows);
+    } else {
+      table.hard_loss(x, scores.classes, width, count, &rows);
     }
-    const int64_t pieces_a_row = scores.positions == 1 ? 1 : 0;
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t t = rows.label[r];
-      const bool counts = t >= 0;
-      statistics.row_max[first + r] = counts ? rows.max[r] : Scalar(0);
-      statistics.row_log_sum[first + r] = counts ? rows.log_sum[r] : Scalar(0);
-      if (counts && !targets.soft())
-        rows.loss[r] = (rows.log_sum[r] - (x[t * width + r] - rows.max[r])) * targets.weight_of(t);
-      keep(first + r, piece + r * pieces_a_row, labels[r], counts ? rows.loss[r] : Scalar(0));
+    double weights = double(counted);
+    if (targets.weighted()) {
+      weights = 0;
+      for (int64_t r = 0; r < count; ++r) {
+        const Scalar of_class = rows.label[r] >= 0 ? targets.weight_of(rows.label[r]) : Scalar(0);
+        if (!targets.soft()) rows.loss[r] *= rows.label[r] >= 0 ? of_class : Scalar(1);
+        weights += of_class;
+      }
     }
+    sum.loss += table.sum(rows.loss, count);
+    sum.count += weights;
+    std::copy_n(rows.max, count, statistics.row_max + first);
+    std::copy_n(rows.log_sum, count, statistics.row_log_sum + first);
+    if (losses != nullptr) std::copy_n(rows.loss, count, losses + first);
   }
 
   Scalar loss_of(int64_t row, const Label& label, const RowScratch<Scalar>& scratch) {
@@ -145,12 +160,6 @@ struct Forward {
     }
     targets.distribution(row, label, scratch.targets());
     return table.soft_loss(x, scratch.targets(), scores.classes, max, log_sum);
-  }
-
-  void keep(int64_t row, int64_t piece, const Label& label, Scalar loss) {
-    if (losses != nullptr) losses[row] = loss;
-    sums[piece].loss += loss;
-    if (!label.ignored && label.valid) sums[piece].count += targets.count(label);
   }
 };
 
@@ -172,9 +181,12 @@ void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, floa
   Scalar low = -extrema.negated_min;
   if (running_min != nullptr) {
     if (Scalar(*running_min) < low) low = *running_min;
-    if (update) *running_min = std::min(*running_min, static_cast<float>(-extrema.negated_min));
+    const auto smallest = static_cast<float>(-extrema.negated_min);
+    if (update && !(*running_min <= smallest)) *running_min = smallest;  // a NaN does not stay
   }
-  for (int64_t i = 0; i < samples; ++i) weight[i] = bias_weight<Scalar>(weight[i], low, extrema, alpha, beta);
+  const Scalar range = extrema.max + extrema.negated_min;
+  if (range == Scalar(0)) return void(std::fill_n(weight, samples, Scalar(1) - Scalar(beta)));
+  lane_table<Scalar>().weigh(weight, samples, low, range, Scalar(alpha), Scalar(beta), Scalar(kLargestExponent));
 }
 
 template <class Scalar>
@@ -198,6 +210,11 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
   if (features) moments.emplace(*features);
   const RowPieces pieces(scores);
   std::vector<PieceSums> sums(static_cast<size_t>(pieces.count));
+  std::unique_ptr<Scalar[]> kept;
+  if (losses == nullptr && pieces.single) {
+    kept = std::make_unique_for_overwrite<Scalar[]>(static_cast<size_t>(scores.rows()));
+    losses = kept.get();
+  }
   Forward<Scalar> rows{scores, targets, {statistics.mutable_data_ptr<Scalar>(), scores.rows()},
                        losses, pieces,  sums.data()};
   const int64_t elements =
@@ -209,8 +226,10 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
   rows.invalid_class.throw_if_any(scores);
 
   Scalar* w = weight.mutable_data_ptr<Scalar>();
-  for (int64_t i = 0; i < scores.samples; ++i)
-    w[i] = static_cast<Scalar>(moments ? moments->variance(i) : variance->const_data_ptr<Scalar>()[i]);
+  if (moments)
+    for (int64_t i = 0; i < scores.samples; ++i) w[i] = static_cast<Scalar>(moments->variance(i));
+  else
+    std::copy_n(variance->const_data_ptr<Scalar>(), scores.samples, w);
   Extrema<Scalar> reached = extrema_of_batch(w, scores.samples);
   if (extrema) reached = {extrema->const_data_ptr<Scalar>()[0], extrema->const_data_ptr<Scalar>()[1]};
   weigh(w, scores.samples, reached, running_min ? running_min->mutable_data_ptr<float>() : nullptr, update_running_min,
@@ -218,9 +237,10 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
 
   double total = 0, count = 0;
   for (int64_t i = 0; i < pieces.count; ++i) {
-    total += w[i / pieces.per_sample] * sums[i].loss;
+    if (!pieces.single) total += w[pieces.sample(i)] * sums[i].loss;
     count += sums[i].count;
   }
+  for (int64_t i = 0; pieces.single && i < scores.samples; ++i) total += double(w[i]) * double(losses[i]);
   *rows.statistics.denominator = static_cast<Scalar>(reduction == kMean ? count : 1.0);
   if (reduction != kNone) {
     *loss.mutable_data_ptr<Scalar>() = static_cast<Scalar>(reduction == kMean ? total / count : total);
@@ -242,6 +262,8 @@ class LossGradient {
         positions_(positions),
         sample_stride_(t.dim() > 0 ? t.stride(0) : 0),
         position_stride_(t.dim() > 1 ? t.stride(1) : 0) {}
+  bool is_one() const { return sample_stride_ == 0 && position_stride_ == 0; }
+  Scalar of_sample(int64_t sample) const { return data_[sample * sample_stride_]; }
   Scalar operator[](int64_t row) const {
     return data_[row / positions_ * sample_stride_ + row % positions_ * position_stride_];
   }
@@ -263,8 +285,9 @@ struct Backward {
 
   void run(int64_t begin, int64_t end) {
     if (begin == end) return;
-    const RowScratch<Scalar> scratch(scores);
-    if (!scores.prefers_lanes()) {
+    const bool as_lanes = scores.prefers_lanes(kFewClassesBackward);
+    const RowScratch<Scalar> scratch(scores, as_lanes);
+    if (!as_lanes) {
       for (int64_t row = begin; row < end; ++row) run_row(row, scratch);
       return;
     }
@@ -275,6 +298,20 @@ struct Backward {
   }
 
  private:
+  void set_scales(int64_t first, int64_t count, LaneRows<Scalar>& rows) const {
+    const Scalar denominator = *statistics.denominator;
+    if (scores.positions == 1) {
+      const Scalar* of_sample = weight + first;
+      for (int64_t r = 0; r < count; ++r) rows.scale[r] = grad_loss.of_sample(first + r) * of_sample[r] / denominator;
+    } else if (grad_loss.is_one()) {
+      std::fill_n(rows.scale, count, scale_of(first));
+    } else {
+      for (int64_t r = 0; r < count; ++r) rows.scale[r] = scale_of(first + r);
+    }
+    if (targets.weighted() && !targets.soft())
+      for (int64_t r = 0; r < count; ++r) rows.scale[r] *= targets.weight_of(std::max(rows.label[r], 0));
+  }
+
   Scalar scale_of(int64_t row) const {
     return grad_loss[row] * weight[row / scores.positions] / *statistics.denominator;
   }
@@ -284,7 +321,7 @@ struct Backward {
     Scalar* g = gradient.destination(row, scratch.scores());
     const Label label = targets.label(row);
     if (label.ignored || !label.valid) {
-      if (!label.ignored) invalid_class.report(row, label.value);
+      if (!label.ignored) invalid_class.report({row, label.value});
       std::fill_n(g, scores.classes, Scalar(0));
     } else {
       // Reading into the buffer that the gradient overwrites is fine: element k is read before it is written.
@@ -310,18 +347,12 @@ struct Backward {
     const LaneTable<Scalar>& table = lane_table<Scalar>();
     const int64_t width = scores.lanes();
     LaneRows<Scalar> rows;
-    std::fill_n(rows.label, width, -1);
-    for (int64_t r = 0; r < count; ++r) {
-      const Label label = targets.label(first + r);
-      if (label.ignored || !label.valid) {
-        if (!label.ignored) invalid_class.report(first + r, label.value);
-        continue;
-      }
-      rows.label[r] = static_cast<int32_t>(label.value);
-      rows.max[r] = statistics.row_max[first + r];
-      rows.log_sum[r] = statistics.row_log_sum[first + r];
-      rows.scale[r] = scale_of(first + r) * (targets.soft() ? Scalar(1) : targets.weight_of(label.value));
-    }
+    int64_t counted = 0;
+    invalid_class.report(targets.labels(first, count, rows.label, &counted));
+    std::fill(rows.label + count, rows.label + width, -1);
+    std::copy_n(statistics.row_max + first, count, rows.max);
+    std::copy_n(statistics.row_log_sum + first, count, rows.log_sum);
+    set_scales(first, count, rows);
     Scalar* x = scratch.scores();
     scores.load_lanes(first, count, x, width, scratch.spare());
     if (targets.soft()) {

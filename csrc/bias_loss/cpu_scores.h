@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -86,15 +87,15 @@ class ScoreTensor {
 
   int64_t rows() const { return samples * positions; }
 
-  // Whether rows are better taken side by side, as lanes: their scores lie side by side, or there are too few to fill
-  // vectors.
-  bool prefers_lanes() const {
-    constexpr int64_t few_classes = 48, few_rows = 8;
+  // Whether rows are better taken side by side, as lanes: their scores lie side by side, or there are so few that
+  // `few_classes` says that they leave vectors empty.
+  bool prefers_lanes(int64_t few_classes) const {
+    constexpr int64_t few_rows = 8;
     const bool side_by_side = row_stride() == 1 && (positions == 1 ? samples : positions) >= few_rows;
     return classes <= few_classes || (class_stride_ != 1 && side_by_side);
   }
-  // Rows of a block of lanes: no more than stay in the first cache.
-  int64_t lanes() const { return classes <= 128 ? 64 : classes <= 512 ? 32 : 16; }
+  // Rows of a block of lanes: no more than stay in cache.
+  int64_t lanes() const { return classes <= 512 ? 64 : classes <= 2048 ? 32 : 16; }
   // The end of the rows behind `row` that lie at a fixed distance from each other.
   int64_t end_of_run(int64_t row) const { return positions == 1 ? samples : (row / positions + 1) * positions; }
 
@@ -151,6 +152,10 @@ class ScoreTensor {
   }
 };
 
+struct RowClass {
+  int64_t row, value;
+};
+
 // Class targets, one a row.
 class ClassTargets {
  public:
@@ -158,6 +163,32 @@ class ClassTargets {
       : dense_(t.is_contiguous() ? t : torch::stable::contiguous(t)),
         data_(dense_.const_data_ptr()),
         dtype_(t.scalar_type()) {}
+
+  // Those of `count` rows, at most 64, each read once: -1 for what is ignored or invalid. Returns the first invalid
+  // one.
+  RowClass read(int64_t first, int64_t count, int64_t classes, int64_t ignore_index, int32_t* to,
+                int64_t* counted) const {
+    int64_t own[64];
+    switch (dtype_) {
+      case torch::headeronly::ScalarType::Long:
+        std::copy_n(static_cast<const int64_t*>(data_) + first, count, own);
+        break;
+      case torch::headeronly::ScalarType::Int:
+        std::copy_n(static_cast<const int32_t*>(data_) + first, count, own);
+        break;
+      default:
+        std::copy_n(static_cast<const uint8_t*>(data_) + first, count, own);
+    }
+    // The memory may change meanwhile; the compiler must not go back to it.
+    asm volatile("" : : "r"(own) : "memory");
+    std::fill(own + count, own + 64, ignore_index);
+    if (lane_tables().labels(own, count, classes, ignore_index, to, counted)) return {-1, 0};
+    const int64_t i =
+        std::find_if(own, own + count,
+                     [&](int64_t value) { return (value < 0 || value >= classes) && value != ignore_index; }) -
+        own;
+    return {first + i, own[i]};
+  }
 
   int64_t operator[](int64_t row) const {
     switch (dtype_) {

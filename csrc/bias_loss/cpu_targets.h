@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <mutex>
@@ -24,24 +25,23 @@ struct Label {
 // The first row whose class is out of range, whichever thread meets it.
 class InvalidClass {
  public:
-  void report(int64_t row, int64_t value) {
+  void report(const RowClass& found) {
+    if (found.row < 0) return;
     const std::lock_guard lock(mutex_);
-    if (row >= row_) return;
-    row_ = row;
-    value_ = value;
+    if (found.row < first_.row) first_ = found;
   }
   void throw_if_any(const ScoreTensor& scores) const {
-    if (row_ == kNone) return;
+    if (first_.row == kNone) return;
     // Python raises an IndexError for this type.
-    throw std::out_of_range("target of sample " + std::to_string(row_ / scores.positions) + " is " +
-                            std::to_string(value_) + ", expected a class in [0, " + std::to_string(scores.classes) +
-                            ")");
+    throw std::out_of_range("target of sample " + std::to_string(first_.row / scores.positions) + " is " +
+                            std::to_string(first_.value) + ", expected a class in [0, " +
+                            std::to_string(scores.classes) + ")");
   }
 
  private:
   static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   std::mutex mutex_;
-  int64_t row_ = kNone, value_ = 0;
+  RowClass first_ = {kNone, 0};
 };
 
 // A class, or a distribution over the classes where there are probabilities or smoothing. q_k holds the class weight as
@@ -70,6 +70,15 @@ class Targets {
     const int64_t value = (*indices_)[row];
     return {value, value == ignore_index_, value >= 0 && value < classes_};
   }
+  // The labels of a block of rows, -1 for those that do not count. Returns the first invalid
+  // one; row -1 for none.
+  RowClass labels(int64_t first, int64_t count, int32_t* to, int64_t* counted) const {
+    if (indices_) return indices_->read(first, count, classes_, ignore_index_, to, counted);
+    std::fill_n(to, count, 0);
+    *counted = count;
+    return {-1, 0};
+  }
+  bool weighted() const { return class_weight_ != nullptr && !probabilities_; }
   Scalar weight_of(int64_t k) const { return class_weight_ == nullptr ? Scalar(1) : class_weight_[k]; }
   // How much a counted row adds to the denominator of the mean.
   Scalar count(const Label& label) const { return probabilities_ ? Scalar(1) : weight_of(label.value); }

@@ -63,8 +63,7 @@ __global__ void __launch_bounds__(largest_block(sizeof(T)), 1)
     if constexpr (kOnePosition) {
       ScoreRow<Acc> row = empty_score_row<Acc>();
       if (split == 0) {
-        if (threadIdx.x == leader && !is_probability(b.target_kind))
-          target = read_class_target(b, sample, 0);
+        if (threadIdx.x == leader && !is_probability(b.target_kind)) target = read_class_target(b, sample, 0);
         row = warp_reduce(scan_row(b, sample, 0, score_thread, p.score_threads), Merge());
       }
       if (lane == 0) warp_rows[score_thread / kWarpSize] = row;

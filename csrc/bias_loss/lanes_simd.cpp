@@ -14,6 +14,9 @@ using Vector = typename Compute<Scalar>::Vector;
 // Sums of float32 run over this many terms, then into a sum of sums: the error does not grow with the classes.
 constexpr int64_t kTermsOfSum = 32;
 
+// Up to so many a class is found by comparing, not by its address: what was stored as scalars loads slowly as a vector.
+constexpr int64_t kFewClasses = 8;
+
 inline IntVector labels_at(const int32_t* label, float) { return load_bytes<IntVector>(label); }
 inline LongVector labels_at(const int32_t* label, double) {
   LongVector wide;
@@ -78,6 +81,22 @@ void max_and_log_sum(const Scalar* x, int64_t classes, int64_t width, int64_t ro
   });
 }
 
+template <class Scalar>
+void hard_loss(const Scalar* x, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of) {
+  for_lanes<Scalar>(rows, [&](int64_t lane) {
+    const auto label = labels_at(of->label + lane, Scalar());
+    Vector<Scalar> score = {};
+    if (classes <= kFewClasses) {
+      for (int64_t k = 0; k < classes; ++k) score = label == index_of(k, Scalar()) ? load(x + k * width + lane) : score;
+    } else {
+      for (int i = 0; i < Compute<Scalar>::lanes; ++i)
+        if (of->label[lane + i] >= 0) score[i] = x[of->label[lane + i] * width + lane + i];
+    }
+    const auto loss = load(of->log_sum + lane) - (score - load(of->max + lane));
+    store(of->loss + lane, label >= index_of(0, Scalar()) ? loss : Vector<Scalar>{});
+  });
+}
+
 // Sums with the rounding errors of every addition: one large term must not swallow many small ones.
 template <class Scalar>
 void soft_loss(const Scalar* x, const Scalar* q, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of) {
@@ -91,7 +110,8 @@ void soft_loss(const Scalar* x, const Scalar* q, int64_t classes, int64_t width,
       sum = next;
     }
     const auto exact = sum + lost;
-    store(of->loss + lane, exact == exact ? exact : sum);  // infinite terms leave a NaN as their error
+    const auto loss = exact == exact ? exact : sum;  // infinite terms leave a NaN as their error
+    store(of->loss + lane, labels_at(of->label + lane, Scalar()) >= index_of(0, Scalar()) ? loss : Vector<Scalar>{});
   });
 }
 
@@ -102,18 +122,29 @@ void hard_gradient(Scalar* x, int64_t classes, int64_t width, const LaneRows<Sca
     const auto label = labels_at(of.label + lane, Scalar());
     const auto counts = label >= index_of(0, Scalar());
     const Vector<Scalar> none = {};
-    // p - 1 of the target as the negated sum of all others: nothing cancels, however confident the prediction.
+    Vector<Scalar> of_target = none;
     const auto others = sum_over_classes<Scalar>(classes, [&](int64_t k) {
       Scalar* at = x + k * width + lane;
-      const auto p = exponential((load(at) - max) - log_sum) * scale;
-      const auto other = label == index_of(k, Scalar()) ? none : p;
-      store(at, counts ? other : none);
-      return other;
+      const auto is_target = label == index_of(k, Scalar());
+      const auto p = exponential((load(at) - max) - log_sum);
+      store(at, counts ? p * scale : none);
+      of_target = is_target ? p : of_target;
+      return is_target ? none : p;
     });
-    Scalar of_target[Compute<Scalar>::lanes];
-    store(of_target, -others);
+    // p - 1, as the negated sum of all others where it would cancel: exact for a confident prediction.
+    const auto rest = of_target > Scalar(0.5) ? -others : of_target - Scalar(1);
+    const auto gradient = rest * scale;
+    if (classes <= kFewClasses) {
+      for (int64_t k = 0; k < classes; ++k) {
+        Scalar* at = x + k * width + lane;
+        store(at, label == index_of(k, Scalar()) ? gradient : load(at));
+      }
+      return;
+    }
+    Scalar of_lanes[Compute<Scalar>::lanes];
+    store(of_lanes, gradient);
     for (int i = 0; i < Compute<Scalar>::lanes; ++i)
-      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = of_target[i];
+      if (of.label[lane + i] >= 0) x[of.label[lane + i] * width + lane + i] = of_lanes[i];
   });
 }
 
@@ -136,8 +167,12 @@ void soft_gradient(Scalar* x, const Scalar* q, int64_t classes, int64_t width, c
 // Rows side by side, (classes, rows) with row_stride 1.
 template <class T, class Scalar>
 void load_lines(const T* from, const RowBlock& block, Scalar* to, int64_t width) {
-  for (int64_t k = 0; k < block.classes; ++k, from += block.class_stride, to += width)
+  for (int64_t k = 0; k < block.classes; ++k, from += block.class_stride, to += width) {
     for (int64_t r = 0; r < block.rows; r += Compute<T>::lanes) store(to + r, load_first(from + r, block.rows - r));
+    // The next block's part of this line: too far from the last for the processor to foresee.
+    constexpr int64_t values_of_line = 64 / sizeof(T);
+    for (int64_t r = 0; r < block.rows; r += values_of_line) __builtin_prefetch(from + block.rows + r);
+  }
 }
 
 template <class T, class Scalar>
@@ -154,17 +189,59 @@ void clear_rest(const RowBlock& block, Scalar* to, int64_t width) {
     for (int64_t r = 0; r < rest; ++r) to[k * width + block.rows + r] = 0;
 }
 
+typedef float Quad __attribute__((vector_size(16)));
+typedef int32_t QuadOrder __attribute__((vector_size(16)));
+
+// (4, 4) from lines `from_stride` apart to lines `to_stride` apart, transposed.
+inline void transpose_quad(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  const auto a = load_bytes<Quad>(from), b = load_bytes<Quad>(from + from_stride),
+             c = load_bytes<Quad>(from + 2 * from_stride), d = load_bytes<Quad>(from + 3 * from_stride);
+  const QuadOrder low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  const Quad ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+  const Quad ab_high = __builtin_shuffle(a, b, high), cd_high = __builtin_shuffle(c, d, high);
+  store(to, __builtin_shuffle(ab, cd, first));
+  store(to + to_stride, __builtin_shuffle(ab, cd, second));
+  store(to + 2 * to_stride, __builtin_shuffle(ab_high, cd_high, first));
+  store(to + 3 * to_stride, __builtin_shuffle(ab_high, cd_high, second));
+}
+
+// (lines, columns) to (columns, lines): squares, the last of which overlap those before them.
+inline void transpose_squares(const float* from, int64_t from_stride, int64_t lines, int64_t columns, float* to,
+                              int64_t to_stride) {
+  for (int64_t line = 0; line < lines; line += 4) {
+    const int64_t i = line + 4 <= lines ? line : lines - 4;
+    for (int64_t column = 0; column < columns; column += 4) {
+      const int64_t j = column + 4 <= columns ? column : columns - 4;
+      transpose_quad(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
+    }
+  }
+}
+
+// Whether a block can be transposed in squares.
+template <class Scalar>
+bool has_squares(const RowBlock& block) {
+  return sizeof(Scalar) == sizeof(float) && block.class_stride == 1 && block.rows >= 4 && block.classes >= 4;
+}
+
 template <class Scalar>
 void transpose_in(const Scalar* from, const RowBlock& block, Scalar* to, int64_t width) {
-  for (int64_t r = 0; r < block.rows; ++r)
-    for (int64_t k = 0; k < block.classes; ++k) to[k * width + r] = from[r * block.row_stride + k * block.class_stride];
+  if (!has_squares<Scalar>(block)) {
+    for (int64_t k = 0; k < block.classes; ++k)
+      for (int64_t r = 0; r < block.rows; ++r) to[k * width + r] = from[r * block.row_stride + k * block.class_stride];
+  } else if constexpr (sizeof(Scalar) == sizeof(float)) {
+    transpose_squares(from, block.row_stride, block.rows, block.classes, to, width);
+  }
   clear_rest(block, to, width);
 }
 
 template <class Scalar>
 void transpose_out(const Scalar* from, int64_t width, const RowBlock& block, Scalar* to) {
-  for (int64_t r = 0; r < block.rows; ++r)
-    for (int64_t k = 0; k < block.classes; ++k) to[r * block.row_stride + k * block.class_stride] = from[k * width + r];
+  if (!has_squares<Scalar>(block)) {
+    for (int64_t k = 0; k < block.classes; ++k)
+      for (int64_t r = 0; r < block.rows; ++r) to[r * block.row_stride + k * block.class_stride] = from[k * width + r];
+  } else if constexpr (sizeof(Scalar) == sizeof(float)) {
+    transpose_squares(from, width, block.classes, block.rows, to, block.row_stride);
+  }
 }
 
 bool is_one_run(const RowBlock& block) { return block.class_stride == 1 && block.row_stride == block.classes; }
@@ -202,17 +279,62 @@ void store_block(const Scalar* from, int64_t width, const RowBlock& block, T* to
   }
 }
 
+// As bias_weight() in csrc/math/bias_weight.h, where `range` is not 0.
+template <class Scalar>
+void weigh(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha, Scalar beta, Scalar most) {
+  for (int64_t i = 0; i < count; i += Compute<Scalar>::lanes) {
+    const auto exponent = (load_first(weight + i, count - i) - low) / range * alpha;
+    const auto capped = exponent > most ? Vector<Scalar>{} + most : exponent;
+    store_first(weight + i, exponential(capped) - beta, count - i);
+  }
+}
+
+template <class Scalar>
+double sum_of(const Scalar* values, int64_t count) {
+  double chains[4] = {};  // of additions, side by side
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int j = 0; j < 4; ++j) chains[j] += double(values[i + j]);
+  for (; i < count; ++i) chains[0] += double(values[i]);
+  return chains[0] + chains[1] + (chains[2] + chains[3]);
+}
+
+typedef int32_t HalfIntVector __attribute__((vector_size(BIASLOSS_VECTOR_BYTES / 2)));
+
+bool labels_of(const int64_t* classes_of_rows, int64_t count, int64_t classes, int64_t ignore_index, int32_t* label,
+               int64_t* counted) {
+  LongVector all_known = ~LongVector{}, counts = {};
+  for (int64_t i = 0; i < count; i += kDoubleLanes) {
+    const auto value = load_bytes<LongVector>(classes_of_rows + i);
+    const LongVector valid = (value >= 0) & (value < classes), ignored = value == ignore_index;
+    const LongVector code = (valid & ~ignored) ? value : LongVector{} - 1;
+    all_known &= valid | ignored;
+    counts += code < 0;  // -1 for each
+    store(label + i, __builtin_convertvector(code, HalfIntVector));
+  }
+  bool known = true;
+  *counted = (count + kDoubleLanes - 1) / kDoubleLanes * kDoubleLanes;
+  for (int i = 0; i < kDoubleLanes; ++i) known = known && all_known[i] != 0, *counted += counts[i];
+  return known;
+}
+
 template <class Scalar>
 constexpr LaneTable<Scalar> lane_table() {
-  return {max_and_log_sum<Scalar>, soft_loss<Scalar>,          hard_gradient<Scalar>,
-          soft_gradient<Scalar>,   load_block<Scalar, Scalar>, store_block<Scalar, Scalar>};
+  return {max_and_log_sum<Scalar>,     hard_loss<Scalar>,     soft_loss<Scalar>,
+          hard_gradient<Scalar>,       soft_gradient<Scalar>, load_block<Scalar, Scalar>,
+          store_block<Scalar, Scalar>, weigh<Scalar>,         sum_of<Scalar>};
 }
 
 }  // namespace
 
 extern const LaneTables lane_tables;
-const LaneTables lane_tables = {lane_table<float>(),         lane_table<double>(),        load_block<Float16, float>,
-                                load_block<BFloat16, float>, store_block<Float16, float>, store_block<BFloat16, float>};
+const LaneTables lane_tables = {lane_table<float>(),
+                                lane_table<double>(),
+                                load_block<Float16, float>,
+                                load_block<BFloat16, float>,
+                                store_block<Float16, float>,
+                                store_block<BFloat16, float>,
+                                labels_of};
 
 }  // namespace BIASLOSS_ISA
 }  // namespace biasloss

@@ -27,7 +27,9 @@ template <class Scalar>
 struct LaneTable {
   // Fills max and log_sum.
   void (*max_and_log_sum)(const Scalar* x, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of);
-  // loss = -sum_k q_k log p_k
+  // loss = -log p of the label, 0 for an ignored row
+  void (*hard_loss)(const Scalar* x, int64_t classes, int64_t width, int64_t rows, LaneRows<Scalar>* of);
+  // loss = -sum_k q_k log p_k, 0 for an ignored row
   void (*soft_loss)(const Scalar* x, const Scalar* q, int64_t classes, int64_t width, int64_t rows,
                     LaneRows<Scalar>* of);
   // x becomes scale (p - [k == label]), 0 for an ignored row.
@@ -38,6 +40,9 @@ struct LaneTable {
   // `spare` has room for a block.
   void (*load)(const Scalar* from, const RowBlock& block, Scalar* to, int64_t width, Scalar* spare);
   void (*store)(const Scalar* from, int64_t width, const RowBlock& block, Scalar* to, Scalar* spare);
+  // Variances become weights.
+  void (*weigh)(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha, Scalar beta, Scalar most);
+  double (*sum)(const Scalar* values, int64_t count);
 };
 
 struct LaneTables {
@@ -47,6 +52,10 @@ struct LaneTables {
   void (*load_bfloat16)(const BFloat16* from, const RowBlock& block, float* to, int64_t width, float* spare);
   void (*store_float16)(const float* from, int64_t width, const RowBlock& block, Float16* to, float* spare);
   void (*store_bfloat16)(const float* from, int64_t width, const RowBlock& block, BFloat16* to, float* spare);
+  // The labels of rows of these classes, -1 for those that do not count, and how many count. False if a class is
+  // neither ignored nor valid. Reads and writes up to a whole vector; what lies behind the rows must be ignored.
+  bool (*labels)(const int64_t* classes_of_rows, int64_t count, int64_t classes, int64_t ignore_index, int32_t* label,
+                 int64_t* counted);
 };
 
 namespace baseline {

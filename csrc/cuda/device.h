@@ -64,7 +64,7 @@ class CurrentDevice {
 template <class... Parameters, class... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                           cudaStream_t stream, const Arguments&... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
   return cudaGetLastError();
 }
 

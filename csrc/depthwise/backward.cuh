@@ -47,8 +47,26 @@ struct OutputGradient {
     return fetched;
   }
 
+  struct Plain {};  // dy is grad
+
+  // Calls f(variant), for cell() to be compiled for each.
+  template <class F>
+  __device__ __forceinline__ void with_variant(F&& f) const {
+    if (p.y == nullptr)
+      f(Plain());
+    else
+      with_smoothness(p.y_gate, f);
+  }
+
   template <unsigned channels>
-  __device__ __forceinline__ void cell(const Fetched& fetched, unsigned first,
+  __device__ __forceinline__ void cell(Plain, const Fetched& fetched, unsigned first,
+                                       const CoefficientPair<Acc> (&)[channels][kPairs], Acc (&dy)[channels]) const {
+#pragma unroll
+    for (unsigned c = 0; c < channels; ++c) dy[c] = fetched.grad.template get<Acc>(first + c);
+  }
+
+  template <class Smooth, unsigned channels>
+  __device__ __forceinline__ void cell(Smooth, const Fetched& fetched, unsigned first,
                                        const CoefficientPair<Acc> (&pair)[channels][kPairs],
                                        Acc (&dy)[channels]) const {
     Acc u[channels];
@@ -58,8 +76,7 @@ struct OutputGradient {
       if (pool_grad != nullptr && first + c < count) dy[c] += pool_grad[first + c] * p.pool_share;
       u[c] = fetched.y.template get<Acc>(first + c) * pair[c][0].value[0] + pair[c][0].value[1];
     }
-    if (p.y == nullptr) return;
-    multiply_by_derivative(p.y_gate, u, dy);
+    multiply_by_derivative<Smooth::value>(p.y_gate, u, dy);
 #pragma unroll
     for (unsigned c = 0; c < channels; ++c)
       dy[c] = pair[c][1].value[0] * dy[c] +
@@ -144,57 +161,69 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
     const int64_t first = begin + ((tile.row + row) * grid.columns + tile.column + column) * grid.channels;
     const unsigned rows_left = grid.rows - (tile.row + row), columns_left = grid.columns - (tile.column + column);
     const unsigned next = recomputed(grid.channels), below = grid.columns * next;
-    T loaded[kRows][kColumns][kChannels];
+    const auto exists = [&](unsigned r, unsigned c) { return r < rows_left && c < columns_left; };
+    T loaded[kRows][kColumns][kChannels] = {};
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
 #pragma unroll
     for (unsigned r = 0; r < kRows; ++r)
 #pragma unroll
       for (unsigned c = 0; c < kColumns; ++c)
-        if (r < rows_left && c < columns_left)
+        if (exists(r, c))
           load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
+    const auto normalize = [&](unsigned r, unsigned c, Acc(&u)[kChannels]) {
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
+      for (unsigned i = 0; i < kChannels; ++i) u[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
+    };
+    with_smoothness(p.gate, [&](auto smooth) {
 #pragma unroll
-      for (unsigned c = 0; c < kColumns; ++c) {
-        h[r][c] = {};
-        if (r >= rows_left || c >= columns_left) continue;
+      for (unsigned r = 0; r < kRows; ++r)
 #pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i)
-          h[r][c].value[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
-        activate(p.gate, h[r][c].value);
-      }
+        for (unsigned c = 0; c < kColumns; ++c) {
+          normalize(r, c, h[r][c].value);
+          activate<decltype(smooth)::value>(p.gate, h[r][c].value);
+#pragma unroll
+          for (unsigned i = 0; i < kChannels; ++i) h[r][c].value[i] = exists(r, c) ? h[r][c].value[i] : Acc(0);
+        }
+    });
     differentiate_item<Tiling>(shared, ring,
                                ring.at(start, Window::scaled(int(row)), Window::scaled(int(column))) + lane.index,
                                weight, h, dh, sums);
+    with_smoothness(p.gate, [&](auto smooth) {
 #pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
+      for (unsigned r = 0; r < kRows; ++r)
 #pragma unroll
-      for (unsigned c = 0; c < kColumns; ++c) {
-        if (r >= rows_left || c >= columns_left) continue;
-        Acc wide[kChannels], u[kChannels];
-        T stored[kChannels];
-#pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i) {
-          wide[i] = static_cast<Acc>(loaded[r][c][i]);
-          u[i] = wide[i] * scale[i] + shift[i];
+        for (unsigned c = 0; c < kColumns; ++c) {
+          Acc u[kChannels];
+          normalize(r, c, u);
+          multiply_by_derivative<decltype(smooth)::value>(p.gate, u, dh[r][c].value);
         }
-        multiply_by_derivative(p.gate, u, dh[r][c].value);
+    });
+    if (p.residual_grad != nullptr)  // no norm, hence no sums of du
 #pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i) {
-          const Acc du = dh[r][c].value[i];
-          sums.gradient.value[i] += du;
-          sums.product.value[i] += du * (wide[i] - center[i]);
-        }
-        if (p.grad_x == nullptr) continue;
-        if (p.residual_grad != nullptr) {
+      for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+        for (unsigned c = 0; c < kColumns; ++c) {
+          if (!exists(r, c)) continue;
           T residual[kChannels];
           load_values<kChannels>(p.residual_grad + first + r * below + c * next, lane.count, grid.vectors, residual);
 #pragma unroll
           for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
         }
 #pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i) stored[i] = static_cast<T>(dh[r][c].value[i]);
-        store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
+    for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+      for (unsigned c = 0; c < kColumns; ++c) {
+        if (!exists(r, c)) continue;
+        T stored[kChannels];
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i) {
+          const Acc du = dh[r][c].value[i];
+          sums.gradient.value[i] += du;
+          sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
+          stored[i] = static_cast<T>(du);
+        }
+        if (p.grad_x != nullptr)
+          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
       }
   }
 }

@@ -83,7 +83,7 @@ struct Cost {
   }
 };
 
-// The widest tile rows that fit and serve.
+// Of a tile whose window fits.
 template <class Tiling>
 int64_t most_rows(int64_t slab, int64_t tile_columns, int64_t shared_bytes) {
   using Window = typename Tiling::Window;

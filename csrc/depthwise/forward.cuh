@@ -31,13 +31,19 @@ struct NormalizedInput {
     return load_channels(x + offset, count, p.grid.vectors);
   }
 
-  template <unsigned channels>
-  __device__ __forceinline__ void cell(const Fetched& fetched, unsigned first,
+  // Calls f(variant), for cell() to be compiled for each.
+  template <class F>
+  __device__ __forceinline__ void with_variant(F&& f) const {
+    with_smoothness(p.gate, f);
+  }
+
+  template <class Smooth, unsigned channels>
+  __device__ __forceinline__ void cell(Smooth, const Fetched& fetched, unsigned first,
                                        const CoefficientPair<Acc> (&pair)[channels][kPairs], Acc (&h)[channels]) const {
 #pragma unroll
     for (unsigned c = 0; c < channels; ++c)
       h[c] = fetched.template get<Acc>(first + c) * pair[c][0].value[0] + pair[c][0].value[1];
-    activate(p.gate, h);
+    activate<Smooth::value>(p.gate, h);
   }
 };
 
@@ -47,13 +53,19 @@ struct RunningMoments {
   unsigned count = 0;
   Acc shift[channels] = {}, sum[channels] = {}, sum_of_squares[channels] = {};
 
+  // Before the values of an item, of which this is one.
+  template <class T>
+  __device__ __forceinline__ void start(const T (&value)[channels]) {
+    if (count != 0) return;
+#pragma unroll
+    for (unsigned c = 0; c < channels; ++c) shift[c] = static_cast<Acc>(value[c]);
+  }
+
   template <class T>
   __device__ __forceinline__ void push(const T (&value)[channels]) {
 #pragma unroll
     for (unsigned c = 0; c < channels; ++c) {
-      const Acc wide = static_cast<Acc>(value[c]);
-      if (count == 0) shift[c] = wide;
-      const Acc deviation = wide - shift[c];
+      const Acc deviation = static_cast<Acc>(value[c]) - shift[c];
       sum[c] += deviation;
       sum_of_squares[c] += deviation * deviation;
     }
@@ -128,7 +140,8 @@ __device__ __forceinline__ void convolve_tile(const Parameters& p, const Tile& t
 #pragma unroll
         for (unsigned i = 0; i < kChannels; ++i) stored[i] = static_cast<T>(sum[r][c].value[i]);
         store_values<kChannels>(y + r * below + c * next, lane.count, p.grid.vectors, stored);
-        if (p.partial != nullptr) moments.push(stored);
+        if (r == 0 && c == 0) moments.start(stored);
+        moments.push(stored);
       }
     }
   }

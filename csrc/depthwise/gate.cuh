@@ -3,6 +3,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "../cuda/portable.cuh"
 #include "../math/activation.h"
@@ -41,35 +42,57 @@ Gate<Acc> gate_of(Activation activation) {
   }
 }
 
+// In two instructions, where there are such that keep a NaN.
+template <class Acc>
+__device__ __forceinline__ Acc clamp_on_device(Acc x, Acc low, Acc high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same<Acc, float>::value) {
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(low));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(high));
+    return x;
+  }
+#endif
+  return clamp_between(x, low, high);
+}
+
+// Calls f(smooth) with the property of the gate as a constant: the branch is outside of what f does then.
+template <class Acc, class F>
+__device__ __forceinline__ void with_smoothness(const Gate<Acc>& gate, F&& f) {
+  if (gate.smooth)
+    f(std::true_type());
+  else
+    f(std::false_type());
+}
+
 // u becomes h.
-template <class Acc, unsigned count>
+template <bool smooth, class Acc, unsigned count>
 __device__ __forceinline__ void activate(const Gate<Acc>& gate, Acc (&u)[count]) {
-  if (gate.smooth) {
+  if constexpr (smooth) {
 #pragma unroll
     for (unsigned i = 0; i < count; ++i) u[i] = logistic(u[i]) * (gate.times_input ? u[i] : Acc(1));
-    return;
-  }
+  } else {
 #pragma unroll
-  for (unsigned i = 0; i < count; ++i) {
-    const Acc g = clamp_between(u[i] + gate.offset, gate.low, gate.high) * gate.slope;
-    u[i] = gate.times_input ? u[i] * g : g;
+    for (unsigned i = 0; i < count; ++i) {
+      const Acc g = clamp_on_device(u[i] + gate.offset, gate.low, gate.high) * gate.slope;
+      u[i] = gate.times_input ? u[i] * g : g;
+    }
   }
 }
 
 // dh becomes dh * act'(u).
-template <class Acc, unsigned count>
+template <bool smooth, class Acc, unsigned count>
 __device__ __forceinline__ void multiply_by_derivative(const Gate<Acc>& gate, const Acc (&u)[count], Acc (&dh)[count]) {
-  if (gate.smooth) {
+  if constexpr (smooth) {
 #pragma unroll
     for (unsigned i = 0; i < count; ++i)
       dh[i] *= gate.times_input ? derivative<Activation::silu>(u[i]) : derivative<Activation::sigmoid>(u[i]);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (unsigned i = 0; i < count; ++i) {
-    const Acc between = u[i] * gate.gradient_slope + gate.gradient_offset;
-    const Acc above = u[i] < gate.second_kink ? between : gate.gradient_above;
-    dh[i] *= u[i] <= gate.first_kink ? Acc(0) : above;
+    for (unsigned i = 0; i < count; ++i) {
+      const Acc between = u[i] * gate.gradient_slope + gate.gradient_offset;
+      const Acc above = u[i] < gate.second_kink ? between : gate.gradient_above;
+      dh[i] *= u[i] <= gate.first_kink ? Acc(0) : above;
+    }
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace biasloss {
 
-// Of the normalization that follows a map. All pointers may be null.
+// Of the normalization that follows a map. The first five pointers may be null, for what the comments say.
 template <class Acc>
 struct NormParameters {
   const Acc *weight, *bias;         // (C): ones, zeros

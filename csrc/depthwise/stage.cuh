@@ -150,27 +150,31 @@ class Stager {
       place[u] = ring.at(rows.start, rows.first + walk.row, first_column() + walk.column) + part.vector;
       walk.next();
     }
+    source.with_variant([&](auto variant) {
 #pragma unroll
-    for (unsigned j = 0; j < Tiling::kVector / kChannels; ++j) {
-      CoefficientPair<Acc> pair[kChannels][kPairs];
+      for (unsigned j = 0; j < Tiling::kVector / kChannels; ++j) {
+        CoefficientPair<Acc> pair[kChannels][kPairs];
 #pragma unroll
-      for (unsigned c = 0; c < kChannels; ++c)
+        for (unsigned c = 0; c < kChannels; ++c)
 #pragma unroll
-        for (unsigned q = 0; q < kPairs; ++q)
-          pair[c][q] = coefficients[((j * kChannels + c) * kPairs + q) * part.vectors + part.vector];
+          for (unsigned q = 0; q < kPairs; ++q)
+            pair[c][q] = coefficients[((j * kChannels + c) * kPairs + q) * part.vectors + part.vector];
 #pragma unroll
-      for (unsigned u = 0; u < Tiling::kInFlight; ++u) {
-        if (!exists[u]) continue;
-        typename Tiling::Cell cell = {};
-        if (valued[u]) source.cell(fetched_[u], j * kChannels, pair, cell.value);
-        shared[place[u] + j * part.vectors] = cell;
+        for (unsigned u = 0; u < Tiling::kInFlight; ++u) {
+          // Computed in any case, of anything: a branch would cost more.
+          typename Tiling::Cell cell;
+          source.cell(variant, fetched_[u], j * kChannels, pair, cell.value);
+#pragma unroll
+          for (unsigned c = 0; c < kChannels; ++c) cell.value[c] = valued[u] ? cell.value[c] : Acc(0);
+          if (exists[u]) shared[place[u] + j * part.vectors] = cell;
+        }
       }
-    }
+    });
     return walk;
   }
 
   const Parameters& p;
-  typename Source::Fetched fetched_[Tiling::kInFlight];
+  typename Source::Fetched fetched_[Tiling::kInFlight] = {};
 };
 
 // Stages tile after tile of the block's share, and calls compute(tile, start) for each, `start` being where its window

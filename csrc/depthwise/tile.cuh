@@ -6,20 +6,21 @@
 
 namespace biasloss {
 
-// `count` of n elements, the rest zeros; n of them in one access where they lie and number right (`together`).
+// `count` of n elements, at least one, the rest zeros; n of them in one access where they lie and number right
+// (`together`).
 template <unsigned n, class T, class Acc>
 __device__ __forceinline__ void load_values(const T* p, unsigned count, bool together, Acc (&value)[n]) {
   struct alignas(sizeof(T) * n) Packed {
     T element[n];
   };
-  if (together) {
+  if (n == 1 || together) {
     const Packed packed = *reinterpret_cast<const Packed*>(p);
 #pragma unroll
     for (unsigned i = 0; i < n; ++i) value[i] = static_cast<Acc>(packed.element[i]);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (unsigned i = 0; i < n; ++i) value[i] = i < count ? static_cast<Acc>(p[i]) : Acc(0);
+    for (unsigned i = 0; i < n; ++i) value[i] = i < count ? static_cast<Acc>(p[i]) : Acc(0);
+  }
 }
 
 template <unsigned n, class T>
@@ -27,16 +28,16 @@ __device__ __forceinline__ void store_values(T* p, unsigned count, bool together
   struct alignas(sizeof(T) * n) Packed {
     T element[n];
   };
-  if (together) {
+  if (n == 1 || together) {
     Packed packed;
 #pragma unroll
     for (unsigned i = 0; i < n; ++i) packed.element[i] = value[i];
     *reinterpret_cast<Packed*>(p) = packed;
-    return;
-  }
+  } else {
 #pragma unroll
-  for (unsigned i = 0; i < n; ++i)
-    if (i < count) p[i] = value[i];
+    for (unsigned i = 0; i < n; ++i)
+      if (i < count) p[i] = value[i];
+  }
 }
 
 template <class T>
@@ -117,7 +118,7 @@ struct Ring {
 };
 
 // The part of a thread in computing. In a slab, the first channels of all vectors come first, then the second ones and
-// so on: threads that stage neighbouring vectors so write neighbouring cells, and no two of them the same bank.
+// so on: threads that stage neighboring vectors so write neighboring cells, and no two of them the same bank.
 template <class Tiling>
 struct Lane {
   unsigned lanes, index;     // cells of a pixel, and which of them is this thread's

@@ -2,13 +2,24 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace biasloss {
 namespace {
 
-Isa detect() {
-#if defined(BIASLOSS_X86_VARIANTS)
+const char* limit_by_environment() {
   const char* limit = std::getenv("BIASLOSS_CPU_ISA");
+  if (limit == nullptr || *limit == '\0') return nullptr;
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (std::strcmp(limit, isa_name(isa)) == 0) return limit;
+  // Python raises a ValueError for this type.
+  throw std::invalid_argument("BIASLOSS_CPU_ISA must be baseline, avx2 or avx512, got '" + std::string(limit) + "'");
+}
+
+Isa detect() {
+  [[maybe_unused]] const char* limit = limit_by_environment();
+#if defined(BIASLOSS_X86_VARIANTS)
   const auto allowed = [limit](const char* name) { return limit == nullptr || std::strcmp(limit, name) == 0; };
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNELS = (
     "batch_norm/batch_norm_simd.cpp",
+    "bias_loss/lanes_simd.cpp",
     "bias_loss/rows_simd.cpp",
     "channel_gram/gram_simd.cpp",
     "depthwise/plain_simd.cpp",

@@ -31,7 +31,8 @@ EXPORTED long biasloss_simulator_try_launch(unsigned x, unsigned y, unsigned z, 
 // The same beside 32 KiB of static shared memory, after asking for `most` bytes; -1 where the kernel finds too little.
 EXPORTED long biasloss_simulator_try_shared(unsigned shared, unsigned most) {
   if (most != 0) {
-    const cudaError_t error = cudaFuncSetAttribute(shared_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most));
+    const cudaError_t error =
+        cudaFuncSetAttribute(shared_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most));
     if (error != cudaSuccess) return error;
   }
   try {
@@ -44,9 +45,9 @@ EXPORTED long biasloss_simulator_try_shared(unsigned shared, unsigned most) {
 // How many of five calls a capture refuses.
 EXPORTED long biasloss_simulator_try_capture() {
   void* memory = nullptr;
-  const cudaError_t errors[] = {
-      cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 1024), cudaDeviceSynchronize(),
-      cudaStreamSynchronize(nullptr), cudaMalloc(&memory, 16), cudaFree(memory)};
+  const cudaError_t errors[] = {cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 1024),
+                                cudaDeviceSynchronize(), cudaStreamSynchronize(nullptr), cudaMalloc(&memory, 16),
+                                cudaFree(memory)};
   long refused = 0;
   for (const cudaError_t error : errors) refused += error == cudaErrorStreamCaptureUnsupported;
   return refused;

@@ -42,8 +42,8 @@ SharedStorage& shared_storage(const char* file, int line, const char* name, size
   if (storage.elements.empty()) {
     block.shared_bytes += (count * element_size + 15) / 16 * 16;
     if (block.shared_bytes > scheduler().most_shared_bytes())
-      scheduler().fail("a block has " + std::to_string(block.shared_bytes) + " bytes of shared memory, the device gives " +
-                       std::to_string(scheduler().most_shared_bytes()));
+      scheduler().fail("a block has " + std::to_string(block.shared_bytes) +
+                       " bytes of shared memory, the device gives " + std::to_string(scheduler().most_shared_bytes()));
     storage.name = std::string(name) + " (" + site(file, line) + ")";
     storage.elements.resize(count);
     storage.bytes.assign(count * element_size, 0xff);

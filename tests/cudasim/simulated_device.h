@@ -1,5 +1,5 @@
-// csrc/cuda/device.h for the simulator: the part of the CUDA runtime that launchers use, on a device whose memory is the
-// CPU's. It refuses what a GPU refuses.
+// csrc/cuda/device.h for the simulator: the part of the CUDA runtime that launchers use, on a device whose memory is
+// the CPU's. It refuses what a GPU refuses.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -62,7 +62,7 @@ def build(sanitize: bool = False, fault: Fault | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     optimization = SANITIZE if sanitize else PLAIN
     includes = [f"-I{HERE}", f"-I{CSRC}", *(f"-isystem {path}" for path in include_paths("cpu"))]
-    flags = " ".join([FLAGS, STABLE_ABI, optimization, *includes])
+    flags = " ".join([FLAGS, STABLE_ABI, "$optimization", *includes])
     sources = {object_of(path): path for path in launchers()}
     library, rules = folder / LIBRARY, folder / "build.ninja"
     if fault is not None:
@@ -72,20 +72,25 @@ def build(sanitize: bool = False, fault: Fault | None = None) -> Path:
         right = CSRC / fault.file
         del sources[object_of(right)]
         sources["fault.o"] = wrong
-        flags += f" -I{right.parent}"
+        neighbors = f" -I{right.parent}"
         library, rules = folder / "fault.so", folder / "fault.ninja"
     sources |= {f"{name}.o": HERE / f"{name}.cpp" for name in SIMULATOR}
     torch_libraries = Path(torch.__file__).parent / "lib"
     lines = [
+        f"optimization = {optimization}",
         "rule compile",
         f"  command = g++ {flags} -MD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = g++ -shared {optimization} $in -L{torch_libraries} -ltorch_cpu -o $out",
+        f"  command = g++ -shared $optimization $in -L{torch_libraries} -ltorch_cpu -o $out",
         *(f"build {target}: compile {source}" for target, source in sources.items()),
         f"build {library.name}: link {' '.join(sources)}",
     ]
+    if fault is not None:  # compiled for one run
+        lines.insert(
+            lines.index(f"build fault.o: compile {wrong}") + 1, f"  optimization = {optimization} -O0{neighbors}"
+        )
     write_if_changed(rules, "\n".join(lines) + "\n")
     run_ninja(folder, rules.name)
     return library

@@ -19,7 +19,7 @@ from tests.cudasim import sanitizers, simulated_gpu
 TESTS = Path(__file__).resolve().parent.parent
 EVERYTHING = os.environ.get("BIASLOSS_TEST_SIMULATED") == "1"  # `make test-simulated`
 FILES = {
-    "device": ("simulated_gpu", "gpu"),
+    "device": ("simulated_gpu",),
     "ops": (
         "ops/test_bias_loss.py",
         "ops/test_bias_loss_edge_cases.py",
@@ -47,6 +47,10 @@ def variables(library: Path, **settings: int) -> dict[str, str]:
     }
 
 
+# Tests that take long on the simulated GPU, and say little more there than others.
+SLOW = "not symbolic and not schema and not test_depthwise_on_gpu and not without_graph_breaks"
+
+
 def run_tests(*arguments: str, environment: dict[str, str]) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
@@ -61,14 +65,23 @@ def run_tests(*arguments: str, environment: dict[str, str]) -> None:
     assert " passed" in done.stdout
 
 
+# In order on a large device, and in a random order on a small one.
+IN_EVERY_RUN = (("device", 7, 3), ("ops", 0, 132), ("ops", 7, 3), ("layers", 0, 132))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("files", FILES)
-@pytest.mark.parametrize(("seed", "multiprocessors"), [(0, 132), (7, 3)])
+@pytest.mark.parametrize(("files", "seed", "multiprocessors"), IN_EVERY_RUN)
 def test_on_the_simulated_gpu(library: Path, files: str, seed: int, multiprocessors: int) -> None:
-    """In order, and in a random one; what the launchers leave uninitialized holds NaN."""
-    few = () if EVERYTHING else ("--examples=15",)
+    """What the launchers leave uninitialized holds NaN."""
+    few = () if EVERYTHING else ("--examples=10", "-k", SLOW)
     environment = variables(library, seed=seed, multiprocessors=multiprocessors)
     run_tests(*FILES[files], *few, "--fill-with-nan", environment=environment)
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu(library: Path) -> None:
+    few = () if EVERYTHING else ("-k", SLOW)
+    run_tests("gpu", *few, environment=variables(library, multiprocessors=3))
 
 
 @pytest.mark.slow
@@ -109,9 +122,30 @@ def test_the_front_door_with_nothing_but_the_variable(library: Path) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BIASLOSS_")}
     environment = {**inherited, "BIASLOSS_SIMULATED_GPU": str(library)}
     done = subprocess.run(
-        [sys.executable, "-c", FRONT_DOOR], cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", FRONT_DOOR],
+        cwd=TESTS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_a_network_on_simulated_kernels_and_interpreted_triton(library: Path) -> None:
+    """What a GPU would take, by the public API: a training step and inference of SkipblockNet-XS, and every op."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_front_door.py", "-k", "cuda"],
+        cwd=TESTS,
+        env={**os.environ, "BIASLOSS_SIMULATED_GPU": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "1 passed" in done.stdout
 
 
 def test_a_library_that_does_not_exist_is_named() -> None:
@@ -137,8 +171,6 @@ def test_launchers_under_sanitizers(compilers: None) -> None:
     sanitizers.runtime("libasan.so")
     environment = variables(simulated_gpu.build(sanitize=True))
     files = ("simulated_gpu", "ops/test_bias_loss_edge_cases.py", "ops/test_registry.py")
-    done = sanitizers.run(
-        "-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=TESTS, **environment
-    )
+    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=TESTS, **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

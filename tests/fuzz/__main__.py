@@ -23,7 +23,7 @@ def main() -> int:
         print(run(call, options.only) or "nothing found")
         return 0
     start = time.monotonic()
-    findings = fuzz(options.seed, options.first, options.calls)
+    findings = fuzz(options.seed, options.first, options.calls, show_progress=True)
     print(f"{options.calls} calls in {time.monotonic() - start:.0f} s, seed {options.seed}: {len(findings)} findings")
     return 1 if findings else 0
 

@@ -52,7 +52,10 @@ class Values:
         wild[::6], wild[1::7], wild[2::17], wild[3::19] = -100, 10**6, 2**62, -5
         self._of = {
             dtype: [(normal if dtype.is_floating_point or dtype.is_complex else small).to(dtype)] * 3
-            + [(special if dtype.is_floating_point or dtype.is_complex else wild).to(dtype), torch.zeros(_POOL, dtype=dtype)]
+            + [
+                (special if dtype.is_floating_point or dtype.is_complex else wild).to(dtype),
+                torch.zeros(_POOL, dtype=dtype),
+            ]
             for dtype in ANY_DTYPE
         }
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Finding:
         return f"call {self.number}: {self.what}: {self.call}"
 
 
-def fuzz(seed: int, first: int, count: int) -> list[Finding]:
+def fuzz(seed: int, first: int, count: int, *, show_progress: bool = False) -> list[Finding]:
     """All findings among calls ``first`` to ``first + count - 1``."""
     findings, number, end = [], first, first + count
     while number < end:
@@ -45,6 +46,8 @@ def fuzz(seed: int, first: int, count: int) -> list[Finding]:
         if finding is not None:
             findings.append(finding)
             print(finding, flush=True)
+        if show_progress:
+            print(f"{number - first} calls", flush=True)
     return findings
 
 
@@ -88,7 +91,7 @@ def _watch(pid: int, shared: mmap.mmap) -> tuple[int, int]:
 
 
 def _child(seed: int, first: int, end: int, shared: mmap.mmap) -> int:
-    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_OF_CHILD,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(2)

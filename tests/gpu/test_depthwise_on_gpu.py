@@ -1,4 +1,4 @@
-"""The CUDA depthwise kernels on a GPU, on the shapes of SkipblockNet-M, against the reference in float64."""
+"""The CUDA depthwise kernels on the shapes of SkipblockNet-M, against the reference in float64."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from calls import Call
+from gpu_inputs import (
+    assert_close_to_float64,
+    assert_replays_on_new_values,
+    drawn,
+    run,
+    skip_unless_it_runs,
+    some,
+    within,
+)
 
 from biasloss_ext.ops import maps
-from biasloss_ext.ops.backends import why_not
-from biasloss_ext.ops.depthwise import op, reference
-from biasloss_ext.ops.library import accumulation_dtype
-
-REASON = "torch finds no CUDA GPU"
-if torch.cuda.is_available():
-    REASON = why_not("cuda", torch.device("cuda", 0), "depthwise") or ""
-pytestmark = pytest.mark.skipif(REASON != "", reason=f"the CUDA kernels cannot run here: {REASON}")
+from biasloss_ext.ops.depthwise import op
 
 # Channels, height and width, kernel, stride of every depthwise convolution of SkipblockNet-M at 224.
 SHAPES = [
@@ -39,125 +41,83 @@ SHAPES = [
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 
-def make_arguments(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, samples: int = 4
-) -> tuple[list[Any], list[Any]]:
-    """Of the forward and of the backward op, on the GPU."""
+@pytest.fixture(autouse=True)
+def cuda(device: torch.device) -> None:
+    skip_unless_it_runs("cuda", "depthwise", device)
+
+
+def calls(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, samples: int = within(2)(4)
+) -> tuple[Call, Call]:
+    """Of the forward and of the backward op."""
     channels, size, kernel, stride = shape
-    generator = torch.Generator().manual_seed(sum(shape))
-    wide = accumulation_dtype(dtype)
-
-    def values(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to("cuda", wide)
-
-    def feature_map(side: int) -> Tensor:
-        return maps.channels_last(values(samples, channels, side, side).to(dtype))
-
-    x, weight, affine = feature_map(size), values(channels, 1, kernel, kernel), values(2, channels)
-    out = op.output_size(size, stride)
-    forward = [x, weight, affine, maps.HARDSWISH, stride, True]
-    before = [feature_map(out), values(samples, channels), feature_map(out), values(2, channels), values(4, channels)]
-    after = [values(channels), maps.HARDSWISH, stride, True, True]
-    return forward, [*before, maps.RELU, x, weight, affine, *after]
-
-
-def wider(arguments: list[Any], dtype: torch.dtype) -> list[Any]:
-    return [a.to(dtype) if isinstance(a, Tensor) else a for a in arguments]
-
-
-def assert_near(got: Tensor, want: Tensor, plain: Tensor) -> None:
-    """Four times the error of torch's own, and the rounding of what is stored."""
-    accumulation = torch.finfo(accumulation_dtype(got.dtype)).eps
-    stored = torch.finfo(got.dtype).eps / 2 if got.element_size() == 2 else 0.0
-    error = (got.double() - want).abs()
-    allowed = stored * 1.01 * want.abs() + 4 * (plain.double() - want).abs().max()
-    allowed = allowed + 8 * accumulation * want.abs().max()
-    assert bool((error <= allowed).all()), f"error {float(error.max())}, allowed there {float(allowed.max())}"
-
-
-def run_forward(arguments: list[Any]) -> tuple[Tensor, Tensor]:
-    y, moments = op.forward(*arguments, device=arguments[0].device, backend="cuda")
-    return y, moments
-
-
-def run_backward(arguments: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_weight, sums = op.backward(*arguments, device=arguments[6].device, backend="cuda")
-    return grad_x, grad_weight, sums
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_shapes_of_the_network(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    forward, backward = make_arguments(shape, dtype)
-    wide = accumulation_dtype(dtype)
-    y, moments = run_forward(forward)
-    assert_near(
-        y, reference.depthwise(*wider(forward, torch.float64))[0], reference.depthwise(*wider(forward, wide))[0]
+    draw = drawn(device, dtype)
+    x, weight = draw(samples, channels, size, size), draw(channels, kernel * kernel).view(channels, 1, kernel, kernel)
+    out = (samples, channels, op.output_size(size, stride), op.output_size(size, stride))
+    before: dict[str, Any] = {"affine": draw(2, channels), "activation": maps.HARDSWISH, "stride": stride}
+    moments = torch.stack((draw(channels), draw(channels).square() + 0.5))
+    after = {"grad": draw(*out), "pool_grad": draw(samples, channels), "y": draw(*out), "y_affine": draw(2, channels)}
+    after |= {"y_coefficients": draw(6, channels)}
+    return (
+        Call((x, weight), {**before, "want_statistics": True, "norm_bias": draw(channels)}),
+        Call((x, weight), {**before, **after, "y_activation": maps.RELU, "moments": moments}),
     )
-    assert_near(moments, maps.moments_of(y.double()), maps.moments_of(y.to(wide)))
-    want = reference.depthwise_backward(*wider(backward, torch.float64))
-    plain = reference.depthwise_backward(*wider(backward, wide))
-    for result, exact, rounded in zip(run_backward(backward), want, plain, strict=True):
-        assert_near(result, exact, rounded)
+
+
+def run_both(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, samples: int) -> list[Any]:
+    forward, backward = calls(shape, dtype, device, samples)
+    return [*run(op.forward, forward, "cuda"), *run(op.backward, backward, "cuda")]
+
+
+@pytest.mark.parametrize("shape", some(SHAPES, 5), ids=str)
+@pytest.mark.parametrize("dtype", some(DTYPES, 2), ids=str)
+def test_shapes_of_the_network(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    channels, size, *rest = shape
+    forward, backward = calls((within(20)(channels), within(9)(size), *rest), dtype, device)  # type: ignore[arg-type]
+    assert_close_to_float64(op.forward, forward, dtype, "cuda")
+    assert_close_to_float64(op.backward, backward, dtype, "cuda")
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [1, 13, 24])
-def test_odd_sizes(kernel: int, stride: int, channels: int) -> None:
+@pytest.mark.parametrize("channels", some([1, 13, 24], 2))
+def test_odd_sizes(kernel: int, stride: int, channels: int, device: torch.device) -> None:
     """Channels that are no multiple of a vector, maps smaller than the kernel."""
-    for size in (1, 2, 9, 33):
-        forward, backward = make_arguments((channels, size, kernel, stride), torch.float32, samples=3)
-        y, _ = run_forward(forward)
-        want = reference.depthwise(*wider(forward, torch.float64))[0]
-        assert_near(y, want, reference.depthwise(*forward)[0])
-        exact = reference.depthwise_backward(*wider(backward, torch.float64))
-        plain = reference.depthwise_backward(*backward)
-        for result, right, rounded in zip(run_backward(backward), exact, plain, strict=True):
-            assert_near(result, right, rounded)
+    for size in (1, 2, 9, within(15)(33)):
+        forward, backward = calls((channels, size, kernel, stride), torch.float32, device, samples=3)
+        assert_close_to_float64(op.forward, forward, torch.float32, "cuda")
+        assert_close_to_float64(op.backward, backward, torch.float32, "cuda")
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[14]], ids=str)
-def test_the_same_bits_from_run_to_run(shape: tuple[int, int, int, int]) -> None:
-    forward, backward = make_arguments(shape, torch.bfloat16, samples=32)
-    first = [*run_forward(forward), *run_backward(backward)]
-    for _ in range(5):
-        for got, want in zip([*run_forward(forward), *run_backward(backward)], first, strict=True):
-            assert torch.equal(got, want)
+def test_the_same_bits_from_run_to_run(shape: tuple[int, int, int, int], device: torch.device) -> None:
+    shape = (within(24)(shape[0]), within(14)(shape[1]), *shape[2:])
+    first = run_both(shape, torch.bfloat16, device, within(4)(32))
+    for _ in range(within(2)(5)):
+        assert all(map(torch.equal, run_both(shape, torch.bfloat16, device, within(4)(32)), first))
 
 
-def test_a_cuda_graph_replays_on_new_values() -> None:
-    forward, backward = make_arguments((72, 56, 3, 1), torch.bfloat16)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run_forward(forward)
-        run_backward(backward)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = [*run_forward(forward), *run_backward(backward)]
-    forward[0].mul_(-0.5)  # the x of both
-    graph.replay()
-    for got, want in zip(captured, [*run_forward(forward), *run_backward(backward)], strict=True):
-        assert torch.equal(got, want)
+def test_a_cuda_graph_replays_on_new_values(gpu: torch.device) -> None:
+    forward, backward = calls((72, 56, 3, 1), torch.bfloat16, gpu)
+    assert_replays_on_new_values(op.forward, forward, "cuda")
+    assert_replays_on_new_values(op.backward, backward, "cuda")
 
 
-def test_no_samples() -> None:
-    forward, backward = make_arguments((16, 8, 3, 1), torch.float32, samples=0)
-    y, moments = run_forward(forward)
-    assert y.shape == (0, 16, 8, 8) and not moments.any()
-    grad_x, grad_weight, sums = run_backward(backward)
-    assert grad_x.shape == (0, 16, 8, 8) and not grad_weight.any() and not sums.any()
+def test_no_samples(device: torch.device) -> None:
+    y, statistics, grad_x, grad_weight, coefficients = run_both((16, 8, 3, 1), torch.float32, device, 0)
+    assert y.shape == grad_x.shape == (0, 16, 8, 8)
+    assert not statistics[:2].any() and not grad_weight.any() and not coefficients[4:].any()
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    (x, weight, affine, activation, stride, _), _ = make_arguments((16, 8, 3, 1), torch.float32)
+def test_what_does_not_fit_is_refused(device: torch.device) -> None:
+    forward, _ = calls((16, 8, 3, 1), torch.float32, device)
+    x, weight = forward.arguments
     for bad, message in (
-        ([x.contiguous(), weight, affine, activation, stride], "channels_last"),
-        ([x, weight[:8], affine, activation, stride], "expected a weight of shape"),
-        ([x, weight, affine, activation, 3], "expected a stride of 1 or 2"),
-        ([x, weight, None, activation, stride], "expected the identity"),
-        ([x, weight, affine[:1], activation, stride], "expected 32 contiguous values"),
+        (forward.but({0: x.contiguous()}), "channels_last"),
+        (forward.but({1: weight[:8]}), "expected a weight of shape"),
+        (forward.but(stride=3), "expected a stride of 1 or 2"),
+        (forward.but(affine=None), "expected activation 0"),
+        (forward.but(affine=forward.options["affine"][:1]), "expected 32 contiguous values"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            run_forward([*bad, True])
+            bad(op.forward, backend="cuda")

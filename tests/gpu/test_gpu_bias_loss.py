@@ -7,7 +7,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from gpu_inputs import SHAPES, make_features, make_scores
+from gpu_inputs import SHAPES, make_features, make_scores, some, within
 from torch import Tensor
 
 from biasloss_ext import FusedBiasLoss, functional
@@ -38,7 +38,7 @@ def on_cpu(options: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("shape", some(SHAPES[1:], 2), ids=str)
 def test_agrees_with_float64(
     shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, backend: str, device: torch.device
 ) -> None:
@@ -46,7 +46,7 @@ def test_agrees_with_float64(
     check(features, *make_scores(shape[0], 10, device, dtype), backend)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 33, 1000, 1001, 50257])
+@pytest.mark.parametrize("classes", [1, 2, 33, 1000, 1001, within(5001)(50257)])
 def test_any_number_of_classes(classes: int, backend: str, device: torch.device) -> None:
     check(make_features((9, 30, 4, 4), device), *make_scores(9, classes, device), backend)
 
@@ -85,7 +85,7 @@ def test_a_batch_of_one_and_equal_variances(backend: str, device: torch.device) 
 
 
 def test_the_module_agrees_with_the_cpu_over_several_steps(backend: str, device: torch.device) -> None:
-    on_gpu, on_cpu_ = FusedBiasLoss(backend=backend).to(device), FusedBiasLoss()
+    on_gpu, on_cpu_ = FusedBiasLoss(backend=backend).to(device), FusedBiasLoss(backend="reference")
     for samples in (8, 30, 5):
         features = make_features((samples, 64, 7, 7), device)
         output, target = make_scores(samples, 100, device)

@@ -47,7 +47,9 @@ def test_ops_that_finish_are_found() -> None:
 @pytest.mark.parametrize("dtype", samples.DTYPES)
 def test_statistics_with_each_of_their_options_or_none(name: str, backend: str, dtype: torch.dtype) -> None:
     call = call_of(name, dtype)
-    for options in norm_cases.subsets(norm_of(call)):
+    every = list(norm_cases.subsets(norm_of(call)))
+    # What is left out is decided alike for every dtype.
+    for options in every if dtype == torch.float32 else (every[0], every[-1]):
         called = call.but(**options).fresh()
         y, statistics = map_and_statistics(name, called, backend)
         norm_cases.check_statistics(statistics, y, options, called.options)

@@ -117,8 +117,11 @@ def test_agrees_with_float64(name: str, backend: str, dtype: torch.dtype) -> Non
             assert mine.shape == own.shape
             assert mine.dtype == own.dtype
             assert strides(mine) == strides(own)
-            scale = 4 * max(1.0, truth.abs().max().item()) if truth.numel() else 1.0
-            oracle.assert_as_close_as_torch(mine, truth, own, scale, f"{name}, output {index}")
+            largest = max(1.0, truth.abs().max().item()) if truth.numel() else 1.0
+            # Triton's products have factors of the maps' dtype.
+            of_factors = 5 * torch.finfo(dtype).eps * largest if backend == "triton" and dtype.itemsize == 2 else 0.0
+            what = f"{name}, output {index}"
+            oracle.assert_as_close_as_torch(mine, truth, own, 4 * largest, what, of_factors)
         if backend != "reference":
             through = outcome(samples.overload(name, backend), call)
             assert all(torch.equal(a, b) for a, b in zip(ours, through, strict=True))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import Interrupting, assert_same, checkpoint_of, run, use_linear_model, write_cifar
+from pictures import write_folder
+from tiny import Interrupting, assert_same, build_small, checkpoint_of, run, use_linear_model, write_cifar
 
+from biasloss_ext.cli import main
+from biasloss_ext.recipes import files, loop
+from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.order import Order, evaluation_batches
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -28,11 +35,64 @@ def _run(rank: int, port: int, data: Path, out: Path, stop_at: int, options: dic
         run(data, out, display, checkpoint_steps=1, **options)
 
 
+def _command(rank: int, port: int, folder: Path, fault: str) -> None:
+    """``biasloss train`` as one of two processes, what it says in a file, and something that goes wrong in one of them."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.dup2(os.open(folder / f"said{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    os.chdir(folder)
+
+    def step(display: Display) -> None:
+        if fault == "an image breaks":
+            (folder / "data" / "val" / "daisy" / "1.png").write_bytes(b"")  # which the second process alone reads
+        if fault == "killed" and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    options = "--image-size 16 --epochs 2 --batch-size 4 --loss ce --device cpu --workers 0"
+    sys.argv = ["biasloss", "train", "--data", "imagefolder", "--data-dir", "data", *options.split(), "--out", "out"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_model", build_small)
+        patch.setattr(Display, "step", step)
+        if fault == "the disk is full":
+            patch.setattr(files.os, "fsync", full)
+        main()
+
+
+FAULTS = {
+    "an image is broken": ([2, 2], "biasloss: cannot read the image data/val/daisy/1.png: it is not an image; repair"),
+    "an image breaks": ([2, 2], "biasloss: cannot read the image data/val/daisy/1.png: it is not an image"),
+    "the disk is full": ([2, 2], "biasloss: cannot write out/metrics.csv: No space left on device"),
+    "killed": ([2, -signal.SIGKILL], "biasloss: process 0 lost the connection to another one, which ended without"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_process_says_what_is_wrong_and_the_other_nothing(tmp_path: Path, fault: str) -> None:
+    data = write_folder(tmp_path / "data")
+    if fault == "an image is broken":
+        (data / "val" / "daisy" / "1.png").write_bytes(b"")
+    codes, sentence = FAULTS[fault]
+    assert _both(_command, tmp_path, fault) == codes
+    said = [(tmp_path / f"said{rank}").read_text() for rank in range(2)]
+    assert "Traceback" not in said[0] + said[1], said
+    sentences = [line for line in (said[0] + said[1]).splitlines() if "biasloss: " in line]
+    assert len(sentences) == 1, said
+    assert sentences[0].startswith(sentence)
+
+
 def _two(data: Path, out: Path, stop_at: int = 0, **options: Any) -> list[int | None]:
+    return _both(_run, data, out, stop_at, options)
+
+
+def _both(target: Callable[..., None], *arguments: Any) -> list[int | None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [PROCESSES.Process(target=_run, args=(rank, port, data, out, stop_at, options)) for rank in range(2)]
+    processes = [PROCESSES.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

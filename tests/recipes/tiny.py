@@ -15,6 +15,7 @@ from biasloss_ext.recipes import loop
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import Outcome, train
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
+from biasloss_ext.recipes.weights import load_weights
 
 FILES = {
     "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"], b"labels"),
@@ -80,6 +81,26 @@ class LinearModel(nn.Module):
         features = self.hidden(images.flatten(1)).relu()
         scores = self.scores(features)
         return (features.detach(), scores) if self.with_features else scores
+
+
+class SmallLinear(nn.Module):
+    """For any number of classes."""
+
+    def __init__(self, classes: int, size: int = 16) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3 * size * size, 8)
+        self.scores = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(self.hidden(images.flatten(1)).relu())
+
+
+def build_small(recipe: Recipe, classes: int, channels: int, size: int, notes: list[str] | None = None) -> nn.Module:
+    """In place of ``build_model``."""
+    model = SmallLinear(classes, size)
+    if recipe.weights is not None:
+        load_weights(model, Path(recipe.weights), f"linear with {classes} classes", notes)
+    return model
 
 
 def use_linear_model(patch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,9 @@ def test_cpu_tensors_stand_for_a_gpu() -> None:
     assert backends.choose("cuda", CPU, "feature_variance") == "cuda"
     with pytest.raises(RuntimeError, match="'cpu' cannot run here: CPU tensors stand for a GPU's in this process"):
         backends.choose("cpu", CPU, "depthwise")
-    with pytest.raises(RuntimeError, match="it runs on CPU tensors, which stand for a GPU's in this process, not on meta"):
+    with pytest.raises(
+        RuntimeError, match="it runs on CPU tensors, which stand for a GPU's in this process, not on meta"
+    ):
         backends.choose("cuda", META)
     with pytest.raises(RuntimeError, match="'cuda' cannot run here: pointwise has no cuda kernels"):
         backends.choose("cuda", CPU, "pointwise")

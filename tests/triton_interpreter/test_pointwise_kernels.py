@@ -134,7 +134,9 @@ def test_drawn_shapes(shape: tuple[int, ...], out: int, dtype: torch.dtype, acti
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("one_read", [False, True])
 @pytest.mark.parametrize("dtype", [F32, F16])
-def test_groups_chunks_and_sets(dtype: torch.dtype, one_read: bool, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_chunks_and_sets(
+    dtype: torch.dtype, one_read: bool, gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(triton_tiles, "WANTED_PROGRAMS", 8)
     monkeypatch.setattr(triton_tiles, "PARTIAL_SHARE", 0.01)

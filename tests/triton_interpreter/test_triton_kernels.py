@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from biasloss_ext.ops import triton_launch
 from biasloss_ext.ops.bias_loss import triton as bias_loss
 from biasloss_ext.ops.bias_loss.reference import MEAN, NONE, SUM
 from biasloss_ext.ops.feature_variance import triton as feature_variance
@@ -255,3 +256,63 @@ def test_batch_of_no_samples_or_no_positions() -> None:
     )
     assert no_positions[0].item() == 0.0
     torch.testing.assert_close(no_positions[1], torch.tensor([0.7, 1.0498588]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("length", [77, 20000])
+def test_variance_of_large_features(length: int, dtype: torch.dtype) -> None:
+    """Finite as long as the variance is, though sums of squares are not; exactly 0 for constants."""
+    torch.manual_seed(0)
+    noise = torch.randn(2, length)
+    with_outlier = noise.clone()
+    with_outlier[:, -1] = 1e19
+    for features in (noise * 1e18, with_outlier, noise * 1e-18):
+        given = features.to(dtype)
+        variance, extrema = feature_variance.feature_variance(given)
+        torch.testing.assert_close(variance.double(), oracle.variance(given), rtol=2e-6, atol=0)
+        assert extrema.tolist() == [-variance.min().item(), variance.max().item()]
+    constant = torch.full((2, length), 1.1e30, dtype=dtype)
+    assert feature_variance.feature_variance(constant)[0].tolist() == [0.0, 0.0]
+    constant[0, 3] = torch.inf
+    variance, extrema = feature_variance.feature_variance(constant)
+    assert variance.isnan().tolist() == [True, False] and extrema.tolist() == [torch.inf, torch.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_probabilities_are_not_rounded_to_the_dtype_of_the_scores(smoothing: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    output, features = torch.randn(8, 50).to(dtype), torch.randn(8, 7)
+    target = torch.softmax(torch.randn(8, 50), 1)
+    exact = oracle.bias_loss(oracle.variance(features), output, target, reduction="mean", label_smoothing=smoothing)
+    loss = forward(output, target, features=features, smoothing=smoothing)[0]
+    torch.testing.assert_close(loss.double(), exact.loss, rtol=2e-6, atol=0)
+    rounded = forward(output, target.to(dtype), features=features, smoothing=smoothing)[0]
+    assert abs(rounded - loss) > 2e-6 * loss
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("reduction", [NONE, MEAN, SUM])
+def test_a_second_call_finds_its_plan_and_its_counters(reduction: int, dense: bool) -> None:
+    torch.manual_seed(0)
+    output = torch.randn((5, 6, 3) if dense else (5, 6))
+    target, features = torch.randint(6, (5, 3) if dense else (5,)), torch.randn(5, 2000)
+    running = [torch.tensor(0.9) for _ in range(2)]
+    first, second = (forward(output, target, features=features, running_min=r, reduction=reduction) for r in running)
+    assert all(map(torch.equal, first, second)) and torch.equal(*running)
+    assert len(bias_loss._plans) == 1
+    assert not any(counters.any() for counters in triton_launch._of_stream.values())
+
+
+@pytest.mark.parametrize("reduction", [NONE, MEAN, SUM])
+def test_empty_batches_of_features(reduction: int) -> None:
+    running_min = torch.tensor(0.5)
+    loss, weight, _ = forward(
+        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), features=torch.zeros(0, 7), running_min=running_min,
+        reduction=reduction,
+    )  # fmt: skip
+    assert loss.shape == ((0,) if reduction == NONE else ()) and weight.shape == (0,)
+    assert reduction == NONE or loss.isnan() == (reduction == MEAN)
+    assert running_min.item() == 0.5
+    variance, extrema = feature_variance.feature_variance(torch.zeros(0, 7))
+    assert variance.shape == (0,) and extrema.tolist() == [-torch.inf, -torch.inf]

@@ -36,7 +36,8 @@ Call = tuple["BiasLossKernels", tuple[Any, ...], tuple[Any, ...], int]
 
 # By name here, since a training step looks them up with cold caches.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_transforms_are_active = torch._C._are_functorch_transforms_active
+transforms_are_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
 
 
 def _fake(
@@ -106,6 +107,10 @@ class _BiasLoss(torch.autograd.Function):
         return loss, *others
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError("the fused Bias Loss has no forward-mode derivative; backend='reference' has")
+
+    @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> Any:
         if grad_loss is None:
             return None, None
@@ -139,12 +144,10 @@ class BiasLossKernels:
 
         Eager mode takes a short cut past the dispatcher.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _tracing_state() is not None:
             outputs: Outputs = self.op(*before, output, *after)
             return outputs[:wanted]
-        # Under a transform of torch.func its own message says what is missing.
-        apply = _BiasLoss.apply if _transforms_are_active() else _apply
-        results: Any = apply(output, (self, before, after, wanted))
+        results: Any = _apply(output, (self, before, after, wanted))
         return (results,) if wanted == 1 else results
 
 

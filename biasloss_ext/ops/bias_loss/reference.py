@@ -29,9 +29,10 @@ def bias_weight(
     finite = extrema.isfinite().all()
     low = smallest
     if running_min is not None:
-        low = torch.minimum(running_min.to(smallest.dtype), smallest)
+        # fmin: a running minimum that is NaN does not stay.
+        low = torch.fmin(running_min.to(smallest.dtype), smallest)
         if update_running_min:
-            moved = torch.minimum(running_min, smallest.to(running_min.dtype))
+            moved = torch.fmin(running_min, smallest.to(running_min.dtype))
             running_min.copy_(torch.where(finite, moved, running_min))
     spread = largest - smallest
     scaled = torch.where(spread == 0, torch.zeros_like(variance), (variance - low) / spread)

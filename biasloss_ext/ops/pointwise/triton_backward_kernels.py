@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
-from biasloss_ext.ops.pointwise.triton_weight_sums import finish_weight
-from biasloss_ext.ops.triton_finish import finish_coefficients, is_last, merge_sums
+from biasloss_ext.ops.pointwise.triton_partial_sums import finish_sums_of_sample, finish_weight
+from biasloss_ext.ops.triton_finish import finish_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
@@ -46,106 +46,6 @@ def load_dy(
         dy = gradient_behind_norm(dy, y, y_coefficients_ptr, first_channel, channels, CHANNELS)
         dy = tl.where(inside, dy, 0.0)
     return dy
-
-
-@triton.jit
-def finish_sums_of_sample(
-    gate_total,
-    dh_total,
-    slope_total,
-    dh_away_total,
-    slope_away_total,
-    gate_grad_ptr,
-    sums_ptr,
-    partials_ptr,
-    tickets_ptr,
-    sample,
-    samples,
-    chunk,
-    chunks,
-    in_blocks,
-    first_in,
-    channels,
-    GROUPS: tl.constexpr,
-    IN: tl.constexpr,
-    CHUNKED: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Store what is summed over a sample; where it is CHUNKED, its last program adds up what the others left, which is
-    (quantities, samples, chunks, channels)."""
-    column = first_in + tl.arange(0, IN)
-    exists = column < channels
-    place = sample * channels + column
-    quantity = samples.to(tl.int64) * channels
-    if CHUNKED:
-        partial = partials_ptr + (sample * chunks + chunk) * channels + column
-        tl.store(partial, gate_total, mask=exists)
-        if sums_ptr is not None:
-            tl.store(partial + quantity * chunks, dh_total, mask=exists)
-            tl.store(partial + quantity * chunks * 2, slope_total, mask=exists)
-            tl.store(partial + quantity * chunks * 3, dh_away_total, mask=exists)
-            tl.store(partial + quantity * chunks * 4, slope_away_total, mask=exists)
-        if is_last(tickets_ptr + sample * in_blocks + first_in // IN, chunks):
-            left = partials_ptr + sample * chunks * channels
-            total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
-            tl.store(gate_grad_ptr + place, total, mask=exists)
-            if sums_ptr is not None:
-                for index in range(4):
-                    left += quantity * chunks
-                    total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
-                    tl.store(sums_ptr + quantity * index + place, total, mask=exists)
-    else:
-        tl.store(gate_grad_ptr + place, gate_total, mask=exists)
-        if sums_ptr is not None:
-            tl.store(sums_ptr + place, dh_total, mask=exists)
-            tl.store(sums_ptr + quantity + place, slope_total, mask=exists)
-            tl.store(sums_ptr + quantity * 2 + place, dh_away_total, mask=exists)
-            tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)
-
-
-@triton.jit
-def finish_sums_of_batch(
-    du_total,
-    du_away_total,
-    coefficients_ptr,
-    affine_ptr,
-    moments_ptr,
-    partials_ptr,
-    tickets_ptr,
-    rows,
-    chunk,
-    chunks,
-    first_in,
-    channels,
-    eps,
-    FROZEN: tl.constexpr,
-    GROUPS: tl.constexpr,
-    IN: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """The coefficients, from what the programs of the batch summed: (2, chunks, channels)."""
-    column = first_in + tl.arange(0, IN)
-    exists = column < channels
-    left = partials_ptr + chunks.to(tl.int64) * channels
-    place = chunk.to(tl.int64) * channels + column
-    tl.store(partials_ptr + place, du_total, mask=exists)
-    tl.store(left + place, du_away_total, mask=exists)
-    if is_last(tickets_ptr + first_in // IN, chunks):
-        du = merge_sums(partials_ptr, chunks, channels, column, exists, GROUPS, IN, DTYPE)
-        du_away = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
-        finish_coefficients(
-            coefficients_ptr,
-            affine_ptr,
-            moments_ptr,
-            column,
-            channels,
-            exists,
-            du,
-            du_away,
-            rows.to(DTYPE),
-            eps,
-            FROZEN,
-        )
 
 
 @triton.jit(
@@ -319,19 +219,19 @@ def data_kernel(
             DTYPE,
         )
     elif moments_ptr is not None:
-        finish_sums_of_batch(
+        finish_sums(
             dh_total,
             dh_away_total,
             coefficients_ptr,
             affine_ptr,
             moments_ptr,
             partials_ptr,
-            tickets_ptr,
-            segment_rows,
+            tickets_ptr + program % in_blocks,
             chunk,
             chunks,
-            first_in,
+            first_in + tl.arange(0, IN),
             in_channels,
+            segment_rows,
             tl.full([], eps, DTYPE),
             FROZEN,
             GROUPS,

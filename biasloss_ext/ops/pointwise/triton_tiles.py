@@ -72,10 +72,12 @@ def forward_tiles(dtype: torch.dtype, results: int, inner: int) -> Tiles:
         width, depth = shared.block_of(results, (16, 32, 64), ANOTHER_READ), 16
         return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    depth = _whole_depth(results, inner)
-    if depth is not None:
-        warps = 2 * WARPS if max(width, depth) >= 64 else WARPS
-        return Tiles(64, width, depth, True, warps, 2, None if depth == 128 else 128)
+    whole = _whole_depth(results, inner)
+    if whole is not None:
+        if whole == 128:
+            return Tiles(64, width, whole, True, 2 * WARPS, 2)
+        warps = {128: 4 * WARPS, 64: 2 * WARPS}.get(max(width, whole), WARPS)
+        return Tiles(64, width, whole, True, warps, 2, 128)
     depth = shared.block_of(inner, (16, 32), 8)
     return Tiles(64, width, depth, False, {128: 4 * WARPS, 64: 2 * WARPS}.get(width, WARPS), 2, 128)
 
@@ -88,9 +90,9 @@ def data_tiles(dtype: torch.dtype, results: int, inner: int, gated: bool) -> Til
         width, depth = (shared.block_of(results, (16, 32, 64), ANOTHER_READ), shared.block_of(inner, (16, 32), 8))
         return Tiles(32, width, depth, inner <= depth, 2 * WARPS if width == 64 else WARPS, 2)
     width = shared.block_of(results, (16, 32, 64, 128), ANOTHER_READ)
-    depth = _whole_depth(results, inner)
-    if depth is not None:
-        return Tiles(32, width, depth, True, 2 * WARPS if width >= 64 else WARPS, 2)
+    whole = _whole_depth(results, inner)
+    if whole is not None:
+        return Tiles(32, width, whole, True, 2 * WARPS if width >= 64 else WARPS, 2)
     depth = shared.block_of(inner, (16, 32), 8)
     if gated:
         return Tiles(32, width, depth, False, 2 * WARPS if width >= 64 else WARPS, 2)
@@ -107,8 +109,8 @@ def one_read_tiles(dtype: torch.dtype, outputs: int, inputs: int, gated: bool) -
         return Tiles(16, wide, high, True, WARPS, 1)
     if dtype == torch.float32:
         return Tiles(16, wide, high, True, WARPS, 2)
-    if elements <= 2048:
-        return Tiles(32, wide, high, True, WARPS, 2, 128)
+    if elements <= 2048:  # more inputs than outputs have no room for all their sums under a cap
+        return Tiles(32, wide, high, True, WARPS, 2, 128 if wide < high else None)
     if elements <= 4096:
         return Tiles(16, wide, high, True, 2 * WARPS, 3, 128 if wide < high else None)
     return Tiles(32 if elements <= 8192 and not gated else 16, wide, high, True, 2 * WARPS, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 
@@ -19,13 +21,20 @@ def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryDat
     up to an eighth of the image. Digits are not mirrored.
 
     Raises:
-        UserError: images smaller than the 8 x 8 of the data.
+        UserError: images smaller than the 8 x 8 of the data, or too large for the memory.
     """
     from sklearn import datasets, model_selection
 
     if image_size < 8:
         raise UserError(
             f"the digits are 8 x 8 and can be enlarged only: --image-size must be at least 8, got {image_size}"
+        )
+    needed = 1797 * image_size**2 * 11  # bytes: as float32, as uint8 in three channels, and those padded
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"digits of {image_size} x {image_size} take {needed / 1e9:.0f} GB of memory, this machine has"
+            f" {there / 1e9:.0f}: --image-size must be smaller"
         )
     digits = datasets.load_digits()
     grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)

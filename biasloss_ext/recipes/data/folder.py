@@ -51,7 +51,13 @@ def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device,
             f"{folder / 'train'} has {found}: a classifier needs two or more, each a folder with its images"
         )
     return FolderData(
-        classes, _samples(folder / "train", classes), _samples(folder / test, classes), image_size, seed, device, workers
+        classes,
+        _samples(folder / "train", classes),
+        _samples(folder / test, classes),
+        image_size,
+        seed,
+        device,
+        workers,
     )
 
 

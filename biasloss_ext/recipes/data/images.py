@@ -131,7 +131,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         converted.info = image.info
         return converted
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, without a known range: convert it to 8 or 16 bits")
+        raise UserError("its pixels have 32 bits, without a known range: convert it to 8 or 16 bits")
     return image.convert("RGB")
 
 
@@ -143,9 +143,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _cause(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is not an image"
-    return text
+    if isinstance(error, (UserError, OSError, Image.DecompressionBombError)):
+        return getattr(error, "strerror", None) or text
+    return f"it is broken ({text})"

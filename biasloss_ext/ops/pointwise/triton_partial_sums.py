@@ -1,0 +1,117 @@
+"""How the programs that are last add up what the others of a gradient of the 1x1 convolution leave."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from biasloss_ext.ops.triton_finish import is_last, merge_sums
+from biasloss_ext.ops.triton_map_kernels import tile_of
+
+
+@triton.jit
+def sum_blocks(partials_ptr, offsets, inside, stride, count):
+    """The sum of ``count`` blocks, ``stride`` (in 64 bits) apart."""
+    total = tl.load(partials_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+    for index in range(1, count):
+        total += tl.load(partials_ptr + index * stride + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def finish_weight(
+    total,
+    grad_weight_ptr,
+    partials_ptr,
+    sets_ptr,
+    tickets_ptr,
+    first_ticket,
+    group,
+    groups,
+    groups_of_set,
+    sets,
+    first_out,
+    out_channels,
+    first_in,
+    in_channels,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Store a block of the weight's gradient; where it is SPLIT, the last program adds up what the others left.
+
+    One program alone would take long to read the partial results of hundreds: the last program of a set adds up its own, the
+    last of all sets adds up the sets. From ``first_ticket`` on there is one ticket for the sets, then one for each of them.
+    """
+    offsets, inside = tile_of(first_out.to(tl.int64), out_channels, first_in, in_channels, OUT, IN)
+    offsets += first_out * in_channels
+    if SPLIT:
+        size = out_channels.to(tl.int64) * in_channels
+        tl.store(partials_ptr + group * size + offsets, total, mask=inside)
+        own = (group // groups_of_set).to(tl.int32)
+        first = own * groups_of_set
+        members = tl.minimum(groups - first, groups_of_set)
+        if is_last(tickets_ptr + first_ticket + 1 + own, members):
+            total = sum_blocks(partials_ptr + first.to(tl.int64) * size, offsets, inside, size, members)
+            tl.store(sets_ptr + own.to(tl.int64) * size + offsets, total, mask=inside)
+            if is_last(tickets_ptr + first_ticket, sets):
+                total = sum_blocks(sets_ptr, offsets, inside, size, sets)
+                tl.store(grad_weight_ptr + offsets, total, mask=inside)
+    else:
+        tl.store(grad_weight_ptr + offsets, total, mask=inside)
+
+
+@triton.jit
+def finish_sums_of_sample(
+    gate_total,
+    dh_total,
+    slope_total,
+    dh_away_total,
+    slope_away_total,
+    gate_grad_ptr,
+    sums_ptr,
+    partials_ptr,
+    tickets_ptr,
+    sample,
+    samples,
+    chunk,
+    chunks,
+    in_blocks,
+    first_in,
+    channels,
+    GROUPS: tl.constexpr,
+    IN: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Store what is summed over a sample; where it is CHUNKED, its last program adds up what the others left, which is
+    (quantities, samples, chunks, channels)."""
+    column = first_in + tl.arange(0, IN)
+    exists = column < channels
+    place = sample * channels + column
+    quantity = samples.to(tl.int64) * channels
+    if CHUNKED:
+        partial = partials_ptr + (sample * chunks + chunk) * channels + column
+        tl.store(partial, gate_total, mask=exists)
+        if sums_ptr is not None:
+            tl.store(partial + quantity * chunks, dh_total, mask=exists)
+            tl.store(partial + quantity * chunks * 2, slope_total, mask=exists)
+            tl.store(partial + quantity * chunks * 3, dh_away_total, mask=exists)
+            tl.store(partial + quantity * chunks * 4, slope_away_total, mask=exists)
+        if is_last(tickets_ptr + sample * in_blocks + first_in // IN, chunks):
+            left = partials_ptr + sample * chunks * channels
+            total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+            tl.store(gate_grad_ptr + place, total, mask=exists)
+            if sums_ptr is not None:
+                for index in range(4):
+                    left += quantity * chunks
+                    total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+                    tl.store(sums_ptr + quantity * index + place, total, mask=exists)
+    else:
+        tl.store(gate_grad_ptr + place, gate_total, mask=exists)
+        if sums_ptr is not None:
+            tl.store(sums_ptr + place, dh_total, mask=exists)
+            tl.store(sums_ptr + quantity + place, slope_total, mask=exists)
+            tl.store(sums_ptr + quantity * 2 + place, dh_away_total, mask=exists)
+            tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)

@@ -1,0 +1,127 @@
+"""Image files as cameras, scanners and broken disks write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import broken_files, encoded, write_folder
+from PIL import Image
+
+from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.folder import load_folder
+from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_image
+
+
+def gradient(dtype: type, top: int) -> np.ndarray:
+    return np.linspace(0, top, 64).astype(dtype).reshape(8, 8)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "big-endian.tif"])
+def test_sixteen_bits_keep_their_greys(tmp_path: Path, name: str) -> None:
+    image = Image.fromarray(gradient(np.uint16, 65535))
+    if name == "big-endian.tif":
+        image = Image.frombytes("I;16B", (8, 8), gradient(np.uint16, 65535).astype(">u2").tobytes())
+    image.save(tmp_path / name)
+    read = np.asarray(read_image(tmp_path / name))
+    assert read.shape == (8, 8, 3)
+    assert np.abs(read[..., 0].astype(int) - gradient(np.uint8, 255)).max() <= 1
+    assert problem_of(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_other_kinds_of_eight_bits(tmp_path: Path, mode: str) -> None:
+    colour = np.stack([gradient(np.uint8, 255)] * 3, -1)
+    ending = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
+    Image.fromarray(colour).convert(mode).save(tmp_path / f"image.{ending}")
+    read = read_image(tmp_path / f"image.{ending}")
+    assert (read.mode, read.size) == ("RGB", (8, 8))
+    tolerance = {"1": 255, "P": 51, "CMYK": 10, "YCbCr": 10}.get(mode, 0)
+    assert np.abs(np.asarray(read).astype(int) - colour).max() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8] = 255  # the corner above on the left
+    # What a camera held that way writes down.
+    stored = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, 1),
+        7: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(pixels, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    read = np.asarray(read_image(tmp_path / "photo.jpg")).astype(int)
+    assert np.abs(read - pixels).max() < 30
+
+
+@pytest.mark.parametrize("name", broken_files())
+def test_broken_files_are_named(tmp_path: Path, name: str) -> None:
+    content, reason = broken_files()[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot read the image {path}: ") as raised:
+        read_image(path)
+    assert reason in str(raised.value)
+    assert reason in (problem_of(path) or "readable")
+
+
+def test_links_to_nowhere_and_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    for name, reason in (("link.png", "No such file"), ("folder.png", "Is a directory"), ("none.png", "No such file")):
+        with pytest.raises(UserError, match=f"{name}: {reason}"):
+            read_image(tmp_path / name)
+
+
+def test_preprocessing_takes_the_middle_at_any_size() -> None:
+    prepare = Preprocessing(16, 20, (0.5, 0.25, 0.0), (0.5, 0.5, 1.0))
+    flat = prepare(Image.new("RGB", (40, 30), (255, 127, 0)))
+    assert flat.shape == (3, 16, 16)
+    assert flat[:, 8, 8].tolist() == pytest.approx([1.0, (127 / 255 - 0.25) / 0.5, 0.0], abs=1e-6)
+    for size in ((1, 1), (16, 16), (1, 40000), (40000, 1), (20, 300)):
+        assert prepare(Image.new("L", size, 255)).shape == (3, 16, 16)
+    halves = Image.new("RGB", (200, 20))
+    halves.paste((255, 255, 255), (100, 0, 200, 20))
+    columns = prepare(halves)[2, 8]
+    assert columns[:7].max() == 0
+    assert columns[9:].min() == 1
+    assert Preprocessing.from_dict(prepare.as_dict()) == prepare
+    grey = Preprocessing(16, 16, (0.0,) * 3, (1.0,) * 3, grey=True)(Image.new("RGB", (16, 16), (255, 0, 0)))
+    assert torch.equal(grey[0], grey[2])
+
+
+def test_folder_data_is_augmented_by_seed_epoch_and_image_alone(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()  # hidden files are no class and no image
+    (tmp_path / "train" / "rose" / "._0.png").write_bytes(b"")
+    data = [load_folder(str(tmp_path), 16, 3, torch.device("cpu"), workers) for workers in (0, 2)]
+    assert data[0].class_names == ("daisy", "rose")
+    assert (data[0].train_images, data[0].test_images) == (8, 8)
+    batches = [torch.tensor([0, 5]), torch.tensor([6])]
+    ones, others = (list(d.train_batches(1, batches)) for d in data)
+    alone = next(iter(data[0].train_batches(1, [torch.tensor([5])])))
+    for (images, classes), (same, same_classes) in zip(ones, others, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(classes, same_classes)
+    assert torch.equal(alone[0][0], ones[0][0][1])
+    assert not torch.equal(ones[0][0], next(iter(data[0].train_batches(2, batches)))[0])
+    assert ones[0][1].tolist() == [0, 1]
+    test, _ = next(iter(data[0].test_batches([torch.tensor([7])])))
+    assert torch.equal(test[0], data[0].preprocessing.read(tmp_path / "val" / "rose" / "3.png"))
+
+
+def test_a_file_that_breaks_during_training_is_named_from_a_worker(tmp_path: Path) -> None:
+    data = load_folder(str(write_folder(tmp_path)), 16, 0, torch.device("cpu"), 1)
+    (tmp_path / "train" / "rose" / "1.png").write_bytes(encoded(Image.new("L", (9, 9)), "PNG")[:40])
+    with pytest.raises(UserError, match=r"^cannot read the image .*train/rose/1\.png: "):
+        list(data.train_batches(0, [torch.arange(8)]))
