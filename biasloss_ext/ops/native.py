@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 # The path of an op library whose CUDA kernels run on the CPU, for tests: CPU tensors then stand for a GPU's.
-SIMULATED_GPU = os.environ.get("BIASLOSS_SIMULATED_GPU")
+SIMULATED_GPU = os.environ.get("BIASLOSS_SIMULATED_GPU") or None
 BUILD_HINT = "reinstall with `pip install --no-build-isolation .` next to the torch you run"
 
 
