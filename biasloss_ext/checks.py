@@ -88,9 +88,10 @@ def _reduction(name: str, value: Any) -> str:
 def _ignore_index(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"ignore_index must be an integer, got {type(value).__name__}")
-    if not -(2**63) <= int(value) < 2**63:
-        raise ValueError(f"ignore_index must fit into 64 bits, got {value}")
-    return int(value)
+    number = int(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, got {number}")
+    return number
 
 
 _HYPERPARAMETERS: dict[str, Callable[[str, Any], Any]] = {

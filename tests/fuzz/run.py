@@ -146,4 +146,4 @@ def _contents(call: Call) -> Iterator[tuple[str, bytes]]:
     for name, value in call.arguments.items():
         if name not in call.mutable and isinstance(value, Tensor) and value.device.type == "cpu" and value.numel():
             dense = torch.empty(value.numel(), dtype=value.dtype).copy_(value.detach().reshape(-1))
-            yield name, hashlib.blake2b(memoryview(dense.view(torch.uint8).numpy()), digest_size=8).digest()
+            yield name, hashlib.blake2b(dense.view(torch.uint8).numpy().tobytes(), digest_size=8).digest()

@@ -426,7 +426,7 @@ def test_jit_trace() -> None:
 # --- the environment
 
 
-@pytest.mark.parametrize("value", ["AVX2", "avx-2", "sse", "avx2 ", "1"])
+@pytest.mark.parametrize("value", ["AVX2", "avx2 "])
 def test_unknown_instruction_set(value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import biasloss_ext"],
