@@ -22,7 +22,7 @@ def test_no_call_ends_the_process_or_changes_its_inputs() -> None:
     # In a process of its own: threads of the tests before this one would not live on in forked children.
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--calls", "6000"], cwd=root, capture_output=True, text=True
+        [sys.executable, "-m", "tests.fuzz", "--calls", "6000"], cwd=root, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
