@@ -149,10 +149,7 @@ def _of_nothing(
     x: Tensor, channels: int, want_statistics: bool, norm: tuple[Tensor | None, ...], momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     """For a map without elements."""
-    y, none = maps.empty_map(x, channels, *x.shape[2:]), maps.none_like(x)
+    y = maps.empty_map(x, channels, *x.shape[2:])
     if not want_statistics:
-        return y, none
-    named = dict(
-        zip(("norm_weight", "norm_bias", "running_mean", "running_var", "num_batches_tracked"), norm, strict=True)
-    )
-    return y, maps.finish_statistics(none.new_zeros(2, channels), 0, **named, momentum=momentum, eps=eps)
+        return y, maps.none_like(x)
+    return y, shared.statistics_of_nothing(x, channels, norm, momentum, eps)
