@@ -12,15 +12,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import oracle
 import torch
-from calls import Call
 from hypothesis import strategies as st
-from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
+from tests import oracle
+from tests.calls import Call
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("depthwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

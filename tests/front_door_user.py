@@ -1,4 +1,4 @@
-"""What a user does with the package on one backend, in a process of its own: ``python front_door_user.py BACKEND DRAWS``.
+"""What a user does with the package on one backend, in a process of its own: ``python -m tests.front_door_user BACKEND DRAWS``.
 
 Prints one line of JSON for each thing done: how far it is from float64, how far PyTorch's own float32 is, and what is allowed.
 Nothing is registered, built or imported before, so that what the package fails to do by itself shows.
@@ -52,8 +52,8 @@ def compare(what: str, ours: Tensors, eager: Tensors, exact: Tensors) -> None:
 
 def ops(backend: str) -> None:
     """Every op that has the backend, on its samples."""
-    import samples
-    from calls import in_a_tuple
+    from tests.calls import in_a_tuple
+    from tests.ops import samples
 
     for name, op in OPS.items():
         if why_not(backend, CPU, name) is not None:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent / "nn"))
-import lookalikes
-from blocks import randomise, step
 
 from biasloss_ext import FeatureTap, accelerate, optimize_for_inference
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import FusedConvNormActivation, InvertedResidual
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
+from tests.nn import lookalikes
+from tests.nn.blocks import randomise, step
 
 
 def model() -> nn.Sequential:

@@ -14,7 +14,7 @@ import pytest
 from biasloss_ext.ops import FAMILIES
 from biasloss_ext.ops.registry import OPS
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 SIMULATED_GPU = os.environ.get("BIASLOSS_SIMULATED_GPU", "")
 without_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 without_simulator = pytest.mark.skipif(not SIMULATED_GPU, reason="BIASLOSS_SIMULATED_GPU names no library")
@@ -38,10 +38,10 @@ BACKENDS = [
 @pytest.mark.parametrize(("backend", "variables", "draws"), BACKENDS)
 def test_everything_runs_and_agrees_with_float64(backend: str, variables: dict[str, str], draws: int) -> None:
     inherited = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "BIASLOSS_SIMULATED_GPU")}
-    search_path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "ops")))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TESTS / "front_door_user.py"), backend, str(draws)],
-        env={**inherited, **variables, "PYTHONPATH": search_path},
+        [sys.executable, "-W", "ignore", "-m", "tests.front_door_user", backend, str(draws)],
+        cwd=ROOT,
+        env={**inherited, **variables},
         capture_output=True,
         text=True,
         check=False,

@@ -6,15 +6,15 @@ import copy
 import io
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from runnable import backends_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from biasloss_ext import FusedBiasLoss, functional
+from tests import oracle
+from tests.runnable import backends_of
 
 KERNELS = backends_of("bias_loss")[0]
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 import torch
-from made_up_runs import WORKLOAD, doubles, op
 from torch import Tensor
 
 from biasloss_ext.benchmarks import engine
 from biasloss_ext.benchmarks.contender import Built, Contender, Op, Unavailable, Workload
 from biasloss_ext.benchmarks.results import Group, Results
+from tests.benchmarks.made_up_runs import WORKLOAD, doubles, op
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_up_runs import TIMES, run
 
 from bench import archive, gpu_suite
 from bench.gpu import arguments, kernels, op_calls, smoke
@@ -23,6 +22,7 @@ from bench.stages import GRACE, Outcome, Stage
 from biasloss_ext.benchmarks import results
 from biasloss_ext.benchmarks.ops import OPS as MEASURED
 from biasloss_ext.ops.registry import OPS
+from tests.benchmarks.made_up_runs import TIMES, run
 from tests.cudasim import simulated_gpu
 
 STAGES = ["library", "smoke", "gpu-tests", "training", "kernels", "memcheck", "racecheck", "nsight", "peers"]

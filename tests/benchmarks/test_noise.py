@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from made_up_runs import TIMES, run
 
 from biasloss_ext.benchmarks import noise
+from tests.benchmarks.made_up_runs import TIMES, run
 
 
 def verdicts(before, after) -> dict[tuple[str, str], str]:  # type: ignore[no-untyped-def]

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from made_up_runs import TIMES, run
 
 from bench import pages
 from biasloss_ext.benchmarks import results
+from tests.benchmarks.made_up_runs import TIMES, run
 
 
 def test_committed_pages_are_up_to_date() -> None:

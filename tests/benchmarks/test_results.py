@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_up_runs import TIMES, run
 
 from biasloss_ext.benchmarks import noise, plots, results, table
 from biasloss_ext.benchmarks.results import Entry
 from biasloss_ext.errors import UserError
+from tests.benchmarks.made_up_runs import TIMES, run
 
 
 def test_survives_a_file(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import disassembly
 import pytest
-from limits import ARCHITECTURES, REGISTERS, VECTOR_LOADS_IN_FLIGHT
+
+from tests.cuda_resources import disassembly
+from tests.cuda_resources.limits import ARCHITECTURES, REGISTERS, VECTOR_LOADS_IN_FLIGHT
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import disassembly
 import pytest
-from limits import ARCHITECTURES
+
+from tests.cuda_resources import disassembly
+from tests.cuda_resources.limits import ARCHITECTURES
 
 # Registers a thread, by direction and kernel: what leaves room for 3, 2 and 1 blocks of 256 threads.
 REGISTERS = {

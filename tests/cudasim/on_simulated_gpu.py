@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not os.environ.get("BIASLOSS_SIMULATED_GPU"):
-        raise pytest.UsageError("the plugin on_simulated_gpu needs BIASLOSS_SIMULATED_GPU")
+        raise pytest.UsageError("the plugin tests.cudasim.on_simulated_gpu needs BIASLOSS_SIMULATED_GPU")
     if config.getoption("--fill-with-nan"):
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cudasim import sanitizers
 from tests.cudasim.simulated_gpu import Fault, build
-from tests.cudasim.test_simulated_gpu import EVERYTHING, OPTIONS, TESTS, variables
+from tests.cudasim.test_simulated_gpu import EVERYTHING, OPTIONS, ROOT, variables
 
 LOSS, VARIANCE = "bias_loss/cuda.cu", "feature_variance/cuda.cu"
 FORWARD, BACKWARD = "depthwise/cuda_forward.cu", "depthwise/cuda_backward.cu"
@@ -48,10 +48,10 @@ SHORT_WORKSPACES = {
     ),
 }
 FILES = (
-    "simulated_gpu/test_loss_launches.py",
-    "ops/test_registry.py",
-    "ops/test_depthwise.py",
-    "ops/test_bias_loss.py",
+    "tests/simulated_gpu/test_loss_launches.py",
+    "tests/ops/test_registry.py",
+    "tests/ops/test_depthwise.py",
+    "tests/ops/test_bias_loss.py",
 )
 pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.slow]
 
@@ -72,7 +72,7 @@ def test_a_fault_is_seen(name: str) -> None:
     fault = FAULTS[name]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *OPTIONS, *selection(fault)],
-        cwd=TESTS,
+        cwd=ROOT,
         env={**os.environ, **variables(build(fault=fault), multiprocessors=132)},
         capture_output=True,
         text=True,
@@ -87,6 +87,6 @@ def test_a_workspace_that_is_too_short_is_seen(op: str) -> None:
     sanitizers.runtime("libasan.so")
     fault = SHORT_WORKSPACES[op]
     environment = variables(build(sanitize=True, fault=fault), multiprocessors=132)
-    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *selection(fault), folder=TESTS, **environment)
+    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *selection(fault), folder=ROOT, **environment)
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stdout[-3000:] + done.stderr[-3000:]

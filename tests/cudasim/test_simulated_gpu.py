@@ -1,8 +1,8 @@
 """The tests of ops, loss and layers on a simulated GPU, in processes of their own: the launchers of the CUDA kernels, as they
-are, on a machine without a GPU. By hand, from the folder `tests`:
+are, on a machine without a GPU. By hand, from the root of the checkout:
 
-    export BIASLOSS_SIMULATED_GPU=$(cd .. && python -m tests.cudasim.simulated_gpu)
-    PYTHONPATH=..:cudasim python -m pytest -p on_simulated_gpu ops/test_depthwise.py
+    export BIASLOSS_SIMULATED_GPU=$(python -m tests.cudasim.simulated_gpu)
+    python -m pytest -p tests.cudasim.on_simulated_gpu tests/ops/test_depthwise.py
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import pytest
 
 from tests.cudasim import sanitizers, simulated_gpu
 
-TESTS = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = os.environ.get("BIASLOSS_TEST_SIMULATED") == "1"  # `make test-simulated`
 FILES = {
-    "device": ("simulated_gpu",),
+    "device": ("tests/simulated_gpu",),
     "ops": (
-        "ops/test_bias_loss.py",
-        "ops/test_bias_loss_edge_cases.py",
-        "ops/test_depthwise.py",
-        "ops/test_feature_variance.py",
-        "ops/test_registry.py",
+        "tests/ops/test_bias_loss.py",
+        "tests/ops/test_bias_loss_edge_cases.py",
+        "tests/ops/test_depthwise.py",
+        "tests/ops/test_feature_variance.py",
+        "tests/ops/test_registry.py",
     ),
-    "layers": ("test_loss.py", "nn/test_depthwise_conv.py", "--whole=test_loss.py"),
+    "layers": ("tests/test_loss.py", "tests/nn/test_depthwise_conv.py", "--whole=test_loss.py"),
 }
-OPTIONS = ("-q", "-x", "-p", "on_simulated_gpu", "-p", "no:cacheprovider", "-W", "ignore")
+OPTIONS = ("-q", "-x", "-p", "tests.cudasim.on_simulated_gpu", "-p", "no:cacheprovider", "-W", "ignore")
 pytestmark = pytest.mark.usefixtures("compilers")
 
 
@@ -39,10 +39,8 @@ def library(compilers: None) -> Path:
 
 
 def variables(library: Path, **settings: int) -> dict[str, str]:
-    search_path = [str(TESTS.parent), str(TESTS / "cudasim"), os.environ.get("PYTHONPATH", "")]
     return {
         "BIASLOSS_SIMULATED_GPU": str(library),
-        "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
         **{f"BIASLOSS_SIMULATED_{name.upper()}": str(value) for name, value in settings.items()},
     }
 
@@ -55,7 +53,7 @@ def run_tests(*arguments: str, environment: dict[str, str]) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *OPTIONS, *arguments],
-        cwd=TESTS,
+        cwd=ROOT,
         env={**inherited, **environment},
         capture_output=True,
         text=True,
@@ -81,7 +79,7 @@ def test_on_the_simulated_gpu(library: Path, files: str, seed: int, multiprocess
 @pytest.mark.slow
 def test_the_tests_for_a_gpu(library: Path) -> None:
     few = () if EVERYTHING else ("-k", SLOW)
-    run_tests("gpu", *few, environment=variables(library, multiprocessors=3))
+    run_tests("tests/gpu", *few, environment=variables(library, multiprocessors=3))
 
 
 @pytest.mark.slow
@@ -123,7 +121,7 @@ def test_the_front_door_with_nothing_but_the_variable(library: Path) -> None:
     environment = {**inherited, "BIASLOSS_SIMULATED_GPU": str(library)}
     done = subprocess.run(
         [sys.executable, "-c", FRONT_DOOR],
-        cwd=TESTS.parent,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -137,8 +135,8 @@ def test_a_network_on_simulated_kernels_and_interpreted_triton(library: Path) ->
     """What a GPU would take, by the public API: a training step and inference of SkipblockNet-XS, and every op."""
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_front_door.py", "-k", "cuda"],
-        cwd=TESTS,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_front_door.py", "-k", "cuda"],
+        cwd=ROOT,
         env={**os.environ, "BIASLOSS_SIMULATED_GPU": str(library)},
         capture_output=True,
         text=True,
@@ -152,7 +150,7 @@ def test_a_library_that_does_not_exist_is_named() -> None:
     code = "import biasloss_ext; biasloss_ext.FusedBiasLoss(backend='cuda')(*[__import__('torch').ones(2, 2)] * 3)"
     environment = {**os.environ, "BIASLOSS_SIMULATED_GPU": "/nowhere/gpu.so"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
     assert "BIASLOSS_SIMULATED_GPU names /nowhere/gpu.so, which does not exist" in done.stderr
@@ -170,7 +168,7 @@ def test_launchers_under_sanitizers(compilers: None) -> None:
     """Every tensor of torch is an allocation of its own, with red zones around it."""
     sanitizers.runtime("libasan.so")
     environment = variables(simulated_gpu.build(sanitize=True))
-    files = ("simulated_gpu", "ops/test_bias_loss_edge_cases.py", "ops/test_registry.py")
-    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=TESTS, **environment)
+    files = ("simulated_gpu", "tests/ops/test_bias_loss_edge_cases.py", "tests/ops/test_registry.py")
+    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=ROOT, **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

@@ -3,16 +3,11 @@ are skipped. Streams, graphs and sizes need a GPU."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.native import simulated
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ops"))  # its samples of every op
 
 
 @pytest.fixture

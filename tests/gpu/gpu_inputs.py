@@ -8,13 +8,13 @@ from typing import TypeVar
 
 import pytest
 import torch
-from calls import Call
 from torch import Tensor
 
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.native import simulated
 from biasloss_ext.ops.registry import Op
+from tests.calls import Call
 
 Item = TypeVar("Item")
 SHAPES = ((1, 3, 1, 1), (2, 5, 3, 3), (7, 64, 7, 7), (33, 130, 4, 4), (128, 960, 7, 7))

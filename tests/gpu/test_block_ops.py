@@ -6,11 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from calls import Call
-from gpu_inputs import assert_close_to_float64, assert_replays_on_new_values, drawn, run, skip_unless_it_runs, within
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.registry import OPS
+from tests.calls import Call
+from tests.gpu.gpu_inputs import (
+    assert_close_to_float64,
+    assert_replays_on_new_values,
+    drawn,
+    run,
+    skip_unless_it_runs,
+    within,
+)
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # (in, out, size, gated) of the network's 1x1 convolutions

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from calls import Call
-from gpu_inputs import (
+
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.depthwise import op
+from tests.calls import Call
+from tests.gpu.gpu_inputs import (
     assert_close_to_float64,
     assert_replays_on_new_values,
     drawn,
@@ -16,9 +19,6 @@ from gpu_inputs import (
     some,
     within,
 )
-
-from biasloss_ext.ops import maps
-from biasloss_ext.ops.depthwise import op
 
 # Channels, height and width, kernel, stride of every depthwise convolution of SkipblockNet-M at 224.
 SHAPES = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from gpu_inputs import SHAPES, make_features, make_scores, some, within
 from torch import Tensor
 
 from biasloss_ext import FusedBiasLoss, functional
+from tests import oracle
+from tests.gpu.gpu_inputs import SHAPES, make_features, make_scores, some, within
 
 # In the scores' own dtype: gradients are rounded once, at the end.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from gpu_inputs import CLASSES, MAPS, make_features, make_scores
 from torch import Tensor, nn
 
 from biasloss_ext import FusedBiasLoss, functional
 from biasloss_ext.ops.native import simulated
+from tests.gpu.gpu_inputs import CLASSES, MAPS, make_features, make_scores
 
 LONG = 200_000_000  # cycles: about 0.1 s
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-from gpu_inputs import SHAPES, make_features, some
 
 from biasloss_ext import functional
 from biasloss_ext.ops.native import simulated
+from tests import oracle
+from tests.gpu.gpu_inputs import SHAPES, make_features, some
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import samples
 import torch
-from gpu_inputs import assert_close_to_float64, assert_replays_on_new_values, run, skip_unless_it_runs
 from torch import Tensor
 
 from biasloss_ext.ops.registry import OPS
+from tests.gpu.gpu_inputs import assert_close_to_float64, assert_replays_on_new_values, run, skip_unless_it_runs
+from tests.ops import samples
 
 RUNS = [(name, backend) for name, op in OPS.items() for backend in op.backends if backend in ("cuda", "triton")]
 with_every_op = pytest.mark.parametrize(("name", "backend"), RUNS)

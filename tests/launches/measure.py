@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import stub
 import torch
 from torch import Tensor, nn
 
 from biasloss_ext import FusedBiasLoss
 from biasloss_ext.models import skipblocknet_m
 from biasloss_ext.nn import FusedInvertedResidual, InvertedResidual
+from tests.launches import stub
 
 # Innermost operations that launch nothing.
 FREE = {

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 WITH_ATTENTION, WITHOUT, NETWORK = 14, 11, 260
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     pytest.importorskip("triton")
-    command = [sys.executable, str(HERE / "measure.py"), "--host"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "tests.launches.measure", "--host"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -54,12 +54,12 @@ def test_the_host_spends_no_more_time_than_on_the_plain_block(measured: dict[str
 def test_another_launch_is_counted() -> None:
     """A kernel of PyTorch's within the step shows, and so does one of ours."""
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import torch, stub, measure\n"
+        "import torch\n"
+        "from tests.launches import measure, stub\n"
         "stub.install()\n"
         "x = torch.ones(3)\n"
         "found = measure.counted(lambda: x.mul(x).add_(x))\n"
         "assert found == {'torch mul': 1, 'torch add_': 1}, found\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(HERE)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

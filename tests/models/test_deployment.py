@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import random_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from biasloss_ext import models
+from tests.models.random_weights import random_state
 
 
 def random_model(**options: object) -> nn.Module:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import random_state
-from skipblocknet_oracle import State, skipblocknet_m
 from torch.nn import functional as F
 
 from biasloss_ext import models
+from tests.models.random_weights import random_state
+from tests.models.skipblocknet_oracle import State, skipblocknet_m
 
 # Every key and shape of the published checkpoint of SkipblockNet-M.
 SHAPES: dict[str, list[int]] = json.loads(

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from runnable import backends_of
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm, fused_conv_norm
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("batch_norm_apply")
 ACTIVATIONS = (lambda u: u, F.relu, F.relu6, F.hardswish, F.silu)

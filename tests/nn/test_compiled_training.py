@@ -7,17 +7,17 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import lookalikes
 import pytest
 import torch
 import torch.distributed as dist
-from blocks import randomise
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from biasloss_ext import accelerate
 from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock
 from biasloss_ext.nn.fused_wrapper import FusedBlock
+from tests.nn import lookalikes
+from tests.nn.blocks import randomise
 
 
 class Skipping(nn.Module):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnable import backends_of
 from torch import Tensor, nn
 
 from biasloss_ext import functional
 from biasloss_ext.nn import DepthwiseConv2d
+from tests import oracle
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("depthwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

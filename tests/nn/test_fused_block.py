@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Case, cases, drawn_case, randomise, step
 from hypothesis import given, settings
 from torch import Tensor, nn
 
 from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock, InvertedResidual, SkipBlock
 from biasloss_ext.nn.fused_block import fused_block
 from biasloss_ext.nn.fused_inverted_residual import parts_of
+from tests.nn.blocks import Case, cases, drawn_case, randomise, step
 
 SCHEMES = {"expand-free": True, "stored": False}
 

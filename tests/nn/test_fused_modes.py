@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from blocks import randomise
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +17,7 @@ from biasloss_ext import FusedBiasLoss
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import FusedConvNormActivation, FusedHead, FusedInvertedResidual
 from biasloss_ext.ops.depthwise import op as depthwise
+from tests.nn.blocks import randomise
 
 
 def pair() -> tuple[nn.Module, nn.Module]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import randomise, step
 from torch import nn
 
 from biasloss_ext import accelerate, optimize_for_inference
+from tests.nn.blocks import randomise, step
 
 
 def imported(package: str) -> Any:

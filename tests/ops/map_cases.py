@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import oracle
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
+
+from tests import oracle
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # F.hardsigmoid's own gradient has a float32 constant in it, in float64 too.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from calls import Call
 from torch import Tensor
 
 from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.bias_loss import reference as bias_loss
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.registry import OPS
+from tests.calls import Call
 
 SAMPLES, CHANNELS, OUTPUTS, HEIGHT, WIDTH = 2, 5, 6, 4, 3
 EPS = 1e-3

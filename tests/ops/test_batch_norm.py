@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import map_cases
-import norm_cases
-import oracle
 import pytest
 import torch
-from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from map_cases import Case, channels_last, column
-from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops.batch_norm import op, reference
+from tests import norm_cases, oracle
+from tests.calls import Call
+from tests.ops import map_cases
+from tests.ops.map_cases import Case, channels_last, column
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("batch_norm_apply")
 

@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext import functional
+from tests import oracle
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("bias_loss")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

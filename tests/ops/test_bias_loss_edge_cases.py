@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from runnable import backends_of
 from torch import Tensor
 
 import biasloss_ext
 from biasloss_ext import functional
 from biasloss_ext.functional import bias_loss
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("bias_loss")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)

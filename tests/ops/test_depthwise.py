@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import depthwise_cases as cases
-import norm_cases
 import pytest
 import torch
-from calls import Call
-from depthwise_cases import ACTIVATIONS, BACKENDS, CHANNELS, SIZES, Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import op, reference
+from tests import depthwise_cases as cases
+from tests import norm_cases
+from tests.calls import Call
+from tests.depthwise_cases import ACTIVATIONS, BACKENDS, CHANNELS, SIZES, Source
 
 
 @st.composite

@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import depthwise_cases as cases
-import norm_cases
 import pytest
 import torch
-from calls import Call
-from depthwise_cases import ACTIVATIONS, CHANNELS, SIZES, Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.nn.inference_block import packed, taps_first
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise.op import output_size
 from biasloss_ext.ops.expand_depthwise import op, reference
+from tests import depthwise_cases as cases
+from tests import norm_cases
+from tests.calls import Call
+from tests.depthwise_cases import ACTIVATIONS, CHANNELS, SIZES, Source
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("expand_depthwise")
 X, EXPAND_WEIGHT, AFFINE, WEIGHT = range(4)  # positions of arguments

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnable import backends_of
 
 from biasloss_ext import feature_variance
+from tests import oracle
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("feature_variance")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

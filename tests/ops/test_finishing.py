@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import norm_cases
 import pytest
-import samples
 import torch
-from calls import Call, in_a_tuple
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.registry import OPS
+from tests import norm_cases
+from tests.calls import Call, in_a_tuple
+from tests.ops import samples
 
 FINISHES_STATISTICS = {n for n, op in OPS.items() if "running_mean" in str(op.native._schema)}
 FINISHES_COEFFICIENTS = {n for n, op in OPS.items() if "bool frozen" in str(op.native._schema)}

@@ -9,13 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import norm_cases
 import pytest
 import torch
-from calls import Call
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from runnable import backends_of
 from torch import Tensor
 
 import biasloss_ext
@@ -25,6 +22,9 @@ from biasloss_ext.ops.expand_depthwise import reference as expand_reference
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.native import native
 from biasloss_ext.ops.pointwise import op, reference
+from tests import norm_cases
+from tests.calls import Call
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("pointwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -7,14 +7,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import oracle
 import pytest
-import samples
 import torch
-from calls import Call, in_a_tuple
 
 from biasloss_ext.ops import FAMILIES, maps
 from biasloss_ext.ops.registry import OPS, families
+from tests import oracle
+from tests.calls import Call, in_a_tuple
+from tests.ops import samples
 
 EMPTY = inspect.Parameter.empty
 UNKNOWN = (-1, 7, 99)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import map_cases
-import oracle
 import pytest
 import torch
-from calls import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runnable import backends_of
 from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.squeeze_excite import op, reference
+from tests import oracle
+from tests.calls import Call
+from tests.ops import map_cases
+from tests.runnable import backends_of
 
 BACKENDS = backends_of("squeeze_excite")
 GATES = (maps.HARDSIGMOID, maps.SIGMOID)

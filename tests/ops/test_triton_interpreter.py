@@ -1,9 +1,9 @@
 """The Triton kernels on a machine without a GPU, under Triton's interpreter.
 
 Triton decides at its import whether kernels are compiled or interpreted, and other tests of this process compile them; so
-each group of files runs in a process of its own. To run one by hand, from the folder `tests`:
+each group of files runs in a process of its own. To run one by hand, from the root of the checkout:
 
-    TRITON_INTERPRET=1 PYTHONPATH=triton_interpreter python -m pytest -p on_triton ops/test_bias_loss.py
+    TRITON_INTERPRET=1 python -m pytest -p tests.triton_interpreter.on_triton tests/ops/test_bias_loss.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # The tests of every backend, of which the plugin `on_triton` picks those with a backend to choose, and Triton's own.
 GROUPS = {
     "every op": ("ops/test_registry.py", "ops/test_finishing.py"),
@@ -29,7 +29,7 @@ GROUPS = {
     ),
 }
 # NumPy warns where a lane that is not selected divides zero by zero.
-OPTIONS = ("-p", "on_triton", "-p", "no:cacheprovider", "-q", "-W", "ignore")
+OPTIONS = ("-p", "tests.triton_interpreter.on_triton", "-p", "no:cacheprovider", "-q", "-W", "ignore")
 
 
 @pytest.mark.slow
@@ -37,12 +37,10 @@ OPTIONS = ("-p", "on_triton", "-p", "no:cacheprovider", "-q", "-W", "ignore")
 @pytest.mark.parametrize("group", GROUPS)
 def test_interpreted(group: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    search_path = [str(TESTS.parent), str(TESTS / "triton_interpreter"), os.environ.get("PYTHONPATH", "")]
-    environment = {**inherited, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *OPTIONS, *GROUPS[group]],
-        cwd=TESTS,
-        env=environment,
+        [sys.executable, "-m", "pytest", *OPTIONS, *(f"tests/{path}" for path in GROUPS[group])],
+        cwd=ROOT,
+        env={**inherited, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import assert_same, checkpoint_of, run, tiny_recipe, use_linear_model, write_cifar
 from torch import Tensor, nn
 
 from biasloss_ext.recipes import loop
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.graphs import WARM_UP_STEPS, CapturedSteps, Result, why_not_captured
 from biasloss_ext.recipes.processes import Processes
+from tests.recipes.tiny import assert_same, checkpoint_of, run, tiny_recipe, use_linear_model, write_cifar
 
 GPU = Processes(torch.device("cuda"))
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import CLASSES, broken_files, write_folder
-from tiny import build_small, run, write_cifar
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from biasloss_ext.cli import main
@@ -18,6 +16,8 @@ from biasloss_ext.recipes import loop
 from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.optional import why_not
 from biasloss_ext.recipes.recipe import make_recipe
+from tests.recipes.pictures import CLASSES, broken_files, write_folder
+from tests.recipes.tiny import build_small, run, write_cifar
 
 Fails = Callable[..., str]
 

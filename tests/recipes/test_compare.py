@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tiny import Interrupting, write_cifar
 
 from biasloss_ext.recipes.compare import Comparison, compare
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.statistics import paired_difference, spread
+from tests.recipes.tiny import Interrupting, write_cifar
 
 TINY: dict[str, Any] = {"small_input": False, "epochs": 2, "batch_size": 16, "lr": 0.05, "device": "cpu"}
 

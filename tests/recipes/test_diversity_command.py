@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import run, tiny_recipe, write_cifar
 
 from biasloss_ext.diversity import layer_variances
 from biasloss_ext.errors import UserError
@@ -15,6 +14,7 @@ from biasloss_ext.recipes.data import load_data
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.diversity import measure_diversity
 from biasloss_ext.recipes.trained import load_trained
+from tests.recipes.tiny import run, tiny_recipe, write_cifar
 
 
 def test_runs_beside_models_by_name(tmp_path: Path) -> None:

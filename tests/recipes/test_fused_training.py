@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import checkpoint_of
 from torch import nn
 
 from biasloss_ext.errors import UserError
@@ -21,6 +20,7 @@ from biasloss_ext.recipes.optional import why_not
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.recipe import make_recipe
 from biasloss_ext.recipes.schedule import build_optimizer, build_schedule
+from tests.recipes.tiny import checkpoint_of
 
 
 def first_losses(dtype: torch.dtype, fused: str) -> list[float]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import broken_files, encoded, write_folder
 from PIL import Image
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.folder import load_folder
 from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_image
+from tests.recipes.pictures import broken_files, encoded, write_folder
 
 
 def gradient(dtype: type, top: int) -> np.ndarray:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import huge_png, write_folder
 from PIL import Image
-from tiny import build_small, write_cifar
 
 from biasloss_ext.cli import main
 from biasloss_ext.recipes import loop
@@ -19,6 +17,8 @@ from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.predict import predict
 from biasloss_ext.recipes.recipe import make_recipe
 from biasloss_ext.recipes.trained import load_trained
+from tests.recipes.pictures import huge_png, write_folder
+from tests.recipes.tiny import build_small, write_cifar
 
 
 @pytest.fixture(autouse=True)

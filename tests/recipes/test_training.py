@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Interrupting, LinearModel, assert_same, checkpoint_of, run, tiny_recipe, use_linear_model, write_cifar
 from torch import nn
 
 from biasloss_ext import FusedBiasLoss
@@ -20,6 +19,16 @@ from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.recipe import make_recipe
 from biasloss_ext.recipes.schedule import rate_factor
 from biasloss_ext.recipes.trained import load_trained
+from tests.recipes.tiny import (
+    Interrupting,
+    LinearModel,
+    assert_same,
+    checkpoint_of,
+    run,
+    tiny_recipe,
+    use_linear_model,
+    write_cifar,
+)
 
 
 @pytest.fixture(scope="module")

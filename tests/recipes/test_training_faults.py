@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import broken_files, huge_png, write_folder
-from tiny import Interrupting, SmallLinear, build_small, checkpoint_of
 
 import biasloss_ext.benchmarks
 import biasloss_ext.recipes.data
@@ -32,6 +30,8 @@ from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.report import write_report
 from biasloss_ext.recipes.trained import load_trained
 from biasloss_ext.recipes.weights import load_weights
+from tests.recipes.pictures import broken_files, huge_png, write_folder
+from tests.recipes.tiny import Interrupting, SmallLinear, build_small, checkpoint_of
 
 
 @pytest.fixture

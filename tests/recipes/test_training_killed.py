@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import assert_same, checkpoint_of, run, write_cifar
 
 from biasloss_ext.recipes import files
 from biasloss_ext.recipes.display import Display
+from tests.recipes.tiny import assert_same, checkpoint_of, run, write_cifar
 
 # A server that has imported everything forks each run: a run starts at once.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import write_folder
-from tiny import Interrupting, assert_same, build_small, checkpoint_of, run, use_linear_model, write_cifar
 
 from biasloss_ext.cli import main
 from biasloss_ext.recipes import files, loop
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.order import Order, evaluation_batches
+from tests.recipes.pictures import write_folder
+from tests.recipes.tiny import Interrupting, assert_same, build_small, checkpoint_of, run, use_linear_model, write_cifar
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["biasloss_ext.recipes.loop", "sklearn.datasets"])

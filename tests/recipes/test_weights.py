@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SmallLinear, assert_same
 from torch import Tensor
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.weights import load_weights
+from tests.recipes.tiny import SmallLinear, assert_same
 
 
 def _own() -> dict[str, Tensor]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from biasloss_ext.ops.native import native, simulated
 from tests.cudasim.simulated_gpu import Simulator
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ops"))  # its samples of every op
 
 collect_ignore_glob = [] if simulated() else ["test_*.py"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-import loss_cases
 import pytest
-import samples
 import torch
 from torch import Tensor
 
@@ -15,6 +13,8 @@ from biasloss_ext.info import report
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.registry import OPS
 from tests.cudasim.simulated_gpu import Simulator
+from tests.ops import samples
+from tests.simulated_gpu import loss_cases
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 OPS_ON_CUDA = [name for name, op in OPS.items() if "cuda" in op.backends]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import loss_cases as cases
-import oracle
 import pytest
 import torch
-from loss_cases import Case
 
 from biasloss_ext import functional
+from tests import oracle
 from tests.cudasim.simulated_gpu import Simulator
+from tests.simulated_gpu import loss_cases as cases
+from tests.simulated_gpu.loss_cases import Case
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import loss_cases
 import pytest
-import samples
 import torch
-from calls import in_a_tuple
 from torch import Tensor
 
 from biasloss_ext import functional
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.registry import OPS
+from tests.calls import in_a_tuple
 from tests.cudasim.simulated_gpu import Simulator
+from tests.ops import samples
+from tests.simulated_gpu import loss_cases
 
 # Threads in order; in random order with one, two and four blocks side by side.
 SCHEDULES: list[dict[str, int]] = [

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from calls import WRITTEN, Call
 from torch import Tensor
+
+from tests.calls import WRITTEN, Call
 
 # What a rounding to the dtype costs, relative. The interpreter cuts bfloat16 off where a GPU rounds to nearest.
 ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 2**-24, torch.float64: 2**-51}

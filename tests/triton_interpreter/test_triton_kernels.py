@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from biasloss_ext.ops import triton_launch
 from biasloss_ext.ops.bias_loss import triton as bias_loss
 from biasloss_ext.ops.bias_loss.reference import MEAN, NONE, SUM
 from biasloss_ext.ops.feature_variance import triton as feature_variance
+from tests import oracle
 
 REDUCTIONS = {NONE: "none", MEAN: "mean", SUM: "sum"}
 
