@@ -1,4 +1,6 @@
-"""What a user does with the package on one backend, in a process of its own: ``python -m tests.front_door_user BACKEND DRAWS``.
+"""What a user does with the package on one backend, in a process of its own.
+
+``python -m tests.front_door_user BACKEND DRAWS NETWORK...``; without a network, everything else.
 
 Prints one line of JSON for each thing done: how far it is from float64, how far PyTorch's own float32 is, and what is allowed.
 Nothing is registered, built or imported before, so that what the package fails to do by itself shows.
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import biasloss_ext
-from biasloss_ext import FusedBiasLoss, functional, optimize_for_inference
+from biasloss_ext import FeatureTap, FusedBiasLoss, accelerate, functional, optimize_for_inference
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import DepthwiseConv2d
 from biasloss_ext.ops.backends import why_not
@@ -105,51 +107,107 @@ def depthwise(backend: str) -> None:
     compare("functional.depthwise_conv2d", [ours], [plain(x)], [plain.double()(x.double())])
 
 
-def network(draws: int) -> None:
-    """SkipblockNet with the loss, in training and in evaluation, on what "auto" takes. Errors are means over the draws: one
+def skipblocknet(seed: int) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(seed)
+    options = {"num_classes": 10, "small_input": True, "return_features": "variance", "drop_rate": 0.0}
+    plain, fused = skipblocknet_xs(fused=False, **options), skipblocknet_xs(fused=True, **options)
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
+
+
+def accelerated(make: Callable[[], nn.Module], layer: str) -> Callable[[int], tuple[nn.Module, nn.Module]]:
+    def pair(seed: int) -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(seed)
+        plain = make()
+        fused = copy.deepcopy(plain)
+        assert accelerate(fused).swapped
+        return FeatureTap(plain, layer), FeatureTap(fused, layer)
+
+    return pair
+
+
+def lookalike() -> nn.Module:
+    from tests.nn import lookalikes
+
+    made = lookalikes.network()
+    made[5].stochastic_depth = nn.Identity()
+    return made
+
+
+def torchvision_model() -> nn.Module:
+    from torchvision.models import mobilenet_v2
+
+    made: nn.Module = mobilenet_v2(width_mult=0.35, num_classes=10, dropout=0.0)
+    return made
+
+
+def timm_model() -> nn.Module:
+    from timm import create_model
+
+    made: nn.Module = create_model("mobilenetv3_small_050", num_classes=10, drop_rate=0.0)
+    return made
+
+
+# By name, what makes a plain network and the same on fused blocks.
+NETWORKS = {
+    "skipblocknet_xs": skipblocknet,
+    "blocks of other libraries": accelerated(lookalike, "9"),
+    "torchvision": accelerated(torchvision_model, "features"),
+    "timm": accelerated(timm_model, "blocks"),
+}
+
+
+def step(model: nn.Module, images: Tensor, target: Tensor) -> list[Tensor]:
+    features, scores = model.train()(images.to(next(model.parameters()).dtype))
+    if isinstance(model, FeatureTap):
+        value = FusedBiasLoss()(features, scores, target)
+    else:
+        value = FusedBiasLoss()(None, scores, target, variance=features)
+    return [value, *torch.autograd.grad(value, list(model.parameters()))]
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    return [buffer for name, buffer in model.named_buffers() if "running" in name]
+
+
+def scores_of(model: nn.Module, images: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        found = model.eval()(images.to(next(model.parameters()).dtype))
+    return [found[1] if isinstance(found, tuple) else found]
+
+
+def network(name: str, draws: int) -> None:
+    """A network with the loss, in training and in evaluation, on what "auto" takes. Errors are means over the draws: one
     draw's largest is luck, PyTorch's as ours."""
     names = ("training step", "running statistics", "evaluation", "optimize_for_inference")
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for seed in range(draws):
-        torch.manual_seed(seed)
-        options = {"num_classes": 10, "small_input": True, "return_features": "variance", "drop_rate": 0.0}
-        plain, fused = skipblocknet_xs(fused=False, **options), skipblocknet_xs(fused=True, **options)
-        fused.load_state_dict(plain.state_dict())
+        plain, fused = NETWORKS[name](seed)
         models = (fused, plain, copy.deepcopy(plain).double())
         images, target = torch.randn(2, 3, 32, 32), torch.tensor([3, 8])
-
-        def step(model: nn.Module, images: Tensor = images, target: Tensor = target) -> list[Tensor]:
-            variance, scores = model(images.to(next(model.parameters()).dtype))
-            value = FusedBiasLoss()(None, scores, target, variance=variance)
-            return [value, *torch.autograd.grad(value, list(model.parameters()))]
-
-        def seen(model: nn.Module) -> list[Tensor]:
-            return [buffer for name, buffer in model.named_buffers() if "running" in name]
-
-        def scores(model: nn.Module, images: Tensor = images) -> list[Tensor]:
-            with torch.no_grad():
-                return [model.eval()(images.to(next(model.parameters()).dtype))[1]]
-
-        results = {"training step": [step(model) for model in models]}
-        results["running statistics"] = [seen(model) for model in models]
-        results["evaluation"] = [scores(model) for model in models]
-        results["optimize_for_inference"] = [scores(optimize_for_inference(fused)), *results["evaluation"][1:]]
-        for name, (ours, eager, exact) in results.items():
-            errors[name].append((norm_of_difference(ours, exact), norm_of_difference(eager, exact)))
-    for name, pairs in errors.items():
+        results = {"training step": [step(model, images, target) for model in models]}
+        results["running statistics"] = [running_statistics(model) for model in models]
+        results["evaluation"] = [scores_of(model, images) for model in models]
+        optimized = optimize_for_inference(fused.model if isinstance(fused, FeatureTap) else fused)
+        results["optimize_for_inference"] = [scores_of(optimized, images), *results["evaluation"][1:]]
+        for part, (ours, eager, exact) in results.items():
+            errors[part].append((norm_of_difference(ours, exact), norm_of_difference(eager, exact)))
+    for part, pairs in errors.items():
         ours, own = (sum(column) / draws for column in zip(*pairs, strict=True))
-        report(f"skipblocknet_xs: {name}", ours, own)
+        report(f"{name}: {part}", ours, own)
 
 
 def main() -> None:
-    backend, draws = sys.argv[1], int(sys.argv[2])
+    backend, draws, networks = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     assert biasloss_ext.__version__
     torch.manual_seed(0)
+    for name in networks:
+        network(name, draws)
+    if networks:
+        return
     loss(backend)
     if why_not(backend, CPU, "depthwise") is None:
         depthwise(backend)
-    if draws > 0:
-        network(draws)
     ops(backend)
 
 

@@ -1,7 +1,10 @@
-"""Which backends tests can run here."""
+"""What tests can run and import here."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 import biasloss_ext  # noqa: F401  (declares the ops)
@@ -14,3 +17,11 @@ def backends_of(op: str) -> tuple[str, ...]:
     cpu = torch.device("cpu")
     kernels = (name for name in backends.BACKENDS_OF[op] if name != "reference")
     return (*(name for name in kernels if backends.why_not(name, cpu, op) is None), "reference")
+
+
+def imported(package: str) -> Any:
+    """The package; where it cannot be imported, the test is skipped."""
+    try:
+        return __import__(package)
+    except (ImportError, RuntimeError) as error:  # torchvision beside a CPU-only torch fails while it registers its ops
+        pytest.skip(f"{package} cannot be imported: {str(error).splitlines()[0]}")

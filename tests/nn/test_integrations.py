@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -11,13 +10,7 @@ from torch import nn
 
 from biasloss_ext import accelerate, optimize_for_inference
 from tests.nn.blocks import randomise, step
-
-
-def imported(package: str) -> Any:
-    try:
-        return __import__(package)
-    except (ImportError, RuntimeError) as error:  # torchvision beside a CPU-only torch fails while it registers its ops
-        pytest.skip(f"{package} cannot be imported: {str(error).splitlines()[0]}")
+from tests.runnable import imported
 
 
 def check(model: nn.Module, blocks: int) -> None:
