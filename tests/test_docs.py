@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from recipes.pictures import write_folder
-from recipes.tiny import write_cifar
 
 from biasloss_ext.cli import main
 from biasloss_ext.recipes.data import digits
 from biasloss_ext.recipes.optional import why_not
+from tests.recipes.pictures import write_folder
+from tests.recipes.tiny import write_cifar
 
 DOCS = Path(__file__).parent.parent / "docs"
 OPTIONAL = ("timm", "torchvision", "lightning")

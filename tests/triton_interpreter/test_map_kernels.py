@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton_interpreter.against_reference import assert_matches, parameter, random_map
 
 from biasloss_ext.ops import maps, triton_launch
 from biasloss_ext.ops import triton_maps as shared
@@ -20,6 +19,7 @@ from biasloss_ext.ops.batch_norm import triton as batch_norm
 from biasloss_ext.ops.pool_variance import reference as pool_reference
 from biasloss_ext.ops.pool_variance import triton as pool
 from biasloss_ext.ops.triton_finish import is_last, merge_moments, merge_sums
+from tests.triton_interpreter.against_reference import assert_matches, parameter, random_map
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 SHAPES = ((3, 24, 7, 7), (1, 5, 3, 5), (2, 72, 9, 3), (4, 1, 1, 1), (2, 200, 1, 1))

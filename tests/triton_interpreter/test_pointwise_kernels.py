@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton_interpreter.against_reference import assert_matches, parameter, random_map
 
 from biasloss_ext.nn.inference_block import packed
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.pointwise import op, reference, triton_backward, triton_tiles
 from biasloss_ext.ops.pointwise import triton as pointwise
+from tests.triton_interpreter.against_reference import assert_matches, parameter, random_map
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from triton_interpreter.against_reference import assert_matches, parameter
 
 from biasloss_ext.ops import maps, triton_launch
 from biasloss_ext.ops.squeeze_excite import op, reference
 from biasloss_ext.ops.squeeze_excite import triton as squeeze_excite
+from tests.triton_interpreter.against_reference import assert_matches, parameter
 
 GATES = [(maps.RELU, maps.HARDSIGMOID), (maps.SILU, maps.SIGMOID)]
 SIZES = [(3, 24, 8), (1, 1, 1), (19, 72, 40), (2, 5, 161)]
