@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from biasloss_ext.nn.members import buffer
 from biasloss_ext.ops.batch_norm import op
 
 
@@ -71,7 +72,7 @@ def norm_of(module: nn.BatchNorm2d | None, dtype: torch.dtype, count: int) -> No
     if count == 1:
         shape = (1, module.num_features, 1, 1)
         raise ValueError(f"expected more than 1 value per channel when training, got input of shape {shape}")
-    mean, var, momentum = module.running_mean, module.running_var, module.momentum
+    mean, var, momentum = buffer(module, "running_mean"), buffer(module, "running_var"), module.momentum
     if (
         mean is None
         or var is None
@@ -83,7 +84,7 @@ def norm_of(module: nn.BatchNorm2d | None, dtype: torch.dtype, count: int) -> No
         or torch.compiler.is_compiling()  # a compiler fuses the update itself
     ):
         return Norm(module.eps)
-    return Norm(module.eps, False, Running(mean, var, module.num_batches_tracked, momentum))
+    return Norm(module.eps, False, Running(mean, var, buffer(module, "num_batches_tracked"), momentum))
 
 
 def constant_statistics(module: nn.BatchNorm2d, dtype: torch.dtype, *, backend: str = "auto") -> Tensor:

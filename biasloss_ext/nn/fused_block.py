@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.block_function import Block, Options, Weights
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
+from biasloss_ext.nn.members import parameter
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
@@ -73,7 +74,7 @@ def why_not_fusable(parts: Parts) -> str | None:
         if plain is not None and (plain.kernel_size != (1, 1) or plain.stride != (1, 1) or plain.groups != 1):
             return f"the {name} step is not a 1 x 1 convolution"
     for module in (parts.expand, convolution, parts.project):
-        if module is not None and (module.bias is not None or module.padding_mode != "zeros"):
+        if module is not None and (parameter(module, "bias") is not None or module.padding_mode != "zeros"):
             return "a convolution has a bias or pads with other than zeros"
     norms = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
     for norm in norms:
@@ -158,7 +159,7 @@ def expand_free(x: Tensor, backend: str) -> bool:
 
 
 def _parameters_of(norm: nn.BatchNorm2d | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if norm is None else (norm.weight, norm.bias)
+    return (None, None) if norm is None else (parameter(norm, "weight"), parameter(norm, "bias"))
 
 
 def matrices_of(gate: Gate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -172,16 +173,16 @@ def weights_of(parts: Parts) -> Weights:
     """The parameters of a block, the ones of the modules themselves."""
     gate = parts.gate
     in_order = (
-        None if parts.expand is None else parts.expand.weight,
+        None if parts.expand is None else parameter(parts.expand, "weight"),
         *_parameters_of(parts.expand_norm),
-        parts.depthwise.weight,
+        parameter(parts.depthwise, "weight"),
         *_parameters_of(parts.depthwise_norm),
         *(
             (None,) * 4
             if gate is None
-            else (gate.reduce.weight, gate.reduce.bias, gate.excite.weight, gate.excite.bias)
+            else (parameter(layer, name) for layer in (gate.reduce, gate.excite) for name in ("weight", "bias"))
         ),
-        parts.project.weight,
+        parameter(parts.project, "weight"),
         *_parameters_of(parts.project_norm),
     )
     return Weights._make(in_order)

@@ -16,6 +16,7 @@ from biasloss_ext.nn.fused_block import (
     why_not_fusable,
 )
 from biasloss_ext.nn.inverted_residual import InvertedResidual
+from biasloss_ext.nn.members import parameter
 from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
@@ -76,7 +77,7 @@ def gate_of(module: nn.Module) -> Gate | str:
     for kind in (type(activation), type(gate)):
         if kind not in ACTIVATIONS:
             return f"the activation of the attention is {kind.__name__}"
-    if reduce.bias is None or excite.bias is None:
+    if parameter(reduce, "bias") is None or parameter(excite, "bias") is None:
         return "a layer of the attention has no bias"
     return Gate(reduce, excite, ACTIVATIONS[type(activation)], ACTIVATIONS[type(gate)])  # type: ignore[arg-type]
 

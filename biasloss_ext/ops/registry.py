@@ -16,7 +16,7 @@ from torch import Tensor
 
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.library import LIBRARY, define
-from biasloss_ext.ops.maps import checked_activation
+from biasloss_ext.ops.maps import SIGMOID, checked_activation
 
 OPS: dict[str, Op] = {}
 
@@ -74,7 +74,9 @@ class Op:
             ValueError: an unknown activation or backend.
             RuntimeError: the named backend cannot run on this device; the message has the cause.
         """
-        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        first = arguments[0]
+        if not isinstance(first, Tensor):
+            first = next(argument for argument in arguments if isinstance(argument, Tensor))
         chosen = backends.choose(backend, first.device, self.name)
         self._check_activations(options)
         if chosen == "reference":
@@ -84,25 +86,34 @@ class Op:
         if is_traced(first):
             assert self.triton is not None
             return self.triton(*arguments, **options)
-        return self._run_triton(*arguments, **options)
+        return self._run_triton(first, arguments, options)
 
     def _check_activations(self, options: dict[str, Any]) -> None:
         for name in self._activations:
-            if name in options:
-                options[name] = checked_activation(options[name], name)
+            number = options.get(name, 0)
+            if number.__class__ is not int or not 0 <= number <= SIGMOID:
+                options[name] = checked_activation(number, name)
 
     def _dispatched_triton(self, *arguments: Any, **options: Any) -> Any:
         """A call through ``torch.ops``, which nothing has checked yet."""
         self._check_activations(options)
-        return self._run_triton(*arguments, **options)
+        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        return self._run_triton(first, arguments, options)
 
-    def _run_triton(self, *arguments: Any, **options: Any) -> Any:
-        function = self._triton_function
-        if function is None:
-            assert self._triton_path is not None
-            module, _, name = self._triton_path.partition(":")
-            function = self._triton_function = getattr(importlib.import_module(module), name)
+    def _run_triton(self, first: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """On the device of ``first``, whichever is current: Triton launches on the current one."""
+        function = self._triton_function or self._import_triton()
+        if first.is_cuda and first.get_device() != torch._C._cuda_getDevice():
+            with torch.cuda.device_of(first):
+                return function(*arguments, **options)
         return function(*arguments, **options)
+
+    def _import_triton(self) -> Callable[..., Any]:
+        assert self._triton_path is not None
+        module, _, name = self._triton_path.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        self._triton_function = function
+        return function
 
 
 def is_traced(x: Tensor) -> bool:

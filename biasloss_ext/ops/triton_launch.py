@@ -10,17 +10,13 @@ graph once it has run eagerly.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime import driver
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 ALIGNMENT = 16  # bytes, which the compiled kernels count on
 TICKETS_OF_STREAM = 1 << 12
@@ -140,17 +136,3 @@ def tickets(x: Tensor, count: int) -> Tensor:
             _of_graphs[device] = torch.zeros(TICKETS_OF_GRAPHS, dtype=torch.int32, device=device)
             _taken_by_graphs[device] = 0
     return counters
-
-
-def on_its_device(op: Callable[P, R]) -> Callable[P, R]:
-    """An op that launches on the device of its first tensor, whichever is current."""
-
-    @functools.wraps(op)
-    def call(*arguments: P.args, **options: P.kwargs) -> R:
-        first: Any = arguments[0]
-        if first.is_cuda and first.get_device() != torch._C._cuda_getDevice():
-            with torch.cuda.device_of(first):
-                return op(*arguments, **options)
-        return op(*arguments, **options)
-
-    return call

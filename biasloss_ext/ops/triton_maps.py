@@ -18,11 +18,12 @@ from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROG
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.maps import channels_last, finish_statistics
 from biasloss_ext.ops.triton_launch import divide_up
-from biasloss_ext.ops.triton_launch import on_its_device as on_its_device
 
 LONGEST_GROUP = 32  # tiles whose deviations are summed from the shift of the first; bounds the rounding error
 MERGED_ELEMENTS = 2048  # of partial results that one step of a merge holds
 OLDEST_CAPABILITY_FOR_TF32 = (8, 0)
+# What torch.backends.cuda.matmul.fp32_precision asks, without the microsecond of a property of a module.
+_FP32_PRECISION = torch._C._get_fp32_precision_getter
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -71,7 +72,7 @@ def precision_of_products(x: Tensor) -> dict[str, Any]:
 
 def precision_setting(x: Tensor) -> str | None:
     """What a plan depends on besides its tensors."""
-    return torch.backends.cuda.matmul.fp32_precision if x.dtype == torch.float32 else None
+    return _FP32_PRECISION("cuda", "matmul") if x.dtype is torch.float32 else None
 
 
 def block_of(channels: int, widths: tuple[int, ...], cost_of_block: int) -> int:

@@ -16,7 +16,7 @@ from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.batch_norm import triton_kernels as kernels
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
+from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 SUMMED_LOADS = 2  # 16-byte loads a thread and map, where sums take registers too
 CHANNELS_OF_AFFINE = 256
@@ -73,7 +73,6 @@ def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> Plan:
     return Plan(launch, shared.strides_of(y.shape), wide, 0, 0)
 
 
-@on_its_device
 def batch_norm_statistics(
     y: Tensor,
     *,
@@ -98,7 +97,6 @@ def batch_norm_statistics(
     return statistics
 
 
-@on_its_device
 def batch_norm_affine(
     moments: Tensor,
     count: int,
@@ -130,7 +128,6 @@ def batch_norm_affine(
     return statistics
 
 
-@on_its_device
 def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual: Tensor | None = None) -> Tensor:
     key = ("apply", y.shape, y.dtype, y.device, residual is None, activation)
     plan = _plans.get(key)
@@ -146,7 +143,6 @@ def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual
     return h
 
 
-@on_its_device
 def batch_norm_coefficients(
     grad: Tensor,
     y: Tensor,
@@ -179,7 +175,6 @@ def batch_norm_coefficients(
     return coefficients
 
 
-@on_its_device
 def batch_norm_backward(
     grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, *, activation: int = 0
 ) -> Tensor:

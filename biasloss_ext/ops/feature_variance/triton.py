@@ -11,7 +11,7 @@ from torch import Tensor
 
 from biasloss_ext.ops.feature_variance import triton_kernels as kernels
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
+from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 WARPS = 4
 BYTES_PER_LOAD = 16  # the widest load of a thread
@@ -119,7 +119,6 @@ def _plan(features: Tensor) -> Plan:
     return Plan(launch, cut.features is features, 3 * total_slices)
 
 
-@on_its_device
 def feature_variance(features: Tensor) -> tuple[Tensor, Tensor]:
     dtype, device = accumulation_dtype(features.dtype), features.device
     key = (device, *layout_of(features))

@@ -39,7 +39,6 @@ class Plan(NamedTuple):
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-@shared.on_its_device
 def pointwise(
     x: Tensor,
     weight: Tensor,

@@ -75,7 +75,6 @@ class Plan(NamedTuple):
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-@shared.on_its_device
 def pointwise_backward(
     grad: Tensor,
     x: Tensor,

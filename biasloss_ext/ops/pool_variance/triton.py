@@ -13,7 +13,7 @@ from biasloss_ext.ops.batch_norm.triton import SUMMED_LOADS
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pool_variance import triton_kernels as kernels
-from biasloss_ext.ops.triton_launch import Launch, on_its_device, tickets
+from biasloss_ext.ops.triton_launch import Launch, tickets
 
 MERGED_SLICES = 128
 
@@ -82,7 +82,6 @@ def _forward_plan(x: Tensor, activation: int, want_variance: bool) -> Plan:
     )
 
 
-@on_its_device
 def pool_variance(
     x: Tensor, *, affine: Tensor | None = None, activation: int = 0, want_variance: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -129,7 +128,6 @@ def _backward_plan(x: Tensor, activation: int, has_moments: bool, eps: float, fr
     return Plan(launch, shared.strides_of(x.shape), wide, partials, 0, cut.tiles.blocks)
 
 
-@on_its_device
 def pool_variance_backward(
     pool_grad: Tensor,
     x: Tensor,

@@ -17,7 +17,7 @@ from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WARPS, triton_dtype
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
-from biasloss_ext.ops.triton_launch import Launch, divide_up, on_its_device, tickets
+from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 SAMPLES = 16  # of a block of results: the fewest rows of a product
 CHANNELS = 64  # of a step through the channels
@@ -103,7 +103,6 @@ def _parameters_launch(
     )
 
 
-@on_its_device
 def squeeze_excite(
     pooled: Tensor,
     reduce_weight: Tensor,
@@ -141,7 +140,6 @@ def squeeze_excite(
     return gate, reduced, expanded
 
 
-@on_its_device
 def squeeze_excite_backward(
     gate_grad: Tensor,
     pooled: Tensor,

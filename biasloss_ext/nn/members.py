@@ -1,0 +1,22 @@
+"""Parameters and buffers of layers, at the cost of a dictionary's lookup.
+
+``module.weight`` ends in `nn.Module.__getattr__`, which takes a microsecond; a block looks up thirty tensors in each call.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """``module.name`` of a layer that has such a parameter."""
+    parameters = module._parameters
+    found: Tensor | None = parameters[name] if name in parameters else getattr(module, name)
+    return found
+
+
+def buffer(module: nn.Module, name: str) -> Tensor | None:
+    """``module.name`` of a layer that has such a buffer."""
+    buffers = module._buffers
+    found: Tensor | None = buffers[name] if name in buffers else getattr(module, name)
+    return found
