@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from biasloss_ext.nn import block_replay
 from biasloss_ext.nn.batch_norm import Norm, in_dtype
 from biasloss_ext.nn.norm_functions import in_layout_of, refuse_second_derivative, without_autocast
 from biasloss_ext.ops import maps
@@ -102,8 +103,10 @@ def in_accumulation_dtype(parameters: tuple[Tensor | None, ...], dtype: torch.dt
 
     They are flattened here rather than by the caller, so that autograd returns gradients in the strides of the parameters.
     """
-    w = Weights._make(in_dtype(t, dtype) for t in parameters)
-    if w.reduce is None or w.excite is None:
+    w = Weights._make(
+        [t if t is None or (t.dtype is dtype and t.is_contiguous()) else in_dtype(t, dtype) for t in parameters]
+    )
+    if w.reduce is None or w.excite is None or w.reduce.dim() == w.excite.dim() == 2:
         return w
     return w._replace(reduce=w.reduce.flatten(1), excite=w.excite.flatten(1))
 
@@ -121,7 +124,7 @@ class Block(torch.autograd.Function):
         constants, parameters = Constants(*others[:3]), others[3:]
         w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
         with without_autocast(x):
-            out, saved = _forward(options, constants, x, x if options.adds_input else residual, w)
+            out, saved = _recorded_forward(options, constants, x, x if options.adds_input else residual, w)
         ctx.save_for_backward(x, *parameters, *saved)
         ctx.options = options
         ctx.residual_dtype = None if residual is None else residual.dtype
@@ -145,16 +148,51 @@ class Block(torch.autograd.Function):
         parameters, saved = rest[:count], Saved(*rest[count:])
         if grad is None:
             return (None,) * (6 + count)
-        grad = maps.channels_last(grad)
+        # Hooks on saved tensors, such as those that keep them in the host's memory, may return another layout.
+        x, grad = maps.channels_last(x), maps.channels_last(grad)
+        saved = saved._replace(
+            y1=None if saved.y1 is None else maps.channels_last(saved.y1),
+            y2=maps.channels_last(saved.y2),
+            y3=maps.channels_last(saved.y3),
+        )
         w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
         same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
         with without_autocast(x):
-            grad_x, grads = _Backward(ctx.options, same, x, w, saved).run()
-        laid_out = (
+            grad_x, grads = _recorded_backward(ctx.options, same, x, w, saved)
+        laid_out = [
             None if p is None or g is None else in_layout_of(p, g) for p, g in zip(parameters, grads, strict=True)
-        )
+        ]
         grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
         return None, grad_x, grad_residual, None, None, None, *laid_out
+
+
+def _recorded_forward(
+    options: Options, constants: Constants, x: Tensor, residual: Tensor | None, w: Weights
+) -> tuple[Tensor, Saved]:
+    if not block_replay.is_recorded(options, x):
+        return _forward(options, constants, x, residual, w)
+
+    def run() -> tuple[Tensor | None, ...]:
+        out, saved = _forward(options, constants, x, residual, w)
+        return (out, *saved)
+
+    out, *saved = block_replay.forward(options, constants, x, residual, w, run)
+    assert out is not None
+    return out, Saved._make(saved)
+
+
+def _recorded_backward(options: Options, grad: Tensor, x: Tensor, w: Weights, saved: Saved) -> tuple[Tensor, Weights]:
+    backward = _Backward(options, grad, x, w, saved)
+    if not block_replay.is_recorded(options, x):
+        return backward.run()
+
+    def run() -> tuple[Tensor | None, ...]:
+        grad_x, grads = backward.run()
+        return (grad_x, *grads)
+
+    grad_x, *grads = block_replay.backward(options, grad, x, w, saved, run)
+    assert grad_x is not None
+    return grad_x, Weights._make(grads)
 
 
 def _forward(

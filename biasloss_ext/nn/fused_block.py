@@ -221,12 +221,11 @@ def fused_block(
     gate = parts.gate
     modules = (parts.expand_norm, parts.depthwise_norm, parts.project_norm)
     dtype, counts = accumulation_dtype(x.dtype), _counts(x, parts.depthwise.stride[0])
-    norms = tuple(batch_norm.norm_of(module, dtype, count) for module, count in zip(modules, counts, strict=True))
-    moved_here = [
-        (module, count)
-        for module, norm, count in zip(modules, norms, counts, strict=True)
-        if module is not None and not norm.frozen and norm.running is None
-    ]
+    norms = tuple([batch_norm.norm_of(module, dtype, count) for module, count in zip(modules, counts, strict=True)])
+    moved_here = any(
+        norm.running is None and not norm.frozen and module is not None
+        for module, norm in zip(modules, norms, strict=True)
+    )
     options = Options(
         parts.expand_activation,
         parts.depthwise_activation,
@@ -236,13 +235,13 @@ def fused_block(
         norms,  # type: ignore[arg-type]
         adds_input,
         expand_free(x, backend) if scheme is None else scheme,
-        bool(moved_here),
+        moved_here,
         backend,
     )
-    constants = (
-        batch_norm.constant_statistics(module, dtype, backend=backend) if module is not None and norm.frozen else None
+    constants = [
+        batch_norm.constant_statistics(module, dtype, backend=backend) if norm.frozen and module is not None else None
         for module, norm in zip(modules, norms, strict=True)
-    )
+    ]
     out, *statistics = Block.apply(options, x, residual, *constants, *weights_of(parts))
     if moved_here:
         of_batch = iter(statistics)

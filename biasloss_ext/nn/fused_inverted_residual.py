@@ -16,7 +16,7 @@ from biasloss_ext.nn.fused_block import (
     why_not_fusable,
 )
 from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.members import parameter
+from biasloss_ext.nn.members import child, children, parameter
 from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
@@ -25,9 +25,10 @@ from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 def parts_of(layers: nn.Sequential) -> Parts | str:
     """The parts of the sequence that `InvertedResidual.conv` and `SkipBlock.core_block` are, or why they have no fused
     kernels. Looked at in each call, as the layers may have been exchanged."""
-    if len(layers) not in (8, 9):
-        return f"it has {len(layers)} layers, expected 8, or 9 with an attention"
-    expand, expand_norm, first, depthwise, depthwise_norm, second, *rest = layers
+    modules = children(layers)
+    if len(modules) not in (8, 9):
+        return f"it has {len(modules)} layers, expected 8, or 9 with an attention"
+    expand, expand_norm, first, depthwise, depthwise_norm, second, *rest = modules
     *gates, project, project_norm = rest
     for activation in (first, second):
         if type(activation) not in ACTIVATIONS:
@@ -42,7 +43,8 @@ def parts_of(layers: nn.Sequential) -> Parts | str:
         if isinstance(found, str):
             return found
         gate = found
-        others = (*others, module, *module.fc, module.fc)  # type: ignore[misc, arg-type]
+        layers_of_gate = child(module, "fc")
+        others = (*others, module, *children(layers_of_gate), layers_of_gate)
     parts = Parts(
         expand,  # type: ignore[arg-type]
         expand_norm,  # type: ignore[arg-type]
@@ -69,7 +71,7 @@ def gate_of(module: nn.Module) -> Gate | str:
     """The parts of a `SqueezeExcite`, or why it has no fused kernels."""
     if type(module) is not SqueezeExcite:
         return f"the attention is {type(module).__name__}"
-    layers = list(module.fc)
+    layers = children(child(module, "fc"))
     kinds = [type(layer) for layer in layers]
     if len(layers) != 4 or kinds[0] is not nn.Linear or kinds[2] is not nn.Linear:
         return f"the attention is made of {', '.join(kind.__name__ for kind in kinds)}"
@@ -110,7 +112,7 @@ class FusedInvertedResidual(InvertedResidual):
         self.fused = check_fused(fused, self.conv, type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = parts_of(self.conv)
+        parts = parts_of(child(self, "conv"))
         if isinstance(parts, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             return super().forward(x)
         return fused_block(x, parts, x if self.has_residual else None)
@@ -124,7 +126,7 @@ class FusedSkipBlock(SkipBlock):
         self.fused = check_fused(fused, self.core_block, type(self).__name__)
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
-        parts = parts_of(self.core_block)
+        parts = parts_of(child(self, "core_block"))
         if isinstance(parts, str) or not takes_fused_path(early, self.fused, None, type(self).__name__):
             return super().forward(early, later)
         pooled = average_to(early, (later.shape[-2], later.shape[-1]))

@@ -1,9 +1,11 @@
-"""Parameters and buffers of layers, at the cost of a dictionary's lookup.
+"""Parameters, buffers and layers within layers, at the cost of a dictionary's lookup.
 
 ``module.weight`` ends in `nn.Module.__getattr__`, which takes a microsecond; a block looks up thirty tensors in each call.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,3 +22,14 @@ def buffer(module: nn.Module, name: str) -> Tensor | None:
     buffers = module._buffers
     found: Tensor | None = buffers[name] if name in buffers else getattr(module, name)
     return found
+
+
+def child(module: nn.Module, name: str) -> Any:
+    """``module.name`` of a layer that has such a layer within."""
+    layers = module._modules
+    return layers[name] if name in layers else getattr(module, name)
+
+
+def children(module: nn.Module) -> list[Any]:
+    """The layers within, in order."""
+    return list(module._modules.values())

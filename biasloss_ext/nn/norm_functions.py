@@ -39,13 +39,14 @@ def in_layout_of(parameter: Tensor, grad: Tensor) -> Tensor:
     """The gradient in the dtype, shape and strides of its parameter, which DistributedDataParallel expects."""
     if grad.dtype is not parameter.dtype:
         grad = grad.to(parameter.dtype)
-    if grad.shape == parameter.shape and grad.stride() == parameter.stride():
-        return grad
-    grad = grad.reshape(parameter.shape)
-    if grad.stride() == parameter.stride():
+    shape, strides = parameter.shape, parameter.stride()
+    if grad.stride() == strides and grad.shape == shape:
         return grad
     if parameter.is_contiguous():  # other strides of dimensions of size 1
-        return grad.contiguous().as_strided(parameter.shape, parameter.stride())
+        return grad.contiguous().as_strided(shape, strides)
+    grad = grad.reshape(shape)
+    if grad.stride() == strides:
+        return grad
     return torch.empty_like(parameter).copy_(grad)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.library import LIBRARY, define
 from biasloss_ext.ops.maps import SIGMOID, checked_activation
+from biasloss_ext.ops.replay import recording
 
 OPS: dict[str, Op] = {}
 
@@ -82,7 +83,7 @@ class Op:
         if chosen == "reference":
             return self.reference(*arguments, **options)
         if chosen != "triton":
-            return self.native(*arguments, **options)
+            return self._run_native(arguments, options)
         if is_traced(first):
             assert self.triton is not None
             return self.triton(*arguments, **options)
@@ -99,6 +100,13 @@ class Op:
         self._check_activations(options)
         first = next(argument for argument in arguments if isinstance(argument, Tensor))
         return self._run_triton(first, arguments, options)
+
+    def _run_native(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        results = self.native(*arguments, **options)
+        recorder = recording.recorder
+        if recorder is not None:
+            recorder.called(self.native, arguments, options, results)
+        return results
 
     def _run_triton(self, first: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """On the device of ``first``, whichever is current: Triton launches on the current one."""

@@ -18,6 +18,8 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from biasloss_ext.ops.replay import recording
+
 ALIGNMENT = 16  # bytes, which the compiled kernels count on
 TICKETS_OF_STREAM = 1 << 12
 TICKETS_OF_GRAPHS = 1 << 20
@@ -37,8 +39,23 @@ _ENTER_HOOK, _EXIT_HOOK = triton.knobs.runtime.launch_enter_hook, triton.knobs.r
 
 
 def _calls(hook: Any) -> Any:
-    """What a profiler has hung on Triton's launches; a launch with hooks takes Triton's own way."""
     return getattr(hook, "calls", hook)
+
+
+def is_watched() -> bool:
+    """Whether a profiler has hung something on Triton's launches; they take Triton's own way then."""
+    return bool(_calls(_ENTER_HOOK) or _calls(_EXIT_HOOK))
+
+
+def is_capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the current stream, and x is on a GPU."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def current_stream() -> int:
+    active = driver.active
+    stream: int = active.get_current_stream(active.get_current_device())
+    return stream
 
 
 def _refuse_capture(tensors: Iterable[Tensor | None], action: str) -> None:
@@ -77,20 +94,17 @@ class Launch:
 
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch on the current stream of the current device."""
-        compiled = self.compiled
-        if compiled is not None and not (_calls(_ENTER_HOOK) or _calls(_EXIT_HOOK)):
-            pointers, bits = [], 0
+        if recording.recorder is not None:
+            recording.recorder.launched(self, tensors)
+        if self.compiled is not None and not is_watched():
+            pointers: list[int | None] = []
+            bits = 0
             for tensor in tensors:
                 pointer = None if tensor is None else tensor.data_ptr()
                 bits |= pointer or 0
                 pointers.append(pointer)
             if bits % ALIGNMENT == 0:
-                active = driver.active
-                stream = active.get_current_stream(active.get_current_device())
-                compiled.run(
-                    self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None,
-                    *pointers, *self.tail,
-                )  # fmt: skip
+                self.run(current_stream(), pointers)
                 return
         if not self.warm:
             _refuse_capture(tensors, f"compiles {self.kernel.__name__}")
@@ -99,6 +113,14 @@ class Launch:
         # What was compiled for an unaligned tensor serves no other; the interpreter returns nothing.
         if compiled is not None and all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in tensors):
             self.compiled = compiled
+
+    def run(self, stream: int, pointers: list[int | None]) -> None:
+        """The compiled kernel, on multiples of `ALIGNMENT`."""
+        compiled = self.compiled
+        compiled.run(
+            self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None,
+            *pointers, *self.tail,
+        )  # fmt: skip
 
 
 _of_stream: dict[tuple[torch.device, int], Tensor] = {}
@@ -117,7 +139,7 @@ def tickets(x: Tensor, count: int) -> Tensor:
     """
     device = x.device
     count = divide_up(count, 4) * 4  # the next counters are aligned, too
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_capturing(x):
         ring = _of_graphs.get(device)
         if ring is None:
             _refuse_capture((x,), "allocates counters")
@@ -135,4 +157,6 @@ def tickets(x: Tensor, count: int) -> Tensor:
         if device not in _of_graphs:
             _of_graphs[device] = torch.zeros(TICKETS_OF_GRAPHS, dtype=torch.int32, device=device)
             _taken_by_graphs[device] = 0
+    if recording.recorder is not None:
+        recording.recorder.tickets_for(counters, count)
     return counters

@@ -146,6 +146,14 @@ def test_a_network_on_simulated_kernels_and_interpreted_triton(library: Path) ->
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.slow
+def test_replayed_blocks(library: Path) -> None:
+    pytest.importorskip("triton")
+    environment = {**variables(library), "TRITON_INTERPRET": "1"}
+    files = "tests/triton_interpreter/test_block_replay.py"
+    run_tests(files, f"--whole={Path(files).name}", "--fill-with-nan", environment=environment)
+
+
 def test_a_library_that_does_not_exist_is_named() -> None:
     code = "import biasloss_ext; biasloss_ext.FusedBiasLoss(backend='cuda')(*[__import__('torch').ones(2, 2)] * 3)"
     environment = {**os.environ, "BIASLOSS_SIMULATED_GPU": "/nowhere/gpu.so"}
@@ -168,7 +176,7 @@ def test_launchers_under_sanitizers(compilers: None) -> None:
     """Every tensor of torch is an allocation of its own, with red zones around it."""
     sanitizers.runtime("libasan.so")
     environment = variables(simulated_gpu.build(sanitize=True))
-    files = ("simulated_gpu", "tests/ops/test_bias_loss_edge_cases.py", "tests/ops/test_registry.py")
+    files = ("tests/simulated_gpu", "tests/ops/test_bias_loss_edge_cases.py", "tests/ops/test_registry.py")
     done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *files, "-k", UNDER_SANITIZERS, folder=ROOT, **environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

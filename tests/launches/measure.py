@@ -21,6 +21,7 @@ from biasloss_ext.models import skipblocknet_m
 from biasloss_ext.nn import FusedInvertedResidual, InvertedResidual
 from tests.launches import stub
 
+BLOCKS = 8  # of a chain whose host time is measured
 # Innermost operations that launch nothing.
 FREE = {
     "_has_compatible_shallow_copy_type", "_nnpack_available", "_reshape_alias", "_unsafe_view", "alias",
@@ -110,9 +111,10 @@ def host_ratios(rounds: int, repetitions: int) -> dict[str, list[float]]:
 
 
 def host_times(repetitions: int) -> dict[str, list[float]]:
-    """Microseconds of the host, fused and plain block in turns, on maps of 2 x 2 positions."""
+    """Microseconds of the host per block, of chains of fused and of plain blocks in turns, on maps of 2 x 2 positions."""
     torch.set_num_threads(1)
-    modules = {"fused": block(FusedInvertedResidual, True), "plain": block(InvertedResidual, True)}
+    kinds = {"fused": FusedInvertedResidual, "plain": InvertedResidual}
+    modules = {name: nn.Sequential(*(block(kind, True) for _ in range(BLOCKS))) for name, kind in kinds.items()}
     x = images(2, 16, 2, 2)
     grad = torch.randn_like(x)
     found: dict[str, list[float]] = {f"{name} {part}": [] for name in modules for part in ("forward", "backward")}
@@ -125,8 +127,8 @@ def host_times(repetitions: int) -> dict[str, list[float]]:
             out.backward(grad)
             end = time.perf_counter()
             if round_ >= 5:
-                found[f"{name} forward"].append((middle - start) * 1e6)
-                found[f"{name} backward"].append((end - middle) * 1e6)
+                found[f"{name} forward"].append((middle - start) * 1e6 / BLOCKS)
+                found[f"{name} backward"].append((end - middle) * 1e6 / BLOCKS)
     return found
 
 
@@ -140,8 +142,8 @@ def main() -> None:
     results["SkipblockNet-M, float32"] = count_network(False)
     results["SkipblockNet-M, bfloat16 autocast"] = count_network(True)
     if "--host" in sys.argv:
-        results["host"] = host_ratios(5, 60)
-        results["host times"] = {name: statistics.median(times) for name, times in host_times(200).items()}
+        results["host"] = host_ratios(5, 20)
+        results["host times"] = {name: statistics.median(times) for name, times in host_times(50).items()}
     print(json.dumps(results))
 
 

@@ -16,6 +16,7 @@ from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.batch_norm import triton_kernels as kernels
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 SUMMED_LOADS = 2  # 16-byte loads a thread and map, where sums take registers too
@@ -91,8 +92,8 @@ def batch_norm_statistics(
         if y.numel() == 0:
             return shared.statistics_of_nothing(y, y.shape[1], norm, momentum, eps)
         plan = _plans[key] = _summing_plan(kernels.statistics_kernel, y, 3, (momentum, eps), {})
-    statistics = torch.empty((4, y.shape[1]), dtype=plan.wide, device=y.device)
-    partials = torch.empty(plan.partials, dtype=plan.wide, device=y.device)
+    statistics = empty((4, y.shape[1]), plan.wide, y.device)
+    partials = empty(plan.partials, plan.wide, y.device)
     plan.launch(shared.dense(y, plan.strides), statistics, *norm, partials, tickets(y, plan.tickets))
     return statistics
 
@@ -123,7 +124,7 @@ def batch_norm_affine(
             {"CHANNELS": CHANNELS_OF_AFFINE, "DTYPE": triton_dtype(moments.dtype), "num_warps": WARPS},
         )
         plan = _plans[key] = Plan(launch, (), moments.dtype, 0, 0)
-    statistics = torch.empty((4, channels), dtype=moments.dtype, device=moments.device)
+    statistics = empty((4, channels), moments.dtype, moments.device)
     plan.launch(moments.contiguous(), statistics, *norm)
     return statistics
 
@@ -137,7 +138,7 @@ def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual
         plan = _plans[key] = _streaming_plan(
             kernels.apply_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
         )
-    h = torch.empty_strided(y.shape, plan.strides, dtype=y.dtype, device=y.device)
+    h = empty_strided(y.shape, plan.strides, y.dtype, y.device)
     residual = None if residual is None else shared.dense(residual, plan.strides)
     plan.launch(shared.dense(y, plan.strides), affine.contiguous(), residual, h)
     return h
@@ -161,8 +162,8 @@ def batch_norm_coefficients(
             return maps.finish_coefficients(sums, affine, moments, 0, eps=eps, frozen=frozen)
         constants = {"ACTIVATION": maps.checked_activation(activation), "FROZEN": frozen}
         plan = _plans[key] = _summing_plan(kernels.coefficients_kernel, y, 2, (eps,), constants)
-    coefficients = torch.empty((6, y.shape[1]), dtype=plan.wide, device=y.device)
-    partials = torch.empty(plan.partials, dtype=plan.wide, device=y.device)
+    coefficients = empty((6, y.shape[1]), plan.wide, y.device)
+    partials = empty(plan.partials, plan.wide, y.device)
     plan.launch(
         shared.dense(grad, plan.strides),
         shared.dense(y, plan.strides),
@@ -186,7 +187,7 @@ def batch_norm_backward(
         plan = _plans[key] = _streaming_plan(
             kernels.backward_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
         )
-    dy = torch.empty_strided(y.shape, plan.strides, dtype=y.dtype, device=y.device)
+    dy = empty_strided(y.shape, plan.strides, y.dtype, y.device)
     plan.launch(
         shared.dense(grad, plan.strides),
         shared.dense(y, plan.strides),

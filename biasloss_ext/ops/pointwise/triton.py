@@ -18,6 +18,7 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import triton_kernels as kernels
 from biasloss_ext.ops.pointwise import triton_tiles as tiling
 from biasloss_ext.ops.pointwise.triton_backward import pointwise_backward
+from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 __all__ = ["pointwise", "pointwise_backward"]
@@ -68,8 +69,8 @@ def pointwise(
             return _of_nothing(x, weight.shape[0], want_statistics, norm, momentum, eps)
         plan = _plans[key] = _plan(x, weight, activation, output_activation, want_statistics, momentum, eps)
     x = shared.dense(x, plan.x_strides)
-    y = torch.empty_strided(plan.y_shape, plan.y_strides, dtype=x.dtype, device=x.device)
-    statistics = torch.empty(plan.statistics, dtype=plan.wide, device=x.device)
+    y = empty_strided(plan.y_shape, plan.y_strides, x.dtype, x.device)
+    statistics = empty(plan.statistics, plan.wide, x.device)
     plan.launch(
         x,
         weight,
@@ -79,7 +80,7 @@ def pointwise(
         None if residual is None else shared.dense(residual, plan.y_strides),
         y,
         *((statistics, *norm) if want_statistics else (None,) * 6),
-        torch.empty(plan.partials, dtype=plan.wide, device=x.device) if want_statistics else None,
+        empty(plan.partials, plan.wide, x.device) if want_statistics else None,
         tickets(x, plan.tickets) if want_statistics else None,
     )
     return y, statistics

@@ -16,6 +16,7 @@ from biasloss_ext.ops.feature_variance.triton import triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import triton_backward_kernels as kernels
 from biasloss_ext.ops.pointwise import triton_tiles as tiling
+from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 
@@ -112,21 +113,17 @@ def pointwise_backward(
     device, wide, none = x.device, plan.wide, (0,)
     samples, channels = plan.x_shape[:2]
     by_sample, by_channel = moments is not None and gate is not None, moments is not None and gate is None
-    grad_x = (
-        torch.empty_strided(plan.x_shape, plan.x_strides, dtype=x.dtype, device=device)
-        if want_x
-        else torch.empty(none, dtype=x.dtype, device=device)
-    )
-    grad_weight = torch.empty(plan.weight_shape if want_weight else none, dtype=wide, device=device)
-    gate_grad = torch.empty(none if gate is None else (samples, channels), dtype=wide, device=device)
-    sums = torch.empty((4, samples, channels) if by_sample else none, dtype=wide, device=device)
-    coefficients = torch.empty((6, channels) if by_channel else none, dtype=wide, device=device)
+    grad_x = empty_strided(plan.x_shape, plan.x_strides, x.dtype, device) if want_x else empty(none, x.dtype, device)
+    grad_weight = empty(plan.weight_shape if want_weight else none, wide, device)
+    gate_grad = empty(none if gate is None else (samples, channels), wide, device)
+    sums = empty((4, samples, channels) if by_sample else none, wide, device)
+    coefficients = empty((6, channels) if by_channel else none, wide, device)
 
     counters = tickets(x, plan.tickets) if plan.tickets else None
     weight_partials = weight_sets = None
     if plan.weight_partials:
-        weight_partials = torch.empty(plan.weight_partials, dtype=wide, device=device)
-        weight_sets = torch.empty(plan.weight_sets, dtype=wide, device=device)
+        weight_partials = empty(plan.weight_partials, wide, device)
+        weight_sets = empty(plan.weight_sets, wide, device)
     if plan.data is not None:
         plan.data(
             grad,
@@ -143,7 +140,7 @@ def pointwise_backward(
             sums if by_sample else None,
             coefficients if by_channel else None,
             grad_weight if plan.one_read else None,
-            torch.empty(plan.data_partials, dtype=wide, device=device) if plan.data_partials else None,
+            empty(plan.data_partials, wide, device) if plan.data_partials else None,
             weight_partials if plan.one_read else None,
             weight_sets if plan.one_read else None,
             counters,

@@ -13,6 +13,7 @@ from biasloss_ext.ops.batch_norm.triton import SUMMED_LOADS
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pool_variance import triton_kernels as kernels
+from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, tickets
 
 MERGED_SLICES = 128
@@ -94,15 +95,15 @@ def pool_variance(
             return nothing, nothing.new_full((samples if want_variance else 0,), torch.nan)
         plan = _plans[key] = _forward_plan(x, activation, want_variance)
     wide, device = plan.wide, x.device
-    pooled = torch.empty((samples, channels), dtype=wide, device=device)
-    variance = torch.empty((samples if want_variance else 0,), dtype=wide, device=device)
+    pooled = empty((samples, channels), wide, device)
+    variance = empty((samples if want_variance else 0,), wide, device)
     plan.launch(
         shared.dense(x, plan.strides),
         shared.in_order(affine),
         pooled,
         variance,
-        torch.empty(plan.partial_sums, dtype=wide, device=device) if plan.partial_sums else None,
-        torch.empty(plan.partial_moments, dtype=wide, device=device) if plan.partial_moments else None,
+        empty(plan.partial_sums, wide, device) if plan.partial_sums else None,
+        empty(plan.partial_moments, wide, device) if plan.partial_moments else None,
         tickets(x, plan.tickets),
     )
     return pooled, variance
@@ -145,8 +146,8 @@ def pool_variance_backward(
             return _of_nothing(x, affine, moments, eps, frozen)
         plan = _plans[key] = _backward_plan(x, activation, moments is not None, eps, frozen)
     wide, device = plan.wide, x.device
-    grad_x = torch.empty_strided(x.shape, plan.strides, dtype=x.dtype, device=device)
-    coefficients = torch.empty((0,) if moments is None else (6, x.shape[1]), dtype=wide, device=device)
+    grad_x = empty_strided(x.shape, plan.strides, x.dtype, device)
+    coefficients = empty((0,) if moments is None else (6, x.shape[1]), wide, device)
     plan.launch(
         pool_grad.contiguous(),
         shared.dense(x, plan.strides),
@@ -154,7 +155,7 @@ def pool_variance_backward(
         shared.in_order(moments),
         grad_x,
         coefficients,
-        torch.empty(plan.partial_sums, dtype=wide, device=device) if plan.partial_sums else None,
+        empty(plan.partial_sums, wide, device) if plan.partial_sums else None,
         tickets(x, plan.tickets),
     )
     return grad_x, coefficients

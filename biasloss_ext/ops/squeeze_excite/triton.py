@@ -16,6 +16,7 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WARPS, triton_dtype
+from biasloss_ext.ops.replay import empty
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
@@ -115,8 +116,8 @@ def squeeze_excite(
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples, channels = pooled.shape
     hidden, dtype, device = reduce_weight.shape[0], pooled.dtype, pooled.device
-    reduced = torch.empty((samples, hidden), dtype=dtype, device=device)
-    expanded, gate = (torch.empty((samples, channels), dtype=dtype, device=device) for _ in range(2))
+    reduced = empty((samples, hidden), dtype, device)
+    expanded, gate = (empty((samples, channels), dtype, device) for _ in range(2))
     if pooled.numel() == 0:
         return gate, reduced, expanded
     key = (samples, channels, hidden, dtype, device, activation, gate_activation, shared.precision_setting(pooled))
@@ -134,7 +135,7 @@ def squeeze_excite(
         shared.in_order(expand_bias),
         expanded,
         gate,
-        torch.empty(plan.partials, dtype=dtype, device=device) if plan.partials else None,
+        empty(plan.partials, dtype, device) if plan.partials else None,
         tickets(pooled, plan.tickets) if plan.partials else None,
     )
     return gate, reduced, expanded
@@ -171,10 +172,10 @@ def squeeze_excite_backward(
     assert plan.parameters is not None
     gate_grad, pooled, reduced, expanded = (t.contiguous() for t in (gate_grad, pooled, reduced, expanded))
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    def values(*shape: int) -> Tensor:
+        return empty(shape, dtype, device)
 
-    hidden_grad, pool_grad = empty(samples, hidden), empty(samples, channels)
+    hidden_grad, pool_grad = values(samples, hidden), values(samples, channels)
     plan.layers(
         gate_grad,
         expanded,
@@ -186,11 +187,11 @@ def squeeze_excite_backward(
         None,
         pool_grad,
         None,
-        empty(plan.partials) if plan.partials else None,
+        values(plan.partials) if plan.partials else None,
         tickets(pooled, plan.tickets) if plan.partials else None,
     )
-    of_parameters = empty(hidden, channels), empty(hidden), empty(channels, hidden), empty(channels)
-    coefficients = empty(0) if sums is None else empty(6, channels)
+    of_parameters = values(hidden, channels), values(hidden), values(channels, hidden), values(channels)
+    coefficients = values(0) if sums is None else values(6, channels)
     plan.parameters(
         gate_grad,
         pooled,

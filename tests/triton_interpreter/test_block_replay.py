@@ -1,0 +1,158 @@
+"""Blocks whose launches are replayed, on the simulated GPU with interpreted Triton kernels: steps on new data, after the first
+one that is recorded, agree with plain layers in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from biasloss_ext.nn import FusedInvertedResidual, InvertedResidual, block_replay
+from biasloss_ext.ops import triton_replay
+from biasloss_ext.ops.native import simulated
+from biasloss_ext.ops.replay import Launched, Place
+
+pytestmark = pytest.mark.skipif(
+    not simulated(), reason="needs the simulated GPU: CPU kernels are not launched by Triton"
+)
+STEPS = 3
+
+
+@dataclass
+class Replays:
+    served: int = 0
+    refused: int = 0
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replays]:
+    found, replay = Replays(), triton_replay.Recording.replay
+    block_replay._forwards.clear()
+    block_replay._backwards.clear()
+
+    def counted(self: triton_replay.Recording, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+        results = replay(self, inputs)
+        found.served += results is not None
+        found.refused += results is None
+        return results
+
+    monkeypatch.setattr(triton_replay.Recording, "replay", counted)
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    outputs: int = 8
+    stride: int = 1
+    attention: bool = True
+    frozen: bool = False
+    dtype: torch.dtype = torch.float32
+    parameters: torch.dtype = torch.float32
+
+
+CASES = {
+    "attention and residual": Case(),
+    "stride": Case(outputs=12, stride=2),
+    "no attention": Case(attention=False),
+    "constant statistics": Case(frozen=True),
+    "bfloat16": Case(dtype=torch.bfloat16),
+    "bfloat16 parameters": Case(dtype=torch.bfloat16, parameters=torch.bfloat16),
+}
+
+
+def blocks(case: Case) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The fused block, the plain one, and the plain one in float64."""
+    torch.manual_seed(0)
+    fused = FusedInvertedResidual(8, 16, case.outputs, 3, stride=case.stride, squeeze_excite=case.attention, fused=True)
+    plain = InvertedResidual(8, 16, case.outputs, 3, stride=case.stride, squeeze_excite=case.attention)
+    plain.load_state_dict(fused.state_dict())
+    exact = copy.deepcopy(plain).double()
+    for module in (fused, plain):
+        module.to(case.parameters if module is fused else case.dtype).train(not case.frozen)
+    return fused, plain, exact.train(not case.frozen)
+
+
+def step(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    out = module(x)
+    out.backward(grad)
+    assert x.grad is not None
+    found = {"output": out.detach(), "input": x.grad}
+    found |= {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return found | {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replayed_steps_are_those_of_plain_layers(name: str, replays: Replays) -> None:
+    case = CASES[name]
+    fused, plain, exact = blocks(case)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(STEPS):
+        x = torch.randn(3, 8, 5, 4, generator=generator).to(case.dtype).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            grad = torch.randn(exact(x.double()).shape, generator=generator).to(case.dtype)
+        for module in (fused, plain):  # the forward pass for the shape has moved the running statistics
+            module.load_state_dict(exact.state_dict())
+        found, own, truth = step(fused, x, grad), step(plain, x, grad), step(exact, x.double(), grad.double())
+        for part, value in truth.items():
+            size = value.abs().max().item()
+            error = (found[part].double() - value).abs().max().item()
+            allowed = 2 * (own[part].double() - value).abs().max().item() + 4 * torch.finfo(case.dtype).eps * size
+            assert error <= allowed, f"{part} of step {number}: {error:.3g}, allowed {allowed:.3g}"
+    assert (replays.served, replays.refused) == (2 * (STEPS - 1), 0)
+
+
+def test_saved_maps_may_come_back_in_another_layout(replays: Replays) -> None:
+    """As from hooks that keep saved tensors in the host's memory."""
+    fused, _, exact = blocks(Case())
+    generator = torch.Generator().manual_seed(1)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        x = torch.randn(3, 8, 5, 4, generator=generator).contiguous(memory_format=torch.channels_last)
+        grad = torch.randn(3, 8, 5, 4, generator=generator)
+
+        def packed(t: Tensor, layout: torch.memory_format = layout) -> Tensor:
+            return t.detach().clone(memory_format=layout) if t.dim() == 4 and t.shape[2] > 1 else t.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(packed, lambda t: t):
+            found = step(fused, x, grad)
+        truth = step(exact, x.double(), grad.double())
+        for part, value in truth.items():
+            torch.testing.assert_close(found[part].to(value.dtype), value, rtol=1e-4, atol=1e-4)
+    assert replays.served == 2
+
+
+def test_addresses_are_those_of_the_tensors(replays: Replays) -> None:
+    """Compiled kernels take addresses, the interpreter tensors; both come from the same places."""
+    fused, _, _ = blocks(Case())
+    inputs: list[tuple[triton_replay.Recording, tuple[Tensor | None, ...]]] = []
+    replay = triton_replay.Recording.replay
+
+    def noted(self: triton_replay.Recording, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+        inputs.append((self, given))
+        return replay(self, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_replay.Recording, "replay", noted)
+        for _ in range(2):
+            x = torch.randn(3, 8, 5, 4).contiguous(memory_format=torch.channels_last)
+            step(fused, x, torch.ones(3, 8, 5, 4))
+    assert len(inputs) == 2
+    compared = 0
+    for recording, given in inputs:
+        memory = recording.memory(given)
+        assert memory is not None
+        table, pointers = memory
+        for launched in recording.steps:
+            if isinstance(launched, Launched):
+                for place in launched.places:
+                    if isinstance(place, Place) and table[place.entry] is not None:
+                        tensor = triton_replay.tensor_at(place, table)
+                        assert tensor is not None
+                        assert triton_replay.pointer_at(place, pointers) == tensor.data_ptr()
+                        compared += place.offset > 0
+    assert compared > 10, "slices of statistics and of the scratch memory"
