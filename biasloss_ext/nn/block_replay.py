@@ -21,7 +21,8 @@ _backwards: Recordings = {}
 
 def is_recorded(options: Options, x: Tensor) -> bool:
     """Whether the block runs on Triton's kernels, whose launches are made in Python, and nothing traces it."""
-    return choose(options.backend, x.device, "pointwise") == "triton" and not is_traced(x)
+    on_triton = choose(options.backend, x.device, "pointwise") == "triton"
+    return on_triton and not options.expand_free and not is_traced(x)
 
 
 def forward(
