@@ -40,7 +40,8 @@ def environment_of(torch: str, folder: Path, python: str) -> str:
 
 
 def build_wheel(interpreter: str, folder: Path) -> Path:
-    run(interpreter, "-m", "build", "--wheel", "--no-isolation", "-o", str(folder))
+    """Built from the source distribution, so that a file which that lacks is missed."""
+    run(interpreter, "-m", "build", "--no-isolation", "-o", str(folder))
     (wheel,) = folder.glob("*.whl")
     return wheel
 

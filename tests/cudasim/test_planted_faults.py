@@ -12,7 +12,7 @@ import pytest
 
 from tests.cudasim import sanitizers
 from tests.cudasim.simulated_gpu import Fault, build
-from tests.cudasim.test_simulated_gpu import EVERYTHING, OPTIONS, ROOT, variables
+from tests.cudasim.test_simulated_gpu import EVERYTHING, OPTIONS, ROOT, SLOW, UNDER_SANITIZERS, variables
 
 LOSS, VARIANCE = "bias_loss/cuda.cu", "feature_variance/cuda.cu"
 FORWARD, BACKWARD = "depthwise/cuda_forward.cu", "depthwise/cuda_backward.cu"
@@ -31,8 +31,25 @@ FAULTS = {
         "if (is_probability(kind_of(target, output)) || target.is_contiguous()) return target;",
         f"if (is_probability(kind_of(target, output)) || target.is_contiguous()) {ROUNDED}",
     ),
+    "loss: a block too few": Fault(
+        LOSS, "dim3(static_cast<unsigned>(blocks)), plan.feature", "dim3(unsigned(blocks) - 1), plan.feature"
+    ),
+    "loss: gradient of positions by the stride of samples": Fault(
+        LOSS, "grad_loss.dim() > 1 ? grad_loss.stride(1)", "grad_loss.dim() > 1 ? grad_loss.stride(0)"
+    ),
     "depthwise: one slab of channels": Fault(
         FORWARD, "dim3(plan.slabs, plan.blocks_of_slab)", "dim3(1, plan.blocks_of_slab)"
+    ),
+    "depthwise: a block too few": Fault(FORWARD, "plan.blocks_of_slab)", "plan.blocks_of_slab - 1)"),
+    "depthwise: moments over the positions of the input": Fault(
+        FORWARD, "(f.norm, shape.y.rows(), f.statistics)", "(f.norm, shape.x.rows(), f.statistics)"
+    ),
+    "depthwise: the output cut as the input": Fault(
+        FORWARD, "(context, shape.y, shape.x, {p.x, p.y})", "(context, shape.x, shape.x, {p.x, p.y})"
+    ),
+    "depthwise_backward: a block too few": Fault(BACKWARD, "plan.blocks_of_slab)", "plan.blocks_of_slab - 1)"),
+    "depthwise_backward: the pool over the positions of the input": Fault(
+        BACKWARD, "static_cast<Acc>(shape.y.positions())", "static_cast<Acc>(shape.x.positions())"
     ),
     "depthwise_backward: one slab of channels": Fault(
         BACKWARD, "dim3(plan.slabs, plan.blocks_of_slab)", "dim3(1, plan.blocks_of_slab)"
@@ -57,9 +74,9 @@ pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.slow]
 
 
 def selection(fault: Fault) -> list[str]:
-    """The tests of the faulty op."""
+    """The tests of the faulty op, of those that CI runs."""
     op = {"bias_loss": "loss", "feature_variance": "variance", "depthwise": "depthwise"}[Path(fault.file).parent.name]
-    return [*FILES, "-k", op, "--fill-with-nan", "--examples=15"]
+    return [*FILES, "-k", f"{op} and {SLOW}", "--fill-with-nan", "--examples=10"]
 
 
 def only_with_everything(names: Iterator[str]) -> list[object]:
@@ -78,8 +95,8 @@ def test_a_fault_is_seen(name: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "1 failed" in done.stdout
+    crashed = done.returncode < 0  # outside of the memory of the process
+    assert crashed or (done.returncode == 1 and "1 failed" in done.stdout), done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("op", only_with_everything(iter(SHORT_WORKSPACES)))
@@ -87,6 +104,7 @@ def test_a_workspace_that_is_too_short_is_seen(op: str) -> None:
     sanitizers.runtime("libasan.so")
     fault = SHORT_WORKSPACES[op]
     environment = variables(build(sanitize=True, fault=fault), multiprocessors=132)
-    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *selection(fault), folder=ROOT, **environment)
+    selected = ("tests/simulated_gpu", *FILES, "-k", UNDER_SANITIZERS)
+    done = sanitizers.run("-m", "pytest", *OPTIONS, "-s", *selected, folder=ROOT, **environment)
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stdout[-3000:] + done.stderr[-3000:]

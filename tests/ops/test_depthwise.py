@@ -80,6 +80,22 @@ def test_backward_agrees_with_float64(backend: str, call: Call) -> None:
     cases.compare(("grad_x", "grad_weight", "coefficients"), gradients, reference.depthwise_backward, call)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_channels_than_one_group_of_threads_takes(backend: str, stride: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 200, 6, 5, generator=g).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(200, 1, 3, 3, generator=g)
+    forward = Call((x, weight), {"stride": stride, "want_statistics": True})
+    y, statistics = forward(op.forward, backend=backend)
+    cases.compare(("y",), (y,), reference.depthwise, forward)
+    norm_cases.check_statistics(statistics, y, forward.options, forward.options)
+    grad = torch.randn(y.shape, generator=g).contiguous(memory_format=torch.channels_last)
+    backward = Call((x, weight), {"grad": grad, "stride": stride})
+    gradients = backward(op.backward, backend=backend)
+    cases.compare(("grad_x", "grad_weight", "coefficients"), gradients, reference.depthwise_backward, backward)
+
+
 @st.composite
 def one_of_each(draw: st.DrawFn) -> tuple[Call, Call]:
     return draw(forward_cases()), draw(backward_cases())
