@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.block_function import Block, Options, Weights
@@ -135,7 +136,7 @@ _why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) -> bool:
-    """Whether the fused ops are to serve ``x``.
+    """Whether the fused ops are to serve ``x``: not where a hook on all modules waits for the calls of the layers.
 
     Args:
         fused: "auto", True or False, as the layer was given it.
@@ -145,7 +146,7 @@ def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) 
     Raises:
         RuntimeError: ``fused`` is True, and no kernels can run on ``x``; the message has the reason.
     """
-    if fused is False or objection is not None or exporting(x):
+    if fused is False or objection is not None or exporting(x) or _has_any_global_hook():
         return False
     reason = why_not_here(x)
     if reason is not None and fused is True:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock
@@ -136,6 +137,21 @@ def _twin(fused: nn.Module, exchange: Callable[[nn.Sequential], None]) -> nn.Mod
         exchange(twin.core_block)
     twin.load_state_dict(fused.state_dict())
     return twin.train()
+
+
+def test_a_hook_on_all_modules_sees_the_layers_of_a_block() -> None:
+    """As counters of floating-point operations register them."""
+    torch.manual_seed(0)
+    fused, seen = FusedInvertedResidual(8, 16, 8, 3), []
+    handle = register_module_forward_hook(lambda module, arguments, output: seen.append(type(module)))
+    try:
+        fused(torch.randn(2, 8, 6, 6))
+    finally:
+        handle.remove()
+    assert seen.count(nn.Conv2d) == 3
+    seen.clear()
+    fused(torch.randn(2, 8, 6, 6))
+    assert not seen
 
 
 @pytest.mark.parametrize("squeeze_excite", [True, False])
