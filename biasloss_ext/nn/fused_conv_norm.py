@@ -13,8 +13,10 @@ from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
     Fused,
     autocast_input,
+    is_watched,
     takes_fused_path,
 )
+from biasloss_ext.nn.members import children
 from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise, without_autocast
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
@@ -111,7 +113,11 @@ class FusedConvNormActivation(nn.Sequential):
 
     def objection(self) -> str | None:
         """Why the layers have no fused kernels, or None. Asked at each call, as the layers may have been exchanged."""
-        return why_not_fusable(self[0], self[1], self._activation())
+        layers = children(self)
+        for layer in layers:
+            if is_watched(layer):
+                return f"a {type(layer).__name__} has hooks or a forward method of its own"
+        return why_not_fusable(layers[0], layers[1], self._activation())
 
     def _activation(self) -> type[nn.Module]:
         return type(self[2]) if len(self) > 2 else nn.Identity

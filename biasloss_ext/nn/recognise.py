@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from biasloss_ext.nn.fused_block import ACTIVATIONS, Gate, Parts, why_not_fusable
+from biasloss_ext.nn.fused_block import ACTIVATIONS, Gate, Parts, is_watched, why_not_fusable
 from biasloss_ext.nn.fused_inverted_residual import parts_of
 from biasloss_ext.nn.inverted_residual import InvertedResidual
 
@@ -67,9 +67,13 @@ def _without_drop(norm: Any) -> Any:
 def activation_of_norm(norm: nn.Module) -> int | str:
     """The activation of timm's BatchNormAct2d, or why it has no fused kernels."""
     try:
-        return _activation(_without_drop(norm).act)
+        activation = _activation(_without_drop(norm).act)
     except _Odd as odd:
         return str(odd)
+    for inner in norm.children():
+        if is_watched(inner):
+            return f"a {type(inner).__name__} has hooks or a forward method of its own"
+    return activation
 
 
 def _gate(module: nn.Module, reduce: str, excite: str, activation: str, gate: str) -> Gate:

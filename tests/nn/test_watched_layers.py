@@ -1,0 +1,77 @@
+"""Whoever watches the layers of a network, by hooks or by counting operations, sees what the plain network shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from biasloss_ext import accelerate
+from biasloss_ext.models import skipblocknet_xs
+from tests.nn import lookalikes
+
+
+def accelerated() -> nn.Module:
+    model = lookalikes.network()
+    assert accelerate(model).swapped
+    return model
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "skipblocknet_xs": (lambda: skipblocknet_xs(fused=False), skipblocknet_xs),
+    "accelerated": (lookalikes.network, accelerated),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def networks(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
+    """Plain and fused."""
+    plain, fused = (make() for make in NETWORKS[request.param])
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
+
+
+IMAGES = torch.randn(2, 3, 32, 32)
+
+
+def called(model: nn.Module) -> set[str]:
+    seen: set[str] = set()
+    handles = [
+        layer.register_forward_hook(lambda *_, name=name: seen.add(name))  # type: ignore[misc]
+        for name, layer in model.named_modules()
+        if not list(layer.children())
+    ]
+    model(IMAGES)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_on_all_layers_are_called(networks: tuple[nn.Module, nn.Module], training: bool) -> None:
+    plain, fused = (model.train(training) for model in networks)
+    assert called(fused) == called(plain)
+
+
+def test_a_hook_on_any_one_layer_is_called(networks: tuple[nn.Module, nn.Module]) -> None:
+    """Also where the layers around it are fused."""
+    _, fused = networks
+    for name, layer in fused.eval().named_modules():
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+            seen: list[int] = []
+            handle = layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))  # type: ignore[misc]
+            fused(IMAGES)
+            handle.remove()
+            assert seen, name
+
+
+def test_operations_are_counted(networks: tuple[nn.Module, nn.Module]) -> None:
+    counts = []
+    for model in networks:
+        with FlopCounterMode(display=False) as counter:
+            model(IMAGES)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
