@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -11,7 +13,8 @@ from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, why_not_fus
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.recognise import activation_of_norm, find, is_block
+from biasloss_ext.nn.inverted_residual import InvertedResidual
+from biasloss_ext.nn.recognise import activation_of_norm, find, is_block, is_norm_with_activation
 
 
 @dataclass(frozen=True)
@@ -70,34 +73,44 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if fused not in ("auto", True):
         raise ValueError(f"fused must be 'auto' or True, got {fused!r}")
-    if is_block(model):
+    if isinstance(model, InvertedResidual) or (is_block(model) and not isinstance(find(model), str)):
         raise ValueError(f"the model is itself a block ({type(model).__name__}); pass the model that contains it")
-    entries, swaps = [], []
-    for parent_name, parent in model.named_modules():
-        for child_name, child in parent.named_children():
-            name = f"{parent_name}.{child_name}" if parent_name else child_name
-            replacement = _replacement(child, fused)
-            if replacement is None or _inside_block(model, name):
-                continue
-            reason = replacement if isinstance(replacement, str) else None
-            if reason is not None and fused is True:
-                raise ValueError(f"{name} ({type(child).__name__}) has no fused kernels: {reason}")
-            entries.append(Entry(name, type(child).__name__, reason))
-            if isinstance(replacement, nn.Module) and replacement is not child:
-                swaps.append((parent, child_name, replacement))
-    for parent, child_name, module in swaps:
-        parent._modules[child_name] = module
+    found: list[_Candidate] = list(_candidates(model, "", fused))
+    entries = tuple(Entry(c.name, type(c.module).__name__, c.reason) for c in found)
+    for candidate in found:
+        if candidate.reason is not None and fused is True:
+            kind = type(candidate.module).__name__
+            raise ValueError(f"{candidate.name} ({kind}) has no fused kernels: {candidate.reason}")
+    for candidate in found:
+        if candidate.replacement is not None:
+            candidate.parent._modules[candidate.name.rpartition(".")[2]] = candidate.replacement
     for module in model.modules():
         if isinstance(module, _FUSED):
             module.fused = fused
-    return Report(tuple(entries))
+    return Report(entries)
 
 
-def _inside_block(model: nn.Module, name: str) -> bool:
-    """Whether one of the modules around the named one is a block, fused or not."""
-    path = name.split(".")
-    around = (model.get_submodule(".".join(path[:end])) for end in range(1, len(path)))
-    return any(is_block(module) or isinstance(module, _FUSED) for module in around)
+class _Candidate(NamedTuple):
+    """A module that may be fused: what is to take its place, itself where it is fused already, or why it is left."""
+
+    parent: nn.Module
+    name: str
+    module: nn.Module
+    replacement: nn.Module | None
+    reason: str | None
+
+
+def _candidates(parent: nn.Module, prefix: str, fused: Fused) -> Iterator[_Candidate]:
+    """From the outside in: what is within a fused module is no candidate; what is within one that is left may be."""
+    for name, child in parent.named_children():
+        path = f"{prefix}{name}"
+        found = _replacement(child, fused)
+        if isinstance(found, nn.Module):
+            yield _Candidate(parent, path, child, found, None)
+            continue
+        if found is not None:
+            yield _Candidate(parent, path, child, None, found)
+        yield from _candidates(child, f"{path}.", fused)
 
 
 _FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation, FusedNormActivation)
@@ -110,22 +123,37 @@ def _replacement(module: nn.Module, fused: Fused) -> nn.Module | str | None:
         return module
     if is_block(module):
         found = find(module)
-        return found if isinstance(found, str) else FusedBlock(module, fused)
-    if type(module).__name__ == "Conv2dNormActivation":
+        if not isinstance(found, str):
+            return FusedBlock(module, fused)
+        if not is_sequence(module):
+            return found
+    if is_sequence(module):
         layers = list(module.children())
         activation = type(layers[2]) if len(layers) > 2 else nn.Identity
-        if len(layers) not in (2, 3):
-            return f"it has {len(layers)} layers, not convolution, normalisation and activation"
-        return why_not_fusable(layers[0], layers[1], activation) or _fused_layer(module, layers, fused)
-    if type(module).__name__ == "BatchNormAct2d":
+        return why_not_fusable(layers[0], layers[1], activation) or _fused_layer(module, fused)
+    if is_norm_with_activation(module):
         activation_or_reason = activation_of_norm(module)
         return activation_or_reason if isinstance(activation_or_reason, str) else fuse_norm(module, fused)
     return None
 
 
-def _fused_layer(module: nn.Module, layers: list[nn.Module], fused: Fused) -> FusedConvNormActivation:
-    replacement = FusedConvNormActivation(*layers, fused=fused)
-    replacement.train(module.training)
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
-        replacement.__dict__[name] = module.__dict__[name]
+def is_sequence(module: nn.Module) -> bool:
+    """Whether the module is a sequence of a convolution, a normalization and perhaps an activation, whatever its class."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    layers = list(module.children())
+    return (
+        len(layers) in (2, 3)
+        and "forward" not in module.__dict__
+        and isinstance(layers[0], nn.Conv2d)
+        and type(layers[1]) is nn.BatchNorm2d
+        and (len(layers) == 2 or not layers[2]._modules)
+    )
+
+
+def _fused_layer(module: nn.Module, fused: Fused) -> FusedConvNormActivation:
+    """Children, parameters, hooks and attributes of the module, under its names."""
+    replacement = FusedConvNormActivation(*module.children(), fused=fused)
+    replacement.__dict__.update(module.__dict__)
+    replacement.fused = fused
     return replacement

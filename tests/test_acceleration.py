@@ -78,7 +78,7 @@ def test_report_says_what_was_left_and_why() -> None:
     network[7].bn2.act = nn.ReLU()
     network[5].block[0][2] = nn.Tanh()
     text = str(accelerate(network))
-    assert "7 of 10 blocks and layers are fused" in text
+    assert "14 of 20 blocks and layers are fused" in text, "the layers of a block that is left are fused one by one"
     assert "2 (InvertedResidual): left, the kernel is 9 x 9, there are 3 x 3, 5 x 5, 7 x 7" in text
     assert "7 (DepthwiseSeparableConv): left, an activation follows the projection" in text
     assert "5 (MBConv): left, the activation is Tanh" in text
@@ -125,7 +125,7 @@ def test_fused_norms_stay_what_they_are() -> None:
     torch.testing.assert_close(bare.eval()(x), nn.BatchNorm2d.forward(bare, x).tanh(), rtol=0, atol=0)  # type: ignore[arg-type]
     dropping = model()
     dropping[9].drop = nn.Dropout(0.5)
-    assert "9 (BatchNormAct2d): left, a normalisation drops channels" in str(accelerate(dropping))
+    assert "9 (BatchNormAct2d): left, a normalization drops channels" in str(accelerate(dropping))
 
 
 def test_hooks_stay() -> None:

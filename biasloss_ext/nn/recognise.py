@@ -1,19 +1,24 @@
-"""Finds the parts of depthwise-separable blocks as torchvision, timm and this package write them.
-
-The packages are told by the names of their classes and never imported. A recogniser returns a `Found`, or a sentence that says
-what about the block has no fused kernels.
-"""
+"""Finds the parts of depthwise-separable blocks, whoever wrote them: by what they compute, not by what they are called."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from biasloss_ext.nn.data_flow import Attention, Flow, Layer, Unfamiliar
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.fused_block import ACTIVATIONS, Gate, Parts, is_watched, why_not_fusable
 from biasloss_ext.nn.fused_inverted_residual import parts_of
 from biasloss_ext.nn.inverted_residual import InvertedResidual
+from biasloss_ext.ops import maps
+
+MOST_CONVOLUTIONS = 5  # of a block: expansion, depthwise, projection and the two of an attention
 
 
 class Found(NamedTuple):
@@ -24,162 +29,162 @@ class Found(NamedTuple):
     drop: nn.Module | None = None
 
 
-class _Odd(Exception):
-    """Carries the sentence that says what has no fused kernels."""
+def activation_of(layer: nn.Module) -> int | None:
+    """The number of the activation that a layer applies; None where it is no known activation.
 
-
-def _activation(module: nn.Module | None) -> int:
-    if module is None:
-        return ACTIVATIONS[nn.Identity]
-    # timm has activations of its own that are torch's under another class; what counts is the function's name.
+    Activations of other classes than torch's are known by the name of one of these, and by computing the same.
+    """
+    number = ACTIVATIONS.get(type(layer))
+    if number is not None or layer._modules or layer._parameters or layer._buffers:
+        return number
     by_name = {kind.__name__.lower(): number for kind, number in ACTIVATIONS.items()}
-    number = ACTIVATIONS.get(type(module), by_name.get(type(module).__name__.lower()))
-    if number is None:
-        raise _Odd(f"the activation is {type(module).__name__}")
-    return number
+    number = by_name.get(type(layer).__name__.lower())
+    return number if number is not None and _computes(type(layer), layer, number) else None
 
 
-def _convolution(module: nn.Module) -> nn.Conv2d:
-    if type(module) is not nn.Conv2d:
-        raise _Odd(f"a {type(module).__name__} stands where a Conv2d is expected")
-    return module
+_computing: dict[tuple[type[nn.Module], int], bool] = {}
 
 
-def _layer(sequence: Any) -> tuple[nn.Conv2d, nn.BatchNorm2d, int]:
-    """Convolution, normalisation and activation of a Conv2dNormActivation of torchvision."""
-    convolution, norm, *activation = sequence.children()
-    return _convolution(convolution), norm, _activation(activation[0] if activation else None)
+def _computes(kind: type[nn.Module], layer: nn.Module, number: int) -> bool:
+    known = _computing.get((kind, number))
+    if known is None:
+        values = torch.linspace(-8.0, 8.0, 65)
+        known = _computing[kind, number] = _agree(lambda: layer(values.clone()), maps.activate(values, number))
+    return known
 
 
-def _norm_of_timm(norm: Any) -> tuple[nn.BatchNorm2d, int]:
-    """A BatchNormAct2d, which holds its activation."""
-    if type(norm).__name__ != "BatchNormAct2d":
-        raise _Odd(f"a {type(norm).__name__} stands where a BatchNormAct2d is expected")
-    return norm, _activation(_without_drop(norm).act)
+def _agree(compute: Callable[[], Tensor], expected: Tensor) -> bool:
+    with torch.no_grad():
+        try:
+            return torch.allclose(compute(), expected, rtol=1e-4, atol=1e-5)
+        except Exception:  # whatever a layer of somebody else's raises for a sample of numbers
+            return False
 
 
-def _without_drop(norm: Any) -> Any:
-    if not isinstance(norm.drop, nn.Identity):
-        raise _Odd("a normalisation drops channels")
-    return norm
+def _norm_of(norm: nn.Module) -> tuple[nn.BatchNorm2d, int]:
+    """A normalization, and the activation that it applies itself, as timm's BatchNormAct2d does."""
+    if type(norm).forward in _NORM_FORWARDS:
+        return norm, maps.IDENTITY  # type: ignore[return-value]
+    if not is_norm_with_activation(norm):
+        raise Unfamiliar(f"{type(norm).__name__} may compute something else than BatchNorm2d")
+    activation = activation_of_norm(norm)
+    if isinstance(activation, str):
+        raise Unfamiliar(activation)
+    return norm, activation  # type: ignore[return-value]
 
 
-def activation_of_norm(norm: nn.Module) -> int | str:
-    """The activation of timm's BatchNormAct2d, or why it has no fused kernels."""
+_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+
+
+def is_norm_with_activation(module: nn.Module) -> bool:
+    """Whether the module is a BatchNorm2d that applies its child ``act`` itself, as timm's BatchNormAct2d does."""
+    if not isinstance(module, nn.BatchNorm2d) or "act" not in module._modules:
+        return False
+    known = _applying.get(type(module))
+    if known is None:
+        known = _applying[type(module)] = _applies_its_activation(module)
+    return known
+
+
+_applying: dict[type[nn.Module], bool] = {}
+
+
+def _applies_its_activation(norm: Any) -> bool:
+    """Tried on a copy, in evaluation."""
     try:
-        activation = _activation(_without_drop(norm).act)
-    except _Odd as odd:
-        return str(odd)
+        twin = copy.deepcopy(norm).to_empty(device="cpu").float().eval()
+    except Exception:  # whatever its hooks or its own attributes raise
+        return False
+    channels = norm.num_features
+    values = torch.linspace(-4.0, 4.0, 5 * channels).reshape(5, channels, 1, 1)
+    for name, tensor in twin.state_dict().items():
+        tensor.copy_(torch.tensor(3) if name == "num_batches_tracked" else torch.linspace(0.5, 2.0, channels))
+    normalized = F.batch_norm(values, twin.running_mean, twin.running_var, twin.weight, twin.bias, False, 0.0, twin.eps)
+    return _agree(lambda: type(twin).forward(twin, values), twin.act(normalized))
+
+
+def activation_of_norm(norm: Any) -> int | str:
+    """The activation of a normalization that applies one, or why it has no fused kernels."""
+    if not isinstance(getattr(norm, "drop", nn.Identity()), nn.Identity):
+        return "a normalization drops channels"
     for inner in norm.children():
         if is_watched(inner):
             return f"a {type(inner).__name__} has hooks or a forward method of its own"
-    return activation
+    number = activation_of(norm.act)
+    return f"the activation is {type(norm.act).__name__}" if number is None else number
 
 
-def _gate(module: nn.Module, reduce: str, excite: str, activation: str, gate: str) -> Gate:
-    first, second = (_convolution(getattr(module, name)) for name in (reduce, excite))
-    if first.bias is None or second.bias is None:
-        raise _Odd("a layer of the attention has no bias")
-    return Gate(first, second, _activation(getattr(module, activation)), _activation(getattr(module, gate)))
+def _is_drop(layer: nn.Module) -> bool:
+    """Whether a layer drops samples or elements in training, and does nothing in evaluation."""
+    return type(layer).__name__ in ("DropPath", "StochasticDepth") or isinstance(layer, nn.modules.dropout._DropoutNd)
 
 
-def _gate_of_torchvision(module: nn.Module) -> Gate:
-    return _gate(module, "fc1", "fc2", "activation", "scale_activation")
-
-
-def _gate_of_timm(module: nn.Module) -> Gate | None:
-    if isinstance(module, nn.Identity):
+def _gate(attention: Attention | None) -> Gate | None:
+    if attention is None:
         return None
-    if type(module).__name__ != "SqueezeExcite":
-        raise _Odd(f"the attention is {type(module).__name__}")
-    if getattr(module, "add_maxpool", False):
-        raise _Odd("the attention takes maxima")
-    return _gate(module, "conv_reduce", "conv_expand", "act1", "gate")
+    for layer in (attention.reduce, attention.excite):
+        if layer.bias is None:
+            raise Unfamiliar("a layer of the attention has no bias")
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
+            raise Unfamiliar("an attention has a convolution larger than 1 x 1, or grouped")
+    return Gate(*attention)
 
 
-_Layer = tuple[nn.Conv2d, nn.BatchNorm2d, int]
+def _read(block: nn.Module) -> Found:
+    flow = Flow(block, activation_of)
+    main, has_residual = flow.residual(flow.result())
+    main, drop = flow.dropped(main, _is_drop)
+    if drop is not None and not has_residual:
+        raise Unfamiliar(f"a {type(drop).__name__} follows the projection, and nothing is added to it")
+    gated, project = flow.layer(main, _norm_of)
+    if project.activation != maps.IDENTITY:
+        raise Unfamiliar("an activation follows the projection")
+    convolved, attention = flow.gated(gated)
+    expanded, depthwise = flow.layer(convolved, _norm_of)
+    expand: Layer | None = None
+    if expanded is not flow.input:
+        first, expand = flow.layer(expanded, _norm_of)
+        if first is not flow.input:
+            raise Unfamiliar("it has more layers than expansion, depthwise convolution and projection")
+    flow.check_all_read()
+    expansion: tuple[Any, ...] = (None, None, maps.IDENTITY) if expand is None else expand
+    others = tuple(block.modules())[1:]
+    parts = Parts._make((*expansion, *depthwise, _gate(attention), *project[:2], others))
+    return Found(parts, has_residual, drop)
 
 
-def _parts(expand: _Layer | None, depthwise: _Layer, gate: Gate | None, project: _Layer) -> Parts:
-    if project[2] != ACTIVATIONS[nn.Identity]:
-        raise _Odd("an activation follows the projection")
-    expansion = (None, None, ACTIVATIONS[nn.Identity]) if expand is None else expand
-    others = ()  # `find` has them
-    return Parts._make((*expansion, *depthwise, gate, *project[:2], others))
-
-
-def _of_torchvision_v2(block: Any) -> Found:
-    *layers, project, norm = block.conv
-    expand = _layer(layers[0]) if len(layers) == 2 else None
-    parts = _parts(expand, _layer(layers[-1]), None, (_convolution(project), norm, ACTIVATIONS[nn.Identity]))
-    return Found(parts, bool(block.use_res_connect))
-
-
-def _of_torchvision_v3(block: Any) -> Found:
-    *layers, project = block.block
-    gates = [layer for layer in layers if type(layer).__name__ == "SqueezeExcitation"]
-    plain = [layer for layer in layers if layer not in gates]
-    expand = _layer(plain[0]) if len(plain) == 2 else None
-    gate = _gate_of_torchvision(gates[0]) if gates else None
-    parts = _parts(expand, _layer(plain[-1]), gate, _layer(project))
-    return Found(parts, bool(block.use_res_connect), getattr(block, "stochastic_depth", None))
-
-
-def _of_timm_inverted_residual(block: Any) -> Found:
-    _no_extras(block)
-    parts = _parts(
-        (_convolution(block.conv_pw), *_norm_of_timm(block.bn1)),
-        (_convolution(block.conv_dw), *_norm_of_timm(block.bn2)),
-        _gate_of_timm(block.se),
-        (_convolution(block.conv_pwl), *_norm_of_timm(block.bn3)),
-    )
-    return Found(parts, bool(block.has_skip), block.drop_path)
-
-
-def _of_timm_depthwise_separable(block: Any) -> Found:
-    _no_extras(block)
-    parts = _parts(
-        None,
-        (_convolution(block.conv_dw), *_norm_of_timm(block.bn1)),
-        _gate_of_timm(block.se),
-        (_convolution(block.conv_pw), *_norm_of_timm(block.bn2)),
-    )
-    return Found(parts, bool(block.has_skip), block.drop_path)
-
-
-def _no_extras(block: Any) -> None:
-    for name in ("conv_s2d", "bn_s2d", "aa", "layer_scale"):
-        extra = getattr(block, name, None)
-        if extra is not None and not isinstance(extra, nn.Identity):
-            raise _Odd(f"it has a {type(extra).__name__} ({name})")
-
-
-RECOGNISERS: dict[tuple[str, str], Callable[[Any], Found]] = {
-    ("torchvision.models.mobilenetv2", "InvertedResidual"): _of_torchvision_v2,
-    ("torchvision.models.mobilenetv3", "InvertedResidual"): _of_torchvision_v3,
-    ("torchvision.models.efficientnet", "MBConv"): _of_torchvision_v3,
-    ("timm.models._efficientnet_blocks", "InvertedResidual"): _of_timm_inverted_residual,
-    ("timm.models._efficientnet_blocks", "DepthwiseSeparableConv"): _of_timm_depthwise_separable,
-}
+def is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d | DepthwiseConv2d) and layer.groups == layer.in_channels > 1
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether the module is a block that `find` knows."""
-    return type(module) is InvertedResidual or _key(module) in RECOGNISERS
-
-
-def _key(module: nn.Module) -> tuple[str, str]:
-    return type(module).__module__, type(module).__name__
+    """Whether the module has the layers of one block: a depthwise convolution and one to four others, and normalizations."""
+    if isinstance(module, InvertedResidual):
+        return True
+    if not module._modules or (type(module) is nn.Sequential and len(module) == 1):
+        return False
+    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | DepthwiseConv2d)]
+    return (
+        1 < len(convolutions) <= MOST_CONVOLUTIONS
+        and sum(map(is_depthwise, convolutions)) == 1
+        and any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    )
 
 
 def find(block: nn.Module) -> Found | str:
     """The parts of a block, or why it has no fused kernels."""
+    if isinstance(block, InvertedResidual):
+        parts = parts_of(block.conv)
+        return parts if isinstance(parts, str) else Found(parts, block.has_residual)
+    found = structure(block)
+    return found if isinstance(found, str) else why_not_fusable(found.parts) or found
+
+
+def structure(block: nn.Module) -> Found | str:
+    """As `find`, whatever the attributes and hooks of the layers; tracing takes a few milliseconds."""
+    if "forward" in block.__dict__:
+        return "it has a forward method of its own"
     try:
-        if isinstance(block, InvertedResidual):
-            parts = parts_of(block.conv)
-            return parts if isinstance(parts, str) else Found(parts, block.has_residual)
-        found = RECOGNISERS[_key(block)](block)
-    except _Odd as odd:
-        return str(odd)
-    found = found._replace(parts=found.parts._replace(others=tuple(block.modules())[1:]))
-    return why_not_fusable(found.parts) or found
+        return _read(block)
+    except Unfamiliar as unfamiliar:
+        return str(unfamiliar)
