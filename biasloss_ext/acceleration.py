@@ -73,9 +73,9 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if fused not in ("auto", True):
         raise ValueError(f"fused must be 'auto' or True, got {fused!r}")
-    if isinstance(model, InvertedResidual) or (is_block(model) and not isinstance(find(model), str)):
+    found = [] if isinstance(model, InvertedResidual) else list(_candidates(model, "", fused))
+    if not any(candidate.replacement for candidate in found) and is_block(model) and not isinstance(find(model), str):
         raise ValueError(f"the model is itself a block ({type(model).__name__}); pass the model that contains it")
-    found: list[_Candidate] = list(_candidates(model, "", fused))
     entries = tuple(Entry(c.name, type(c.module).__name__, c.reason) for c in found)
     for candidate in found:
         if candidate.reason is not None and fused is True:

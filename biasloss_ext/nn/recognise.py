@@ -32,25 +32,23 @@ class Found(NamedTuple):
 def activation_of(layer: nn.Module) -> int | None:
     """The number of the activation that a layer applies; None where it is no known activation.
 
-    Activations of other classes than torch's are known by the name of one of these, and by computing the same.
+    Layers of other classes than torch's, without any state, are tried on numbers.
     """
-    number = ACTIVATIONS.get(type(layer))
-    if number is not None or layer._modules or layer._parameters or layer._buffers:
+    kind = type(layer)
+    number = ACTIVATIONS.get(kind)
+    if number is not None or layer.__dict__.keys() - _STATELESS:
         return number
-    by_name = {kind.__name__.lower(): number for kind, number in ACTIVATIONS.items()}
-    number = by_name.get(type(layer).__name__.lower())
-    return number if number is not None and _computes(type(layer), layer, number) else None
+    if kind not in _activations:
+        values = torch.cat((torch.linspace(-8.0, 8.0, 65), torch.tensor([-1e4, -100.0, 100.0, 1e4])))
+        same = (
+            known for known in maps.Activation if _agree(lambda: layer(values.clone()), maps.activate(values, known))
+        )
+        _activations[kind] = next(same, None)
+    return None if layer._modules or layer._parameters or layer._buffers else _activations[kind]
 
 
-_computing: dict[tuple[type[nn.Module], int], bool] = {}
-
-
-def _computes(kind: type[nn.Module], layer: nn.Module, number: int) -> bool:
-    known = _computing.get((kind, number))
-    if known is None:
-        values = torch.linspace(-8.0, 8.0, 65)
-        known = _computing[kind, number] = _agree(lambda: layer(values.clone()), maps.activate(values, number))
-    return known
+_STATELESS = nn.Module().__dict__.keys() | {"inplace"}
+_activations: dict[type[nn.Module], int | None] = {}
 
 
 def _agree(compute: Callable[[], Tensor], expected: Tensor) -> bool:
