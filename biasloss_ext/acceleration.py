@@ -14,7 +14,7 @@ from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, Fused
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.recognise import activation_of_norm, find, is_block, is_norm_with_activation
+from biasloss_ext.nn.recognise import activation_of_norm, find, is_block, is_norm_with_activation, is_sequence
 
 
 @dataclass(frozen=True)
@@ -135,20 +135,6 @@ def _replacement(module: nn.Module, fused: Fused) -> nn.Module | str | None:
         activation_or_reason = activation_of_norm(module)
         return activation_or_reason if isinstance(activation_or_reason, str) else fuse_norm(module, fused)
     return None
-
-
-def is_sequence(module: nn.Module) -> bool:
-    """Whether the module is a sequence of a convolution, a normalization and perhaps an activation, whatever its class."""
-    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
-        return False
-    layers = list(module.children())
-    return (
-        len(layers) in (2, 3)
-        and "forward" not in module.__dict__
-        and isinstance(layers[0], nn.Conv2d)
-        and type(layers[1]) is nn.BatchNorm2d
-        and (len(layers) == 2 or not layers[2]._modules)
-    )
 
 
 def _fused_layer(module: nn.Module, fused: Fused) -> FusedConvNormActivation:

@@ -6,13 +6,19 @@ import copy
 
 from torch import nn
 
-from biasloss_ext.nn.fused_block import ACTIVATIONS
+from biasloss_ext.nn.fused_block import ACTIVATIONS, is_watched
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise, why_not_fusable
 from biasloss_ext.nn.fused_inverted_residual import parts_of
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.inference_block import InferenceBlock, InferenceConvNorm, InferenceSkipBlock
+from biasloss_ext.nn.inference_block import (
+    InferenceBlock,
+    InferenceConvNorm,
+    InferenceSkipBlock,
+    Prepared,
+    refuse_state_dict,
+)
 from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.recognise import Found, find, is_block
+from biasloss_ext.nn.recognise import Found, find, is_block, is_sequence
 from biasloss_ext.nn.skip_block import SkipBlock
 
 
@@ -40,14 +46,18 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     optimized = copy.deepcopy(model).eval()
     _swap_children(optimized)
-    return _prepared(optimized) or optimized
+    optimized = _prepared(optimized) or optimized
+    if refuse_state_dict not in optimized._load_state_dict_pre_hooks.values():
+        optimized.register_load_state_dict_pre_hook(refuse_state_dict)
+    return optimized
 
 
 def _swap_children(module: nn.Module) -> None:
     for name, child in module.named_children():
         replacement = _prepared(child)
         if replacement is None:
-            _swap_children(child)
+            if not isinstance(child, Prepared):
+                _swap_children(child)
         else:
             module._modules[name] = replacement
 
@@ -60,10 +70,10 @@ def _prepared(module: nn.Module) -> nn.Module | None:
     if isinstance(module, (FusedBlock, InvertedResidual)) or is_block(module):
         found = find(module.plain if isinstance(module, FusedBlock) else module)
         return None if isinstance(found, str) else InferenceBlock(module, found)
-    if isinstance(module, FusedConvNormActivation) or type(module).__name__ == "Conv2dNormActivation":
+    if isinstance(module, FusedConvNormActivation) or is_sequence(module):
         layers = list(module.children())
         activation = type(layers[2]) if len(layers) == 3 else nn.Identity
-        if len(layers) not in (2, 3) or why_not_fusable(layers[0], layers[1], activation) is not None:
+        if any(map(is_watched, layers)) or why_not_fusable(layers[0], layers[1], activation) is not None:
             return None
         return InferenceConvNorm(module, ACTIVATIONS[activation], is_pointwise(layers[0]))  # type: ignore[arg-type]
     return None

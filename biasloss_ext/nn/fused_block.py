@@ -190,8 +190,8 @@ def weights_of(parts: Parts) -> Weights:
 
 
 def autocast_input(x: Tensor) -> Tensor:
-    """``x`` in the dtype in which autocast would have a convolution compute, channels_last."""
-    if torch.is_autocast_enabled(x.device.type):
+    """``x`` in the dtype in which autocast would have a convolution compute, channels_last. Autocast leaves float64 alone."""
+    if x.dtype is not torch.float64 and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return maps.channels_last(x)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.fused_block import (
@@ -56,6 +55,14 @@ def constant_affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
     return batch_norm.constant_statistics(norm, dtype)[2:].contiguous()
 
 
+def refuse_state_dict(*_: Any) -> None:
+    """Also as a hook, before anything is loaded."""
+    raise RuntimeError(
+        "a model from optimize_for_inference takes no state_dict, since its tensors are prepared from it: load it into the model "
+        "that this one was made of, and optimize that again"
+    )
+
+
 class Prepared(nn.Module):
     """Runs `plain` from tensors that are made of it once, and again whenever it is moved or converted.
 
@@ -74,6 +81,9 @@ class Prepared(nn.Module):
 
     def prepare(self) -> None:
         raise AssertionError("each kind has its own")
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
+        refuse_state_dict()
 
     def train(self, mode: bool = True) -> Any:
         if mode:
@@ -209,8 +219,8 @@ class InferenceConvNorm(Prepared):
         return maps.channels_last(maps.activate(self._convolve(x), self.activation))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        conv = self.plain[0]  # type: ignore[index]
-        return F.conv2d(x, self.weight, self.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        convolved: Tensor = self.plain[0]._conv_forward(x, self.weight, self.bias)  # type: ignore[index, operator]
+        return convolved
 
     def can_pool(self, x: Tensor) -> bool:
         hooked = self._forward_hooks or self._forward_pre_hooks

@@ -18,6 +18,8 @@ def average_to(x: Tensor, size: tuple[int, int], deterministic: bool | None = No
         deterministic: take two small matrix products where the sizes do not divide; by default on CUDA after
             ``torch.use_deterministic_algorithms(True)``.
     """
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        return _by_products(x, *size)  # that exporter has no adaptive average to a size which may vary
     if not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x, size)  # a graph must not depend on whether these sizes divide
     (height, width), (rows, columns) = x.shape[-2:], size

@@ -169,6 +169,20 @@ def is_block(module: nn.Module) -> bool:
     )
 
 
+def is_sequence(module: nn.Module) -> bool:
+    """Whether the module is a sequence of a convolution, a normalization and perhaps an activation, whatever its class."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    layers = list(module.children())
+    return (
+        len(layers) in (2, 3)
+        and "forward" not in module.__dict__
+        and isinstance(layers[0], nn.Conv2d)
+        and type(layers[1]) is nn.BatchNorm2d
+        and (len(layers) == 2 or not layers[2]._modules)
+    )
+
+
 def find(block: nn.Module) -> Found | str:
     """The parts of a block, or why it has no fused kernels."""
     if isinstance(block, InvertedResidual):
