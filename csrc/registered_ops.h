@@ -28,6 +28,7 @@ inline constexpr Text batch_norm_statistics = "y " BIASLOSS_NORM;
 inline constexpr Text bias_loss = "features variance extrema output target class_weight running_min";
 inline constexpr Text bias_loss_backward = "grad_loss output target class_weight weight statistics";
 inline constexpr Text channel_gram = "x";
+inline constexpr Text channel_gram_product = "x mean gram weight weight_gram";
 inline constexpr Text depthwise = "x weight affine " BIASLOSS_NORM;
 inline constexpr Text depthwise_backward =
     "x weight grad pool_grad y y_affine y_coefficients affine moments residual_grad";
@@ -58,6 +59,7 @@ inline constexpr Text squeeze_excite_backward =
   OP(bias_loss)                 \
   OP(bias_loss_backward)        \
   OP(channel_gram)              \
+  OP(channel_gram_product)      \
   OP(depthwise)                 \
   OP(depthwise_backward)        \
   OP(expand_depthwise)          \

@@ -60,9 +60,7 @@ def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameter
     # As in `nn.block_function`, where the formulas are.
     matrix, count = expand.flatten(1), x.numel() // x.shape[1]
     mean_x, gram = op.gram(x)
-    weight_gram = matrix @ gram
-    mean = (matrix.double() @ mean_x.double()).to(matrix.dtype)
-    moments = torch.stack((mean, (weight_gram * matrix).sum(1) / count))
+    weight_gram, moments = op.product(x, mean_x, gram, matrix, matrix @ gram)
     affine = batch_norm_op.affine(moments, count, **composition.finish(parameters))[2:]
     y, _ = op.forward(x, expand, affine, weight, activation=ACTIVATION, stride=stride)
     grad_x, grad_expand, grad_weight, coefficients = op.backward(

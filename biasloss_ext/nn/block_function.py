@@ -290,11 +290,8 @@ def _statistics_of_expanded(
     assert w.expand is not None
     mean_x, gram = expand_depthwise.gram(x, backend=options.backend)
     matrix = w.expand.flatten(1)
-    weight_gram = matrix @ gram
     count = x.numel() // max(x.shape[1], 1)
-    # A rounding of the mean would shift all of a channel alike, which sums over the map do not average out.
-    mean = (matrix.double() @ mean_x.double()).to(matrix.dtype)
-    moments = torch.stack((mean, (weight_gram * matrix).sum(1) / max(count, 1)))
+    weight_gram, moments = expand_depthwise.product(x, mean_x, gram, matrix, matrix @ gram, backend=options.backend)
     finish = options.norms[0].finish(w.expand_gamma, w.expand_beta)
     return batch_norm.affine(moments, count, backend=options.backend, **finish), mean_x, weight_gram
 

@@ -49,6 +49,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "y": "map N E h w", "y_affine": "2 E", "y_coefficients": "6 E", "grad": "map N E h w", "pool_grad": "N E",
     },
     "channel_gram": {"x": _X},
+    "channel_gram_product": {"x": _X, "mean": "C", "gram": "C C", "weight": "K C", "weight_gram": "K C"},
     "batch_norm_statistics": {"y": _X, **_norm("C")},
     "batch_norm_affine": {"moments": "2 C", **_norm("C")},
     "batch_norm_apply": {"y": _X, "affine": "2 C", "residual": _X},

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.bias_loss import reference as bias_loss
+from biasloss_ext.ops.expand_depthwise import reference as expand_reference
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.registry import OPS
 from tests.calls import Call
@@ -172,6 +173,12 @@ def _gram(s: _Source) -> list[Call]:
     return [Call((s.map(),))]
 
 
+def _gram_product(s: _Source) -> list[Call]:
+    x, weight = s.map(), s.values(OUTPUTS, CHANNELS)
+    mean, gram = expand_reference.channel_gram(x)
+    return [Call((x, mean, gram, weight, weight @ gram))]
+
+
 def _expand(s: _Source) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The arguments of expand_depthwise, and the moments of the expanded map."""
     x, expand_weight = s.map(), s.values(OUTPUTS, CHANNELS, 1, 1)
@@ -270,6 +277,7 @@ _MAKERS = {
     "bias_loss": _loss,
     "bias_loss_backward": _loss_backward,
     "channel_gram": _gram,
+    "channel_gram_product": _gram_product,
     "depthwise": _depthwise,
     "depthwise_backward": _depthwise_backward,
     "expand_depthwise": _expand_depthwise,

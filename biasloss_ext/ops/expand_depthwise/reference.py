@@ -21,6 +21,18 @@ def channel_gram(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (rows - mean).T @ (rows - mean)
 
 
+def channel_gram_product(
+    x: Tensor, mean: Tensor, gram: Tensor, weight: Tensor, weight_gram: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All of it from x."""
+    rows = x.to(mean.dtype).permute(0, 2, 3, 1).flatten(0, 2) - mean
+    y = rows @ weight.T
+    count = max(rows.shape[0], 1)
+    away = y.sum(0) / count
+    moments = torch.stack((weight @ mean + away, y.square().sum(0) / count - away.square()))
+    return y.T @ rows, moments if rows.shape[0] > 0 else torch.zeros_like(moments)
+
+
 def _expanded(x: Tensor, expand_weight: Tensor) -> Tensor:
     wide = x.to(accumulation_dtype(x.dtype))
     return F.conv2d(wide, expand_weight.to(wide.dtype))
