@@ -219,6 +219,15 @@ def test_a_changed_module_computes_what_it_says(name: str, value: Any) -> None:
         ours(images())
 
 
+def test_same_padding_is_that_of_the_kernels_at_stride_one_alone() -> None:
+    ours, plain = pair_of({"padding": "same", "backend": "cpu"})
+    torch.testing.assert_close(ours(images()), plain(images()))
+    ours.backend, ours.stride, plain.stride = "auto", (2, 2), (2, 2)
+    for module in (plain, ours):
+        with pytest.raises(RuntimeError, match="strided convolutions"):
+            module(images())
+
+
 def test_unknown_and_missing_backends() -> None:
     with pytest.raises(ValueError, match="unknown backend 'gpu'; there are: auto, reference, cpu, cuda, triton"):
         DepthwiseConv2d(**KERNEL, backend="gpu")
