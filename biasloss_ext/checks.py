@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")  # in the order of torch's own reduction codes
 NORMALISATION_MODES = ("global", "local")
 CLASS_DTYPES = (torch.int64, torch.int32, torch.uint8)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEPTHWISE_KERNELS = (3, 5, 7)
+DEPTHWISE_STRIDES = (1, 2)
 
 targets_are_checked = False
 
@@ -196,49 +198,49 @@ def classes_in_range(output: Tensor, target: Tensor, ignore_index: int) -> None:
         raise IndexError(f"target of sample {int(first[0])} is {value}, expected a class in [0, {output.shape[1]})")
 
 
-def depthwise_sizes(kernel_size: int | tuple[int, ...], stride: int | tuple[int, ...]) -> tuple[int, int]:
-    """Both as single numbers."""
-    sizes = []
-    for name, value, expected in (("kernel_size", kernel_size, (3, 5, 7)), ("stride", stride, (1, 2))):
-        pair = value if isinstance(value, (tuple, list)) else (value, value)
-        if len(pair) != 2 or pair[0] != pair[1] or pair[0] not in expected:
-            raise ValueError(f"{name} must be one of {expected} in both directions, got {value}")
-        sizes.append(int(pair[0]))
-    return sizes[0], sizes[1]
+def depthwise_stride(stride: Any) -> int:
+    """As a single number."""
+    pair = tuple(stride) if isinstance(stride, (tuple, list)) else (stride, stride)
+    if any(isinstance(value, bool) or not isinstance(value, numbers.Integral) for value in pair):
+        raise TypeError(f"stride must be an integer or a pair of integers, got {stride!r}")
+    if len(pair) not in (1, 2) or pair[0] != pair[-1] or pair[0] not in DEPTHWISE_STRIDES:
+        raise ValueError(f"stride must be one of {DEPTHWISE_STRIDES} in both directions, got {stride!r}")
+    return int(pair[0])
 
 
-def depthwise_convolution(conv: nn.Conv2d) -> None:
-    """That the convolution is one that the depthwise kernels compute."""
-    kernel, _ = depthwise_sizes(conv.kernel_size, conv.stride)
-    if conv.dilation != (1, 1):
-        raise ValueError(f"dilation must be 1, got {conv.dilation}")
-    if conv.padding != (kernel // 2, kernel // 2):
-        raise ValueError(f"padding must be {kernel // 2} for a kernel of {kernel}, got {conv.padding}")
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode must be 'zeros', got {conv.padding_mode!r}")
-    if not conv.in_channels == conv.out_channels == conv.groups:
-        raise ValueError(
-            f"in_channels, out_channels and groups must be equal, got {conv.in_channels}, {conv.out_channels}, "
-            f"{conv.groups}"
-        )
-
-
-def depthwise_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            floating(name, tensor)
-            if tensor.device != x.device:
-                raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: move them to one device")
+def depthwise_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    floating("x", x)
+    floating("weight", weight)
+    if bias is not None:
+        floating("bias", bias)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: move them to one device")
     if x.dim() not in (3, 4):
         raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
     if weight.dim() != 4 or weight.shape[1] != 1:
         raise ValueError(f"weight must be (C, 1, k, k), got {tuple(weight.shape)}")
-    depthwise_sizes(tuple(weight.shape[2:]), stride)
+    height, width = weight.shape[2:]
+    if height != width or height not in DEPTHWISE_KERNELS:
+        raise ValueError(
+            f"kernel_size must be one of {DEPTHWISE_KERNELS} in both directions, got {tuple(weight.shape[2:])}"
+        )
     channels = weight.shape[0]
     if x.shape[-3] != channels:
         raise ValueError(f"x has {x.shape[-3]} channels, weight has {channels}")
+    if x.shape[-2] < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x must have a height and a width of at least 1, got {tuple(x.shape)}")
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"bias must be ({channels},), got {tuple(bias.shape)}")
+
+
+def depthwise_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) -> None:
+    """That they are equal; under autocast, that all or none are float64."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None or tensor.dtype == x.dtype:
+            continue
+        if not autocast or torch.float64 in (tensor.dtype, x.dtype):
+            raise TypeError(f"x is {x.dtype}, {name} is {tensor.dtype}: convert one of them, or use torch.autocast")
 
 
 def floating(name: str, tensor: Tensor) -> None:

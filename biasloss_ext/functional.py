@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from biasloss_ext import checks
-from biasloss_ext.ops import backends
+from biasloss_ext.ops import backends, tracing
 from biasloss_ext.ops.bias_loss import op as bias_loss_op
 from biasloss_ext.ops.bias_loss import reference as bias_loss_reference
 from biasloss_ext.ops.depthwise import convolution
@@ -151,30 +152,58 @@ def bias_loss(
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, *, backend: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """``F.conv2d(x, weight, bias, stride, padding=k // 2, groups=C)``, on kernels of its own.
 
-    :class:`biasloss_ext.nn.DepthwiseConv2d` has the layouts, dtypes and guarantees.
-
     Args:
-        x: (N, C, H, W) or (C, H, W), any layout.
-        weight: (C, 1, k, k) with k in 3, 5, 7.
-        bias: (C,).
-        stride: 1 or 2.
-        backend: "auto", "reference", "cpu" or "cuda".
+        x: (N, C, H, W) or (C, H, W) of float16, bfloat16, float32 or float64, any layout.
+        weight: (C, 1, k, k) with k in 3, 5, 7, dtype of ``x``.
+        bias: (C,), dtype of ``x``.
+        stride: 1 or 2, or a pair of either.
+        backend: "auto", "reference", "cpu" or "cuda". "auto" runs ``F.conv2d`` itself where no kernels can run, in exported
+            graphs, under torch.func and on subclasses of tensors.
 
     Returns:
-        (N, C, ceil(H / stride), ceil(W / stride)), or without N, channels_last, dtype of ``x``.
+        (N, C, ceil(H / stride), ceil(W / stride)), or without N; dtype of ``x``, that of autocast under it. The memory
+        format is that of ``F.conv2d``: channels_last where ``x`` or ``weight`` is, which saves a copy each way. Sums are
+        taken in float32 (float64 for float64). Deterministic. Gradients are in the dtypes and strides of what they belong
+        to, and can be differentiated again, by plain PyTorch.
+
+    Raises:
+        TypeError: a tensor that is not floating point, tensors of several dtypes outside of autocast, or a stride that is
+            no integer.
+        ValueError: another shape, kernel or stride, tensors on several devices, or no such backend.
+        RuntimeError: the named backend cannot run on the device of ``x``, or under torch.func.
     """
-    checks.depthwise_tensors(x, weight, bias, stride)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    chosen = backends.choose(backend, x.device, "depthwise")
-    y = convolution.convolve(x if x.dim() == 4 else x[None], weight, stride, chosen)
-    if bias is not None:
-        y = y + bias.to(y.dtype)[:, None, None]
-    return y if x.dim() == 4 else y[0]
+    stride = checks.depthwise_stride(stride)
+    if not tracing.exporting(x):
+        checks.depthwise_tensors(x, weight, bias)
+        chosen = backends.choose(backend, x.device, "depthwise")
+        if not _needs_plain_convolution(x, weight, bias, backend, chosen):
+            return convolution.convolve_images(x, weight, bias, stride, chosen)
+    return F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+
+def _needs_plain_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, chosen: str) -> bool:
+    """Whether PyTorch's own convolution is to run.
+
+    Raises:
+        RuntimeError: it would have to, and another backend was named.
+    """
+    if tracing.transformed(x, weight, bias):
+        return chosen == "reference" or _under_transform(backend) == "reference"
+    if backend != "auto":
+        return False
+    plain_tensors = all(
+        t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.layout is torch.strided) for t in (x, weight, bias)
+    )
+    return chosen == "reference" or not plain_tensors
 
 
 def weighted_cross_entropy(

@@ -92,7 +92,7 @@ def loss(backend: str) -> None:
 
 
 def depthwise(backend: str) -> None:
-    layer, x = DepthwiseConv2d(5, 3, 2, bias=True, backend=backend), torch.randn(2, 5, 6, 7)
+    layer, x = DepthwiseConv2d(5, 5, 3, 2, 1, groups=5, backend=backend), torch.randn(2, 5, 6, 7)
     plain = nn.Conv2d(5, 5, 3, 2, 1, groups=5)
     plain.load_state_dict(layer.state_dict())
 

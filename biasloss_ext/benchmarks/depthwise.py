@@ -48,11 +48,11 @@ def _output_shape(workload: Workload) -> torch.Size:
     return torch.Size((workload.batch, channels, -(-height // stride), -(-width // stride)))
 
 
-def _convolution(workload: Workload) -> nn.Conv2d:
+def _convolution(workload: Workload, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
     channels, kernel_size = workload.sample[0], workload.option("kernel_size")
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        return nn.Conv2d(
+        return kind(
             channels,
             channels,
             kernel_size,
@@ -64,9 +64,7 @@ def _convolution(workload: Workload) -> nn.Conv2d:
 
 
 def _ours(workload: Workload, device: torch.device) -> Built:
-    layer = DepthwiseConv2d(workload.sample[0], workload.option("kernel_size"), workload.option("stride"))
-    layer.load_state_dict(_convolution(workload).state_dict())
-    return _built(workload, device, layer, _our_gradient)
+    return _built(workload, device, _convolution(workload, DepthwiseConv2d), _our_gradient)
 
 
 def _torch(workload: Workload, device: torch.device) -> Built:

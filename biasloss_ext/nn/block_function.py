@@ -28,7 +28,7 @@ from torch import Tensor
 
 from biasloss_ext.nn import block_replay
 from biasloss_ext.nn.batch_norm import Norm, in_dtype
-from biasloss_ext.nn.norm_functions import in_layout_of, refuse_second_derivative, without_autocast
+from biasloss_ext.nn.norm_functions import refuse_second_derivative, without_autocast
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm
 from biasloss_ext.ops.depthwise import op as depthwise
@@ -160,7 +160,7 @@ class Block(torch.autograd.Function):
         with without_autocast(x):
             grad_x, grads = _recorded_backward(ctx.options, same, x, w, saved)
         laid_out = [
-            None if p is None or g is None else in_layout_of(p, g) for p, g in zip(parameters, grads, strict=True)
+            None if p is None or g is None else maps.in_layout_of(p, g) for p, g in zip(parameters, grads, strict=True)
         ]
         grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
         return None, grad_x, grad_residual, None, None, None, *laid_out

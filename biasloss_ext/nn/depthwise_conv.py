@@ -8,49 +8,120 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext import checks, functional
+from biasloss_ext.ops import backends, tracing
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d(channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels)``, made fast.
+    """`nn.Conv2d`, on depthwise kernels where they compute the same: replace the class name, and nothing else.
 
-    A subclass of `nn.Conv2d`: parameters, their initialisation and the state dict are the same.
-    Input (N, channels, H, W) or (channels, H, W) of float16, bfloat16, float32 or float64 in any layout; output
-    (N, channels, ceil(H / stride), ceil(W / stride)), channels_last, dtype of the input. Sums are taken in float32
-    (float64 for float64). Deterministic. Under autocast the input is cast, the weight is not; gradients have the
-    dtypes of what they belong to. With ``create_graph=True`` the backward pass is plain PyTorch and can be
-    differentiated again.
+    A subclass with the arguments of `nn.Conv2d`; parameters, their initialization and the ``state_dict`` are the same. The
+    kernels compute ``groups=in_channels=out_channels``, ``kernel_size`` 3, 5 or 7, ``stride`` 1 or 2, zeros as
+    ``padding=kernel_size // 2`` (or "same", where that is equal) and no dilation. Every other convolution runs as
+    `nn.Conv2d` itself, and so does a call where no kernels can run: devices without kernels (meta among them), complex
+    numbers, graphs recorded by torch.fx, torch.export, torch.onnx and torch.jit, torch.func, subclasses of tensors.
+
+    Shape and dtype: input (N, in_channels, H, W) or (in_channels, H, W) in any layout, of float16, bfloat16, float32 or
+    float64, the dtype of the weight; output (N, out_channels, H', W') or without N, ``H' = ceil(H / stride)`` on the kernels.
+    Under autocast the output has autocast's dtype; the kernels then cast the input, not the weight. Sums are taken in float32
+    (float64 for float64).
+
+    Memory format: the output is channels_last where the input or the weight is, contiguous elsewhere, as in `nn.Conv2d`. The
+    kernels compute in channels_last: any other layout costs a copy each way.
+
+    Gradients have the dtypes and strides of the parameters. With ``create_graph=True`` the backward pass is plain PyTorch and
+    can be differentiated again. The kernels are deterministic, also from one number of threads to another.
 
     Args:
-        channels: of input and output.
-        kernel_size: 3, 5 or 7.
-        stride: 1 or 2.
-        backend: "auto", "reference", "cpu" or "cuda".
+        backend: "auto"; or "cpu" or "cuda", which compute on those kernels or raise; or "reference", plain PyTorch. Recorded
+            graphs hold plain PyTorch whichever is named.
 
     Raises:
-        ValueError: no kernel for these sizes (on construction, or on a call after they were changed), an input of
-            another shape, or no such backend.
-        TypeError: an input that is not floating point.
-        RuntimeError: the named backend cannot run on the device of the input.
+        ValueError: no such backend, or a named one has no kernel for this convolution (on construction, or on a call after
+            the module was changed); on the kernels, an input of another shape or device.
+        TypeError: on the kernels, an input that is not floating point, or of another dtype than the weight outside of autocast.
+        RuntimeError: the named backend cannot run on the device of the input, or under torch.func.
     """
 
     def __init__(
         self,
-        channels: int,
+        in_channels: int,
+        out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
-        bias: bool = False,
-        device: torch.device | str | None = None,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
         backend: str = "auto",
     ) -> None:
-        kernel = checks.depthwise_sizes(kernel_size, stride)[0]
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=bias, **placement)
+        backends.check_name(backend)
+        geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        options: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(*geometry, bias, **options)
         self.backend = backend
+        _has_kernel(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        checks.depthwise_convolution(self)
-        return functional.depthwise_conv2d(x, self.weight, self.bias, self.stride[0], backend=self.backend)
+        if torch.jit.is_scripting():
+            y: Tensor = self._conv_forward(x, self.weight, self.bias)
+        else:  # a branch that TorchScript does not compile
+            y = self._forward_unscripted(x)
+        return y
+
+    @torch.jit.unused
+    def _forward_unscripted(self, x: Tensor) -> Tensor:
+        if tracing.exporting(x) or not _has_kernel(self):
+            y: Tensor = self._conv_forward(x, self.weight, self.bias)
+            return y
+        return functional.depthwise_conv2d(x, self.weight, self.bias, _pair(self.stride)[0], backend=self.backend)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, backend={self.backend!r}"
+        backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
+        return f"{super().extra_repr()}{backend}"
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """Of a size, as modules hold it or as it may have been set."""
+    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _has_kernel(conv: DepthwiseConv2d) -> bool:
+    """Whether the kernels compute the convolution.
+
+    Raises:
+        ValueError: they do not, and a backend was named that has nothing else.
+    """
+    objections = _without_kernel(conv)
+    if objections and conv.backend not in ("auto", "reference"):
+        raise ValueError(
+            f"backend {conv.backend!r} has no kernel for {', '.join(objections)}: its kernels compute kernel_size "
+            f"{checks.DEPTHWISE_KERNELS}, stride {checks.DEPTHWISE_STRIDES}, padding=kernel_size // 2, dilation=1, "
+            "groups=in_channels=out_channels, padding_mode='zeros' and real numbers; use backend='auto', which leaves "
+            "the others to PyTorch"
+        )
+    return not objections
+
+
+def _without_kernel(conv: nn.Conv2d) -> list[str]:
+    """The arguments that no kernel computes, with their names."""
+    kernel, stride, dilation = (_pair(value) for value in (conv.kernel_size, conv.stride, conv.dilation))
+    half = (kernel[0] // 2, kernel[1] // 2)
+    same = conv.padding == "same" and stride == (1, 1)
+    channels = (conv.in_channels, conv.out_channels, conv.groups)
+    fits = {
+        "kernel_size": kernel[0] == kernel[1] and kernel[0] in checks.DEPTHWISE_KERNELS,
+        "stride": stride[0] == stride[1] and stride[0] in checks.DEPTHWISE_STRIDES,
+        "padding": same or _pair(conv.padding) == half,
+        "dilation": dilation == (1, 1),
+        "padding_mode": conv.padding_mode == "zeros",
+    }
+    objections = [f"{name}={getattr(conv, name)!r}" for name, does in fits.items() if not does]
+    if len(set(channels)) > 1:
+        objections.append("in_channels={}, out_channels={}, groups={}".format(*channels))
+    if conv.weight.dtype not in checks.FLOAT_DTYPES:
+        objections.append(f"dtype={conv.weight.dtype}")
+    return objections

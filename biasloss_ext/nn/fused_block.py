@@ -16,6 +16,7 @@ from biasloss_ext.nn.members import parameter
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.tracing import exporting
 
 ACTIVATIONS: dict[type[nn.Module], int] = {
     nn.Identity: maps.IDENTITY,
@@ -110,11 +111,6 @@ def is_watched(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
     )
-
-
-def exporting(x: Tensor) -> bool:
-    """Whether a graph is being recorded that is to stand without this package: its layers must be plain ones."""
-    return isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def why_not_here(x: Tensor) -> str | None:

@@ -35,21 +35,6 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-def in_layout_of(parameter: Tensor, grad: Tensor) -> Tensor:
-    """The gradient in the dtype, shape and strides of its parameter, which DistributedDataParallel expects."""
-    if grad.dtype is not parameter.dtype:
-        grad = grad.to(parameter.dtype)
-    shape, strides = parameter.shape, parameter.stride()
-    if grad.stride() == strides and grad.shape == shape:
-        return grad
-    if parameter.is_contiguous():  # other strides of dimensions of size 1
-        return grad.contiguous().as_strided(shape, strides)
-    grad = grad.reshape(shape)
-    if grad.stride() == strides:
-        return grad
-    return torch.empty_like(parameter).copy_(grad)
-
-
 class Pointwise(torch.autograd.Function):
     """(y, statistics of y) of a 1x1 convolution without bias; x is channels_last.
 
@@ -93,7 +78,7 @@ class Pointwise(torch.autograd.Function):
             want_weight=want_weight,
             backend=ctx.backend,
         )
-        of_weight = in_layout_of(weight, grad_weight) if want_weight else None
+        of_weight = maps.in_layout_of(weight, grad_weight) if want_weight else None
         return None, None, grad_x if want_x else None, of_weight, None, None
 
 
@@ -164,5 +149,5 @@ def _of_parameters(
     """The gradients of a normalization's parameters."""
     of_weight, of_bias = coefficients[4:].unbind()
     pairs = ((weight, of_weight), (bias, of_bias))
-    laid_out = tuple(None if parameter is None else in_layout_of(parameter, grad) for parameter, grad in pairs)
+    laid_out = tuple(None if parameter is None else maps.in_layout_of(parameter, grad) for parameter, grad in pairs)
     return laid_out[0], laid_out[1]

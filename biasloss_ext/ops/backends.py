@@ -35,7 +35,21 @@ def why_not(backend: str, device: torch.device, op: str = "bias_loss") -> str | 
         return f"it runs on CUDA tensors, not on {device.type}" if device.type != "cuda" else _why_not_cuda(device)
     if backend == "triton":
         return _why_not_triton(device)
-    raise ValueError(f"unknown backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
+    raise _unknown(backend)
+
+
+def check_name(backend: str) -> None:
+    """Before anything is known of a device.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise _unknown(backend)
+
+
+def _unknown(backend: str) -> ValueError:
+    return ValueError(f"unknown backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
 
 
 def choose(backend: str, device: torch.device, op: str = "bias_loss") -> str:

@@ -178,3 +178,31 @@ def empty_map(like: Tensor, channels: int, height: int, width: int, dtype: torch
 def channels_last(x: Tensor) -> Tensor:
     """``x`` itself where it is dense in channels_last order, else a copy that is."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a convolution of PyTorch takes a 4-D tensor with these strides, dense or not, as channels_last."""
+    sizes, strides = x.shape, x.stride()
+    smallest = 0
+    for dimension in (1, 3, 2, 0):
+        if sizes[dimension] == 0 or strides[dimension] < smallest or strides[1] == 0:
+            return False
+        if dimension == 0 and smallest == strides[1]:  # every dimension but the first has size 1
+            return False
+        smallest = strides[dimension] * max(sizes[dimension], 1)
+    return True
+
+
+def in_layout_of(parameter: Tensor, grad: Tensor) -> Tensor:
+    """The gradient in the dtype, shape and strides of its parameter, which DistributedDataParallel expects."""
+    if grad.dtype is not parameter.dtype:
+        grad = grad.to(parameter.dtype)
+    shape, strides = parameter.shape, parameter.stride()
+    if grad.stride() == strides and grad.shape == shape:
+        return grad
+    if parameter.is_contiguous():  # other strides of dimensions of size 1
+        return grad.contiguous().as_strided(shape, strides)
+    grad = grad.reshape(shape)
+    if grad.stride() == strides:
+        return grad
+    return torch.empty_like(parameter).copy_(grad)

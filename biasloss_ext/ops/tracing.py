@@ -1,0 +1,23 @@
+"""Whether an operation runs now, or is recorded or transformed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+functorch_is_active = torch._C._are_functorch_transforms_active
+
+
+def exporting(x: Tensor) -> bool:
+    """Whether a graph is being recorded that is to stand without this package: its layers must be plain ones."""
+    return isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether the tensors are under a transform of torch.func, or carry forward-mode derivatives."""
+    if functorch_is_active():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
