@@ -157,6 +157,10 @@ NETWORKS = {
 }
 
 
+# Large enough for statistics of more than a few values in the last layers: two values are as good as none.
+IMAGES = dict.fromkeys(NETWORKS, (2, 3, 32, 32)) | dict.fromkeys(("torchvision", "timm"), (4, 3, 64, 64))
+
+
 def step(model: nn.Module, images: Tensor, target: Tensor) -> list[Tensor]:
     features, scores = model.train()(images.to(next(model.parameters()).dtype))
     if isinstance(model, FeatureTap):
@@ -184,7 +188,7 @@ def network(name: str, draws: int) -> None:
     for seed in range(draws):
         plain, fused = NETWORKS[name](seed)
         models = (fused, plain, copy.deepcopy(plain).double())
-        images, target = torch.randn(2, 3, 32, 32), torch.tensor([3, 8])
+        images, target = torch.randn(*IMAGES[name]), torch.arange(IMAGES[name][0])
         results = {"training step": [step(model, images, target) for model in models]}
         results["running statistics"] = [running_statistics(model) for model in models]
         results["evaluation"] = [scores_of(model, images) for model in models]

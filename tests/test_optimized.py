@@ -132,7 +132,7 @@ def test_autocast_leaves_float64_alone(name: str) -> None:
 
 def test_autocast_leaves_float64_alone_in_layers_and_losses() -> None:
     x, features = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
-    layer = DepthwiseConv2d(4, 3).double()
+    layer = DepthwiseConv2d(4, 4, 3, padding=1, groups=4).double()
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.float64
         assert functional.feature_variance(features).dtype == torch.float64

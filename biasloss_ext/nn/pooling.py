@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from biasloss_ext.ops.tracing import is_exporting
+
 
 def average_to(x: Tensor, size: tuple[int, int], deterministic: bool | None = None) -> Tensor:
     """``F.adaptive_avg_pool2d(x, size)``, whose CUDA backward pass adds with atomic operations and so in any order.
@@ -20,7 +22,7 @@ def average_to(x: Tensor, size: tuple[int, int], deterministic: bool | None = No
     """
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
         return _by_products(x, *size)  # that exporter has no adaptive average to a size which may vary
-    if not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if not isinstance(x, Tensor) or torch.jit.is_tracing() or is_exporting():
         return F.adaptive_avg_pool2d(x, size)  # a graph must not depend on whether these sizes divide
     (height, width), (rows, columns) = x.shape[-2:], size
     if (height, width) == (rows, columns):

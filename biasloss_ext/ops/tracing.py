@@ -11,7 +11,7 @@ functorch_is_active = torch._C._are_functorch_transforms_active
 
 def exporting(x: Tensor) -> bool:
     """Whether a graph is being recorded that is to stand without this package: its layers must be plain ones."""
-    return isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return isinstance(x, torch.fx.Proxy) or is_exporting() or torch.jit.is_tracing()
 
 
 def transformed(*tensors: Tensor | None) -> bool:
@@ -21,3 +21,9 @@ def transformed(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` runs. Its own question, ``torch.compiler.is_exporting()``, answers yes to every compiled function
+    of torch 2.11."""
+    return torch.compiler._is_exporting_flag

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +147,17 @@ def test_distributed_training_in_channels_last_takes_gradients_as_they_come(one_
         alone(images).square().mean().backward()
     for found, truth in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(found.grad, truth.grad)
+
+
+def test_a_compiled_block_runs_on_the_fused_ops() -> None:
+    targets: list[str] = []
+
+    def noting(graph: torch.fx.GraphModule, _: Any) -> Any:
+        for module in graph.modules():
+            if isinstance(module, torch.fx.GraphModule):
+                targets.extend(str(node.target) for node in module.graph.nodes)
+        return graph.forward
+
+    block = FusedInvertedResidual(8, 16, 8, 3)
+    torch.compile(block, fullgraph=True, backend=noting)(torch.randn(2, 8, 6, 6))
+    assert any("biasloss_ext" in target for target in targets), targets
