@@ -12,9 +12,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from biasloss_ext import FeatureTap, FusedBiasLoss
+from biasloss_ext.nn import DepthwiseConv2d
 
 RANKS = 2
 
@@ -147,3 +158,70 @@ def _compiled(rank: int, folder: Path) -> Any:
 
 def test_group_compiles(tmp_path: Path) -> None:
     assert run(_compiled, tmp_path) == [0.0, 0.0]
+
+
+STEPS = 3
+
+
+def _images() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.rand(8, 1, 1, 1, generator=generator) + 0.3
+    return torch.randn(8, 4, 9, 7, generator=generator) * scale, torch.randint(5, (8,), generator=generator)
+
+
+def _network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    features = nn.Sequential(DepthwiseConv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 6, 1), nn.Tanh())
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: nn.Module, batch: slice) -> Tensor:
+    images, target = (t[batch] for t in _images())
+    optimizer.zero_grad()
+    loss: Tensor = loss_fn(*model(images), target)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _sharded(rank: int, folder: Path) -> Any:
+    """All but the last step; then, in new objects that begin elsewhere, the last one from the checkpoint."""
+    batch, options = slice(rank * 4, rank * 4 + 4), StateDictOptions(full_state_dict=True)
+
+    def begin(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, FusedBiasLoss]:
+        tap = FeatureTap(_network(seed), "0")
+        mesh = init_device_mesh("cpu", (RANKS,))
+        fully_shard(tap.get_submodule("0"), mesh=mesh)
+        fully_shard(tap, mesh=mesh)
+        optimizer = torch.optim.SGD(tap.parameters(), lr=0.5, momentum=0.9)
+        return tap, optimizer, FusedBiasLoss(process_group=dist.group.WORLD)
+
+    model, optimizer, loss_fn = begin(0)
+    losses = [_step(model, optimizer, loss_fn, batch) for _ in range(STEPS - 1)]
+    states = (*get_state_dict(model, optimizer), loss_fn.state_dict())
+    names = ("model", "optimizer", "loss")
+    checkpoint.save(dict(zip(names, states, strict=True)), checkpoint_id=folder / "checkpoint")
+
+    model, optimizer, loss_fn = begin(1)
+    loaded = dict(zip(names, (*get_state_dict(model, optimizer), loss_fn.state_dict()), strict=True))
+    checkpoint.load(loaded, checkpoint_id=folder / "checkpoint")
+    set_state_dict(model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+    loss_fn.load_state_dict(loaded["loss"])
+    losses.append(_step(model, optimizer, loss_fn, batch))
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return losses, dict(get_model_state_dict(model, options=options)), loss_fn.running_min
+
+
+@pytest.mark.slow
+def test_fully_sharded_training_gives_what_one_process_gives(tmp_path: Path) -> None:
+    (first, weights, minimum), (second, _, same_minimum) = run(_sharded, tmp_path)
+    alone, loss_fn = _network(0), FusedBiasLoss()
+    optimizer, tap = torch.optim.SGD(alone.parameters(), lr=0.5, momentum=0.9), FeatureTap(alone, "0")
+    losses = [_step(tap, optimizer, loss_fn, slice(None)) for _ in range(STEPS)]
+    assert losses[0] != losses[-1]
+    averaged = (torch.stack(first) + torch.stack(second)) / 2
+    torch.testing.assert_close(averaged, torch.stack(losses), rtol=1e-5, atol=1e-6)
+    assert torch.equal(minimum, same_minimum)
+    torch.testing.assert_close(minimum, loss_fn.running_min, rtol=1e-5, atol=0)
+    torch.testing.assert_close(weights, dict(alone.state_dict()), rtol=1e-5, atol=1e-6)
+    alone.load_state_dict(weights)  # which moves into the model that is not wrapped

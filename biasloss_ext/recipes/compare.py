@@ -119,14 +119,13 @@ def compare(
     if len(available) < 2:
         missing = [reason for reason in reasons.values() if reason]
         raise UserError("; ".join(["two or more losses or models are needed for a comparison", *missing]))
-    for variants in available.values():
-        described = check(variants[0], device, workers, skip_broken)
-        for recipe in () if fresh else variants:
-            folder = run_folder(out, recipe)
-            checkpoint.check_data(folder, checkpoint.load(folder, recipe), described)
-
     outcomes: dict[tuple[str, str], list[Outcome]] = {key: [] for key in recipes}
     with Display() if display is None else nullcontext(display) as shown:
+        for variants in available.values():
+            described = check(variants[0], device, workers, skip_broken, shown)
+            for recipe in () if fresh else variants:
+                folder = run_folder(out, recipe)
+                checkpoint.check_data(folder, checkpoint.load(folder, recipe), described)
         shown.begin_all("comparison", len(available) * len(seeds))
         for number, key in product(range(len(seeds)), available):
             recipe = available[key][number]

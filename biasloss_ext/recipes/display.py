@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from biasloss_ext.recipes.history import Row, accuracy_of
+
+T = TypeVar("T")
 
 
 class Display:
@@ -44,6 +48,17 @@ class Display:
     def say(self, text: str) -> None:
         """A line that stays."""
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def counted(self, title: str, items: Iterable[T], total: int) -> Iterator[T]:
+        """The items, with a bar that counts them."""
+        task = self._progress.add_task(title, total=total)
+        try:
+            for item in items:
+                yield item
+                self._progress.advance(task)
+        finally:
+            self._progress.refresh()
+            self._progress.remove_task(task)
 
     def begin_all(self, title: str, runs: int) -> None:
         """Announces several runs."""

@@ -91,7 +91,7 @@ def train(
         Display(shown=here.leads) if display is None else nullcontext(display) as shown,
     ):
         data = load_data(recipe, here.device, workers)
-        notes = check_images(data, here, skip_broken=skip_broken)
+        notes = check_images(data, here, skip_broken=skip_broken, display=shown)
         run = _Run(recipe, data, here)
         if not fresh:
             state = checkpoint.load(out, recipe)
@@ -104,7 +104,13 @@ def train(
         return run.train(out, checkpoint_steps, shown, title)
 
 
-def check(recipe: Recipe, device: str = "auto", workers: int = 0, skip_broken: bool = False) -> dict[str, Any]:
+def check(
+    recipe: Recipe,
+    device: str = "auto",
+    workers: int = 0,
+    skip_broken: bool = False,
+    display: Display | None = None,
+) -> dict[str, Any]:
     """Raises what :func:`train` would raise before its first step, and writes nothing.
 
     Returns:
@@ -112,7 +118,7 @@ def check(recipe: Recipe, device: str = "auto", workers: int = 0, skip_broken: b
     """
     with processes(device) as here:
         data = load_data(recipe, here.device, workers)
-        check_images(data, here, skip_broken=skip_broken)
+        check_images(data, here, skip_broken=skip_broken, display=display)
         _Run(recipe, data, here)
         return checkpoint.describe(data)
 

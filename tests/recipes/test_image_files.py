@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data import sound
 from biasloss_ext.recipes.data.folder import load_folder
 from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_image
+from biasloss_ext.recipes.display import Display
+from biasloss_ext.recipes.processes import Processes
 from tests.recipes.pictures import broken_files, encoded, write_folder
 
 
@@ -125,3 +131,22 @@ def test_a_file_that_breaks_during_training_is_named_from_a_worker(tmp_path: Pat
     (tmp_path / "train" / "rose" / "1.png").write_bytes(encoded(Image.new("L", (9, 9)), "PNG")[:40])
     with pytest.raises(UserError, match=r"^cannot read the image .*train/rose/1\.png: "):
         list(data.train_batches(0, [torch.arange(8)]))
+
+
+@pytest.mark.parametrize(("terminal", "large"), [(True, 16), (True, 17), (False, 16)])
+def test_a_bar_counts_the_images_of_a_large_folder_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, large: int
+) -> None:
+    printed = io.StringIO()
+    console = functools.partial(Console, file=printed, force_terminal=terminal, width=80)
+    monkeypatch.setattr("biasloss_ext.recipes.display.Console", console)
+    monkeypatch.setattr(sound, "LARGE", large)
+    data = load_folder(str(write_folder(tmp_path)), 16, 0, torch.device("cpu"), 0)
+    (tmp_path / "val" / "rose" / "3.png").write_bytes(b"")
+    with Display() as display, pytest.raises(UserError, match=r"rose/3\.png: it is not an image;"):
+        sound.check_images(data, Processes(torch.device("cpu")), display=display)
+    if not terminal:
+        assert printed.getvalue() == ""
+        return
+    for part in ("reading every image", "0/16", "16/16"):
+        assert (part in printed.getvalue()) == (large == 16)

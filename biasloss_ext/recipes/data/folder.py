@@ -22,6 +22,7 @@ _ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 _SCALES, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 
 Sample = tuple[Path, int]
+Verdict = tuple[Path, str | None]  # None of a file that can be read
 
 
 def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device, workers: int) -> FolderData:
@@ -96,12 +97,19 @@ class FolderData:
         states = ((path, path.stat()) for path, _ in (*self._train, *self._test) if path.exists())
         return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
 
-    def broken(self, part: int = 0, parts: int = 1) -> list[tuple[Path, str]]:
-        """The files that cannot be read, each with the reason: of every ``parts``-th file, from ``part`` on."""
+    def broken(
+        self, part: int = 0, parts: int = 1, watch: Callable[[Iterator[Verdict], int], Iterator[Verdict]] | None = None
+    ) -> list[tuple[Path, str]]:
+        """The files that cannot be read, each with the reason: of every ``parts``-th file, from ``part`` on.
+
+        Args:
+            watch: is handed an iterator over a verdict for each file and their number, and hands the verdicts on.
+        """
         paths = [path for path, _ in (*self._train, *self._test)][part::parts]
         with ThreadPoolExecutor(max(1, self._workers)) as pool:  # decoding runs beside Python
-            reasons = pool.map(problem_of, paths)
-            return [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason is not None]
+            verdicts = zip(paths, pool.map(problem_of, paths), strict=True)
+            watched = verdicts if watch is None else watch(verdicts, len(paths))
+            return [(path, reason) for path, reason in watched if reason is not None]
 
     def leave_out(self, paths: set[Path]) -> None:
         """Goes on without these files.

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.base import Data
-from biasloss_ext.recipes.data.folder import FolderData
+from biasloss_ext.recipes.data.folder import FolderData, Verdict
+from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.processes import Processes
 
 _found: dict[tuple[object, ...], list[tuple[Path, str]]] = {}  # a comparison opens the same folder many times
 
 
-def check_images(data: Data, here: Processes, *, skip_broken: bool = False) -> list[str]:
+LARGE = 1000  # files, from which on a bar shows how many have been read
+
+
+def check_images(
+    data: Data, here: Processes, *, skip_broken: bool = False, display: Display | None = None
+) -> list[str]:
     """Reads every image file once, shared among all processes, and tells all of them of those that are broken.
 
     Args:
         skip_broken: broken files are left out of the data set instead.
+        display: shows a bar there, for a large folder on a terminal.
 
     Returns:
         Sentences for the user.
@@ -28,7 +36,13 @@ def check_images(data: Data, here: Processes, *, skip_broken: bool = False) -> l
         return []
     key = data.listing
     if key not in _found:
-        parts = here.gather_objects(data.broken(here.number, here.count))
+
+        def watch(verdicts: Iterator[Verdict], count: int) -> Iterator[Verdict]:
+            if display is None or count < LARGE:
+                return verdicts
+            return display.counted("reading every image", verdicts, count)
+
+        parts = here.gather_objects(data.broken(here.number, here.count, watch))
         _found[key] = sorted(pair for part in parts[: here.count] for pair in part)
     broken = _found[key]
     if not broken:
