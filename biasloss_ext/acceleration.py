@@ -51,11 +51,13 @@ class Report:
 def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
     """Swap the depthwise-separable blocks of ``model`` for fused ones, in place.
 
-    Known are the blocks of torchvision's MobileNetV2, MobileNetV3 and EfficientNet, of timm's MobileNetV2, MobileNetV3,
-    EfficientNet and EfficientNet-lite, and of this package; besides them torchvision's Conv2dNormActivation and timm's
-    BatchNormAct2d (behind stem and last convolution). The state_dict keeps its keys, values and order; optimisers that hold the
-    parameters stay valid; hooks stay. Results change by rounding alone; maps come out channels_last, which is also the fastest
-    layout to feed.
+    A block is what its forward computes, as torch.fx follows it, whoever wrote it and whatever its classes are called:
+    (expansion,) depthwise convolution, (squeeze-and-excitation,) projection, each with its normalization and activation, and a
+    residual where there is one. So are found the blocks of MobileNetV2 and V3, MNASNet and EfficientNet, in torchvision, in timm
+    and written by hand. Outside of blocks, sequences of convolution, normalization and activation are fused, and normalizations
+    that apply an activation themselves, as timm's BatchNormAct2d. The state_dict keeps its keys, values and order; optimizers
+    that hold the parameters stay valid; hooks and attributes stay. Results change by rounding alone; maps come out channels_last,
+    which is also the fastest layout to feed.
 
     Args:
         model: any module. What is fused already is listed as such.

@@ -95,7 +95,7 @@ def _has_kernel(conv: DepthwiseConv2d) -> bool:
     Raises:
         ValueError: they do not, and a backend was named that has nothing else.
     """
-    objections = _without_kernel(conv)
+    objections = without_kernel(conv)
     if objections and conv.backend not in ("auto", "reference"):
         raise ValueError(
             f"backend {conv.backend!r} has no kernel for {', '.join(objections)}: its kernels compute kernel_size "
@@ -106,7 +106,7 @@ def _has_kernel(conv: DepthwiseConv2d) -> bool:
     return not objections
 
 
-def _without_kernel(conv: nn.Conv2d) -> list[str]:
+def without_kernel(conv: nn.Conv2d) -> list[str]:
     """The arguments that no kernel computes, with their names."""
     kernel, stride, dilation = (_pair(value) for value in (conv.kernel_size, conv.stride, conv.dilation))
     half = (kernel[0] // 2, kernel[1] // 2)

@@ -75,6 +75,8 @@ def why_not_fusable(parts: Parts) -> str | None:
     for name, plain in (("expand", parts.expand), ("project", parts.project)):
         if plain is not None and (plain.kernel_size != (1, 1) or plain.stride != (1, 1) or plain.groups != 1):
             return f"the {name} step is not a 1 x 1 convolution"
+        if plain is not None and plain.padding not in ((0, 0), "valid", "same"):
+            return f"the {name} step pads by {plain.padding}"
     for module in (parts.expand, convolution, parts.project):
         if module is not None and (parameter(module, "bias") is not None or module.padding_mode != "zeros"):
             return "a convolution has a bias or pads with other than zeros"

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from biasloss_ext import functional
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.batch_norm import Norm
+from biasloss_ext.nn.depthwise_conv import without_kernel
 from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
     Fused,
@@ -55,7 +57,12 @@ def convolve(x: Tensor, conv: nn.Conv2d, module: nn.BatchNorm2d) -> Normalized:
     """The convolution and the statistics of the normalization after it: for free where the convolution is 1x1, by a pass over
     y elsewhere. Running statistics move where the batch's own are taken."""
     if not is_pointwise(conv):
-        return normalize(maps.channels_last(conv(x)), module)
+        if conv.groups > 1 and not without_kernel(conv):
+            stride = conv.stride[0]
+            y = functional.depthwise_conv2d(maps.channels_last(x), conv.weight, conv.bias, stride, backend=BACKEND)
+        else:
+            y = conv(x)
+        return normalize(maps.channels_last(y), module)
     x = autocast_input(x)
     dtype, count = accumulation_dtype(x.dtype), x.numel() // max(x.shape[1], 1)
     norm = batch_norm.norm_of(module, dtype, count)

@@ -139,6 +139,19 @@ def _twin(fused: nn.Module, exchange: Callable[[nn.Sequential], None]) -> nn.Mod
     return twin.train()
 
 
+@pytest.mark.parametrize("layer", [0, -2])
+def test_a_padded_1x1_convolution_is_padded(layer: int) -> None:
+    torch.manual_seed(0)
+    fused, plain = (FusedInvertedResidual(8, 16, 12, 3, fused=choice) for choice in ("auto", False))
+    for block in (fused, plain):
+        inputs, outputs = block.conv[layer].in_channels, block.conv[layer].out_channels
+        block.conv[layer] = nn.Conv2d(inputs, outputs, 1, padding=1, bias=False)
+    plain.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 8, 6, 6)
+    assert fused(x).shape == (2, 12, 8, 8)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
 def test_a_hook_on_all_modules_sees_the_layers_of_a_block() -> None:
     """As counters of floating-point operations register them."""
     torch.manual_seed(0)

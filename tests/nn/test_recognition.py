@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -253,6 +254,29 @@ def test_hooks_of_all_kinds_stay() -> None:
     assert sorted(seen) == sorted(
         ["pre", "pre with options", "forward", "with options", "always", "backward pre", "backward", "state", "load"]
     )
+
+
+def separable() -> nn.Module:
+    """As MobileNetV1 is written: one long sequence is no block, but its sequences are layers."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(16, 16, 5, 2, 2, groups=16), nn.BatchNorm2d(16), nn.SiLU()),
+        nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1, groups=2), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.Conv2d(8, 8, 3, 1, 2, dilation=2, groups=8), nn.BatchNorm2d(8), nn.Hardswish()),
+    )
+
+
+def test_sequences_are_fused_under_their_own_names() -> None:
+    plain = network(separable)
+    plain[0][1] = nn.Sequential(OrderedDict(conv=plain[0][1][0], norm=plain[0][1][1], activation=plain[0][1][2]))
+    fused = copy.deepcopy(plain)
+    assert len(accelerate(fused).swapped) == 5
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert_same(fused, plain)
+    called = {event.key for event in profile.key_averages()}
+    assert {"biasloss_ext::depthwise", "biasloss_ext::depthwise_backward", "biasloss_ext::pointwise"} <= called
 
 
 def test_copies_and_pickles() -> None:
