@@ -15,6 +15,7 @@ from biasloss_ext.nn import (
     FusedHead,
     FusedInvertedResidual,
     FusedSkipBlock,
+    prepared_weights,
     round_channels,
 )
 from biasloss_ext.nn.conv_norm import conv_norm
@@ -215,6 +216,14 @@ class SkipblockNet(nn.Module):
         return scores
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if not prepared_weights.begin(self, x):
+            return self._forward(x)
+        try:
+            return self._forward(x)
+        finally:
+            prepared_weights.end()
+
+    def _forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         last = self._forward_blocks(x)
         if self.return_features != "features" and self.conv.can_pool(last):
             pooled, variance = self.conv.pool(last)

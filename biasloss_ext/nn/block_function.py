@@ -29,6 +29,7 @@ from torch import Tensor
 from biasloss_ext.nn import block_replay
 from biasloss_ext.nn.batch_norm import Norm, in_dtype
 from biasloss_ext.nn.norm_functions import refuse_second_derivative, without_autocast
+from biasloss_ext.nn.prepared_weights import prepared
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm
 from biasloss_ext.ops.depthwise import op as depthwise
@@ -71,6 +72,18 @@ class Weights(NamedTuple):
     project: Tensor
     project_gamma: Tensor | None
     project_beta: Tensor | None
+
+
+class Narrow(NamedTuple):
+    """Copies of weights in the dtype of x, where they were prepared."""
+
+    expand: Tensor | None
+    project: Tensor | None
+
+    def within(self, w: Weights) -> Weights:
+        if self.expand is not None:
+            w = w._replace(expand=self.expand)
+        return w if self.project is None else w._replace(project=self.project)
 
 
 class Constants(NamedTuple):
@@ -123,9 +136,11 @@ class Block(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         constants, parameters = Constants(*others[:3]), others[3:]
         w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
+        narrow = Narrow(*(prepared(parameters[Weights._fields.index(name)], x.dtype) for name in Narrow._fields))
+        w = narrow.within(w)
         with without_autocast(x):
             out, saved = _recorded_forward(options, constants, x, x if options.adds_input else residual, w)
-        ctx.save_for_backward(x, *parameters, *saved)
+        ctx.save_for_backward(x, *narrow, *parameters, *saved)
         ctx.options = options
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.set_materialize_grads(False)
@@ -143,7 +158,7 @@ class Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         refuse_second_derivative()
-        x, *rest = ctx.saved_tensors
+        x, expand, project, *rest = ctx.saved_tensors
         count = len(Weights._fields)
         parameters, saved = rest[:count], Saved(*rest[count:])
         if grad is None:
@@ -155,7 +170,7 @@ class Block(torch.autograd.Function):
             y2=maps.channels_last(saved.y2),
             y3=maps.channels_last(saved.y3),
         )
-        w = in_accumulation_dtype(parameters, accumulation_dtype(x.dtype))
+        w = Narrow(expand, project).within(in_accumulation_dtype(parameters, accumulation_dtype(x.dtype)))
         same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
         with without_autocast(x):
             grad_x, grads = _recorded_backward(ctx.options, same, x, w, saved)

@@ -194,6 +194,14 @@ def autocast_input(x: Tensor) -> Tensor:
     return maps.channels_last(x)
 
 
+def check_channels(x: Tensor, convolution: nn.Conv2d) -> None:
+    """What a plain convolution checks, and a kernel that is told of the sizes of x alone would not notice."""
+    if x.shape[1] != convolution.in_channels:
+        raise ValueError(
+            f"expected an input of {convolution.in_channels} channels, got {x.shape[1]}: the shape is {tuple(x.shape)}"
+        )
+
+
 def fused_block(
     x: Tensor, parts: Parts, residual: Tensor | None = None, *, scheme: bool | None = None, backend: str = "auto"
 ) -> Tensor:
@@ -211,8 +219,9 @@ def fused_block(
         Deterministic.
 
     Raises:
-        ValueError: a normalization in training mode sees one value per channel.
+        ValueError: x has another number of channels, or a normalization in training mode sees one value per channel.
     """
+    check_channels(x, parts.depthwise if parts.expand is None else parts.expand)
     adds_input = residual is x
     x = autocast_input(x)
     # torch.compile does not trace a function that is given one tensor twice.

@@ -15,6 +15,7 @@ from biasloss_ext.nn.fused_block import (
     ACTIVATIONS,
     Fused,
     autocast_input,
+    check_channels,
     is_watched,
     takes_fused_path,
 )
@@ -63,6 +64,7 @@ def convolve(x: Tensor, conv: nn.Conv2d, module: nn.BatchNorm2d) -> Normalized:
         else:
             y = conv(x)
         return normalize(maps.channels_last(y), module)
+    check_channels(x, conv)
     x = autocast_input(x)
     dtype, count = accumulation_dtype(x.dtype), x.numel() // max(x.shape[1], 1)
     norm = batch_norm.norm_of(module, dtype, count)

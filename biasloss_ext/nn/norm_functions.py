@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.nn.batch_norm import Norm, in_dtype
+from biasloss_ext.nn.prepared_weights import prepared
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm
 from biasloss_ext.ops.library import accumulation_dtype
@@ -52,13 +53,13 @@ class Pointwise(torch.autograd.Function):
         norm_weight: Tensor | None,
         norm_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, weight)
+        narrow = prepared(weight, x.dtype)
+        ctx.save_for_backward(x, weight, narrow)
         ctx.backend = backend
         dtype = accumulation_dtype(x.dtype)
+        operand = in_dtype(weight, dtype) if narrow is None else narrow
         finish = {} if norm.frozen else norm.finish(in_dtype(norm_weight, dtype), in_dtype(norm_bias, dtype))
-        y, statistics = pointwise.forward(
-            x, in_dtype(weight, dtype), want_statistics=not norm.frozen, backend=backend, **finish
-        )
+        y, statistics = pointwise.forward(x, operand, want_statistics=not norm.frozen, backend=backend, **finish)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         return y, statistics
@@ -66,14 +67,14 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         refuse_second_derivative()
-        x, weight = ctx.saved_tensors
+        x, weight, narrow = ctx.saved_tensors
         _, _, want_x, want_weight, _, _ = ctx.needs_input_grad
         if grad is None:
             return (None,) * 6
         grad_x, grad_weight, *_ = pointwise.backward(
             maps.channels_last(grad),
             x,
-            in_dtype(weight, accumulation_dtype(x.dtype)),
+            in_dtype(weight, accumulation_dtype(x.dtype)) if narrow is None else narrow,
             want_x=want_x,
             want_weight=want_weight,
             backend=ctx.backend,

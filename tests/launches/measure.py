@@ -33,7 +33,15 @@ FREE = {
 }  # fmt: skip
 # Operations that are made of others on a CPU, and the kernels that they launch on a GPU. The only convolution is the stem's,
 # whose input needs no gradient.
-WHOLE = {"addmm": 1, "convolution_backward": 1, "sum": 1, "avg_pool2d_backward": 1, "convolution": 1, "dropout": 0}
+WHOLE = {
+    "_foreach_copy_": 1,
+    "addmm": 1,
+    "convolution_backward": 1,
+    "sum": 1,
+    "avg_pool2d_backward": 1,
+    "convolution": 1,
+    "dropout": 0,
+}
 
 
 def _count(event: Any, found: collections.Counter[str]) -> bool:

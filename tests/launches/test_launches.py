@@ -44,6 +44,13 @@ def test_the_networks_step_stays_within_its_budget(measured: dict[str, Any], pre
     assert launches(found, "torch") <= 60, found
 
 
+def test_weights_are_cast_in_one_launch(measured: dict[str, Any]) -> None:
+    """Under autocast, of all 1x1 convolutions; in float32 there is nothing to cast."""
+    found = {name: measured[f"SkipblockNet-M, {name}"] for name in ("float32", "bfloat16 autocast")}
+    assert found["bfloat16 autocast"]["torch _foreach_copy_"] == 1
+    assert "torch _foreach_copy_" not in found["float32"]
+
+
 def test_the_host_spends_no_more_time_than_on_the_plain_block(measured: dict[str, Any]) -> None:
     """Of several rounds in which both take turns, the quietest one counts: other processes slow down either."""
     host = measured["host"]

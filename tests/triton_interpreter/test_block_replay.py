@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from biasloss_ext.nn import FusedInvertedResidual, InvertedResidual, block_replay
+from biasloss_ext.nn import (
+    FusedConvNormActivation,
+    FusedInvertedResidual,
+    InvertedResidual,
+    block_replay,
+    prepared_weights,
+)
 from biasloss_ext.ops import triton_replay
 from biasloss_ext.ops.native import simulated
 from biasloss_ext.ops.replay import Launched, Place
@@ -156,3 +162,55 @@ def test_addresses_are_those_of_the_tensors(replays: Replays) -> None:
                         assert triton_replay.pointer_at(place, pointers) == tensor.data_ptr()
                         compared += place.offset > 0
     assert compared > 10, "slices of statistics and of the scratch memory"
+
+
+class Network(nn.Module):
+    """Prepares its weights as SkipblockNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            FusedInvertedResidual(8, 16, 8, 3, fused=True),
+            FusedInvertedResidual(8, 24, 12, 3, stride=2, squeeze_excite=True, fused=True),
+            FusedConvNormActivation(nn.Conv2d(12, 16, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish(), fused=True),
+        )
+        self.prepares = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        prepared = self.prepares and prepared_weights.begin(self, x)
+        assert prepared == self.prepares
+        try:
+            return self.blocks(x)  # type: ignore[no-any-return]
+        finally:
+            if prepared:
+                prepared_weights.end()
+
+
+def test_prepared_weights_change_no_bit() -> None:
+    """In float16: the interpreter cuts bfloat16 off, where torch and a GPU round."""
+    torch.manual_seed(0)
+    network, results = Network(), []
+    for prepares in (True, False):
+        network.prepares = prepares
+        for scale in (1.0, 2.0):  # a change that leaves no trace in the version of a tensor
+            for layer in network.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.weight.data.mul_(scale)
+            x = torch.randn(3, 8, 5, 4, generator=torch.Generator().manual_seed(1))
+            with torch.autocast("cpu", torch.float16):
+                results.append(step(network, x.contiguous(memory_format=torch.channels_last), torch.ones(3, 16, 3, 2)))
+            for layer in network.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.weight.data.div_(scale)
+                elif isinstance(layer, nn.BatchNorm2d):
+                    layer.reset_running_stats()
+    for ours, expected in ((results[0], results[2]), (results[1], results[3])):
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert not torch.equal(results[0]["output"], results[1]["output"])
+
+
+def test_nothing_stays_prepared_after_an_exception() -> None:
+    network = Network()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="channels"):
+        network(torch.randn(3, 9, 5, 4))
+    assert prepared_weights._prepared.copies is None
