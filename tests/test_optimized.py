@@ -1,4 +1,4 @@
-"""What people do with an optimized model, and to a model before they optimize it."""
+"""Models that are changed before they are optimized, and the uses of an optimized model."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class _Tracer(fx.Tracer):
 
 
 class Flow:
-    """What is computed in ``block``, as a graph of its innermost layers.
+    """The computation of ``block``, as a graph of its innermost layers.
 
     Raises:
         Unfamiliar: the block cannot be traced, or takes more than one tensor.
@@ -117,12 +117,12 @@ class Flow:
         return self._modules[str(node.target)] if node.op == "call_module" else None
 
     def _taken(self, node: fx.Node) -> fx.Node:
-        """What the node is computed from; its first argument."""
+        """Mark the node as read, and return the node that it is computed from: its first argument."""
         self._read.add(node)
         return self._node(node.args[0])
 
     def residual(self, node: fx.Node) -> tuple[fx.Node, bool]:
-        """What is added to the input, and whether something is."""
+        """Return the node that is added to the input, and whether one is; the node itself where nothing is added."""
         if node.op not in ("call_function", "call_method") or node.target not in _ADDS:
             return node, False
         if len(node.args) != 2 or node.kwargs:
@@ -134,14 +134,14 @@ class Flow:
         return (second if first is self.input else first), True
 
     def dropped(self, node: fx.Node, is_drop: Callable[[nn.Module], bool]) -> tuple[fx.Node, nn.Module | None]:
-        """What passes through a layer that drops samples, and that layer."""
+        """Return the node that a layer drops samples of, and that layer."""
         layer = self._layer(node)
         if layer is None or not is_drop(layer):
             return node, None
         return self._taken(node), layer
 
     def activation(self, node: fx.Node) -> tuple[fx.Node, int]:
-        """What an activation is applied to, and its number; the node itself and the identity where there is none."""
+        """Return the node that an activation is applied to, and its number; the node itself and the identity where there is none."""
         layer = self._layer(node)
         if layer is not None:
             number = self._activation_of(layer)
@@ -151,7 +151,7 @@ class Flow:
         return node, maps.IDENTITY
 
     def layer(self, node: fx.Node, norm_of: Callable[[nn.Module], tuple[nn.BatchNorm2d, int]]) -> tuple[fx.Node, Layer]:
-        """What a convolution with normalization and activation is applied to, and these."""
+        """Return the node that a convolution with normalization and activation is applied to, and these."""
         before, activation = self.activation(node)
         norm = self._layer(before)
         if norm is not None and not norm._modules and not norm._parameters and not norm._buffers:
@@ -176,7 +176,7 @@ class Flow:
         return layer
 
     def gated(self, node: fx.Node) -> tuple[fx.Node, Attention | None]:
-        """What a squeeze-and-excitation is applied to, and its layers."""
+        """Return the node that a squeeze-and-excitation is applied to, and its layers."""
         if node.op not in ("call_function", "call_method") or node.target not in _PRODUCTS or len(node.args) != 2:
             return node, None
         self._read.add(node)
@@ -204,7 +204,7 @@ class Flow:
         return Attention(reduce, excite, activation, gate_activation)
 
     def _pool(self, node: fx.Node) -> fx.Node:
-        """What is averaged over all positions."""
+        """Return the node that is averaged over all positions."""
         layer = self._layer(node)
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
             return self._taken(node)

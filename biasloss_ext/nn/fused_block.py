@@ -59,7 +59,7 @@ class Parts(NamedTuple):
 
 
 def why_not_fusable(parts: Parts) -> str | None:
-    """What about a block has no fused kernels, or None."""
+    """Return the reason why a block has no fused kernels, or None."""
     convolution = parts.depthwise
     kernel, channels = convolution.kernel_size, convolution.in_channels
     if kernel[0] != kernel[1] or kernel[0] not in KERNEL_SIZES:
@@ -195,7 +195,7 @@ def autocast_input(x: Tensor) -> Tensor:
 
 
 def check_channels(x: Tensor, convolution: nn.Conv2d) -> None:
-    """What a plain convolution checks, and a kernel that is told of the sizes of x alone would not notice."""
+    """Raise where x has other channels than the convolution takes: a kernel is given the sizes of x alone."""
     if x.shape[1] != convolution.in_channels:
         raise ValueError(
             f"expected an input of {convolution.in_channels} channels, got {x.shape[1]}: the shape is {tuple(x.shape)}"

@@ -4,9 +4,9 @@ A fused block is thirteen launches; what decides on them, one op after the other
 the same answer in every step. `replayed` runs a function the first time with a `Recorder`, which notes allocations, launches
 and the calls of compiled ops, and from then on allocates the same buffers and launches the same kernels on the new tensors.
 
-What the function does besides must not matter: a tensor in a launch or in the results that is neither an input nor allocated
-by `empty`, such as a copy in another dtype, ends the recording, and the function is called as before. Under
-capture, under a profiler's launch hooks, and for inputs whose address is no multiple of 16, it is called as well.
+Nothing else that the function does may matter: a tensor in a launch or in the results that is neither an input nor allocated by
+`empty`, such as a copy in another dtype, ends the recording, and the function is called as before. It is also called under
+capture, under a profiler's launch hooks, and for inputs whose address is not a multiple of 16.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Called(NamedTuple):
 
 
 class Recorder:
-    """What a function did with its inputs, while it is `triton_launch.recording.recorder`."""
+    """Notes what a function does with its inputs, while it is the ``recorder`` of the thread."""
 
     def __init__(self, inputs: Tensors) -> None:
         self.inputs = len(inputs)
@@ -152,7 +152,7 @@ class Recorder:
         self.steps.append(Called(op, placed_arguments, placed_options, entries))
 
     def recording(self, results: Tensors) -> Recording | None:
-        """What can be replayed for the results; None where something is unknown."""
+        """Return the recording that leads to the results; None where something is unknown."""
         from biasloss_ext.ops.triton_replay import Recording
 
         if self.failed:
@@ -197,7 +197,7 @@ Recordings = dict[Hashable, "Recording | None"]
 
 
 def replayed(recordings: Recordings, key: Hashable, inputs: Tensors, run: Callable[[], Tensors]) -> Tensors:
-    """What ``run()`` returns, by a recording of an earlier call with the same key where there is one.
+    """Return the results of ``run()``, from a recording of an earlier call with the same key where there is one.
 
     Args:
         recordings: of the function; they are entered here.
