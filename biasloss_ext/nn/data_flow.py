@@ -141,7 +141,7 @@ class Flow:
         return self._taken(node), layer
 
     def activation(self, node: fx.Node) -> tuple[fx.Node, int]:
-        """Return the node that an activation is applied to, and its number; the node itself and the identity where there is none."""
+        """Return the node that an activation is applied to, and its number; without one the node itself, and the identity."""
         layer = self._layer(node)
         if layer is not None:
             number = self._activation_of(layer)
