@@ -38,8 +38,8 @@ def step(block: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "noise"), [(30, 0.01), (1, 0.01), (1000, 1), (1, 1), (100, 1e-3)])
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.02])
+@pytest.mark.parametrize(("size", "noise"), [(30, 0.01), (1000, 1), (1, 1), (100, 1e-3)])
+@pytest.mark.parametrize("share", [1.0, 0.02])
 def test_a_block_is_as_exact_as_plain_layers(
     share: float, size: float, noise: float, stride: int, attention: bool
 ) -> None:
