@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-# PYTHON picks the interpreter of the virtual environment, TORCH what is installed into it first.
+# PYTHON picks the interpreter of the virtual environment, TORCH what is installed into it first; for the oldest release
+# TORCH='torch==2.11.0 triton==3.6.0 numpy==2.3.5', since the interpreter of Triton 3.6 fails beside newer NumPy.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 triton==3.7.1
 VENV ?= .venv
