@@ -31,10 +31,11 @@ def begin(network: nn.Module, x: Tensor) -> bool:
     """Prepare the weights of ``network`` for a forward pass of images ``x``, if that pays: the caller then owes an `end`."""
     if torch.compiler.is_compiling() or exporting(x) or _prepared.copies is not None:
         return False
+    # The backend first: devices without kernels, such as meta, may have no autocast to ask.
+    if is_traced(x) or choose("auto", x.device, "pointwise") != "triton":
+        return False
     device = x.device.type
     if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) not in NARROW:
-        return False
-    if is_traced(x) or choose("auto", x.device, "pointwise") != "triton":
         return False
     layers: list[nn.Module] | None = network.__dict__.get("_pointwise_layers")
     if layers is None:

@@ -131,3 +131,8 @@ def test_initial_weights() -> None:
         assert not linear.bias.any()
     assert (model.conv[1].weight == 1).all()
     assert not model.conv[1].bias.any()
+
+
+def test_shapes_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        assert models.skipblocknet_xs(num_classes=7)(torch.empty(2, 3, 64, 64)).shape == (2, 7)
