@@ -140,7 +140,8 @@ class Block(torch.autograd.Function):
         w = narrow.within(w)
         with without_autocast(x):
             out, saved = _recorded_forward(options, constants, x, x if options.adds_input else residual, w)
-        ctx.save_for_backward(x, *narrow, *parameters, *saved)
+        ctx.save_for_backward(x, *parameters, *saved)
+        ctx.narrow = narrow  # not saved: a checkpoint recomputes without copies, and must save as many tensors
         ctx.options = options
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.set_materialize_grads(False)
@@ -158,7 +159,7 @@ class Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         refuse_second_derivative()
-        x, expand, project, *rest = ctx.saved_tensors
+        x, *rest = ctx.saved_tensors
         count = len(Weights._fields)
         parameters, saved = rest[:count], Saved(*rest[count:])
         if grad is None:
@@ -170,7 +171,7 @@ class Block(torch.autograd.Function):
             y2=maps.channels_last(saved.y2),
             y3=maps.channels_last(saved.y3),
         )
-        w = Narrow(expand, project).within(in_accumulation_dtype(parameters, accumulation_dtype(x.dtype)))
+        w = ctx.narrow.within(in_accumulation_dtype(parameters, accumulation_dtype(x.dtype)))
         same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
         with without_autocast(x):
             grad_x, grads = _recorded_backward(ctx.options, same, x, w, saved)

@@ -54,7 +54,8 @@ class Pointwise(torch.autograd.Function):
         norm_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         narrow = prepared(weight, x.dtype)
-        ctx.save_for_backward(x, weight, narrow)
+        ctx.save_for_backward(x, weight)
+        ctx.narrow = narrow  # not saved, see `block_function.Block`
         ctx.backend = backend
         dtype = accumulation_dtype(x.dtype)
         operand = in_dtype(weight, dtype) if narrow is None else narrow
@@ -67,7 +68,8 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         refuse_second_derivative()
-        x, weight, narrow = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        narrow = ctx.narrow
         _, _, want_x, want_weight, _, _ = ctx.needs_input_grad
         if grad is None:
             return (None,) * 6

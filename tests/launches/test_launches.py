@@ -70,3 +70,22 @@ def test_another_launch_is_counted() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpointed_block_recomputes_what_it_saved() -> None:
+    """The recomputation runs outside of the network's forward pass, where no weights are prepared."""
+    script = (
+        "import torch\n"
+        "from torch.utils.checkpoint import checkpoint\n"
+        "from tests.launches import stub\n"
+        "stub.install()\n"
+        "from biasloss_ext.models import skipblocknet_xs\n"
+        "model = skipblocknet_xs(num_classes=10, fused=True).train()\n"
+        "block, plain = model.blocks[1], model.blocks[1].forward\n"
+        "block.forward = lambda x: checkpoint(plain, x, use_reentrant=False)\n"
+        "with torch.autocast('cpu', torch.bfloat16):\n"
+        "    out = model(torch.randn(2, 3, 64, 64))\n"
+        "out.float().sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
