@@ -1,61 +1,35 @@
-"""`accelerate`: the blocks of ready-made models on the fused ops, in place."""
+"""`accelerate`: the depthwise-separable parts of ready-made models on the fused ops, in place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
-from biasloss_ext.nn.fused_block import Fused
-from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, why_not_fusable
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, twin_of, without_kernel
+from biasloss_ext.nn.fused_chain import Fused
+from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.recognise import activation_of_norm, find, is_block, is_norm_with_activation, is_sequence
+from biasloss_ext.nn.plan import Plan, plan_of
+from biasloss_ext.nn.recognise import activation_of_norm, is_norm_with_activation
+from biasloss_ext.nn.unit import is_unit
+from biasloss_ext.report import Entry, Report, layers_of
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One block or layer: its name in the model, its class, and why it was left as it was; None where it is fused now."""
-
-    name: str
-    kind: str
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `accelerate` found. Its text lists every block."""
-
-    entries: tuple[Entry, ...]
-
-    @property
-    def swapped(self) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self.entries if entry.reason is None)
-
-    @property
-    def left(self) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self.entries if entry.reason is not None)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} of {len(self.entries)} blocks and layers are fused"]
-        lines += [
-            f"  {e.name} ({e.kind}): {'fused' if e.reason is None else f'left, {e.reason}'}" for e in self.entries
-        ]
-        return "\n".join(lines)
+FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation, FusedNormActivation)
 
 
 def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
-    """Swap the depthwise-separable blocks of ``model`` for fused ones, in place.
+    """Run what is depthwise-separable in ``model`` on fused kernels, in place.
 
-    A block is what its forward computes, as torch.fx follows it, whoever wrote it and whatever its classes are called:
-    (expansion,) depthwise convolution, (squeeze-and-excitation,) projection, each with its normalization and activation, and a
-    residual where there is one. So are found the blocks of MobileNetV2 and V3, MNASNet and EfficientNet, in torchvision, in timm
-    and written by hand. Outside of blocks, sequences of convolution, normalization and activation are fused, and normalizations
-    that apply an activation themselves, as timm's BatchNormAct2d. The state_dict keeps its keys, values and order; optimizers
+    A block is what its forward computes, as torch.fx follows it, whoever wrote it and whatever its classes are called. In it,
+    chains of depthwise and 1x1 convolutions with their normalizations, activations, squeeze-and-excitations, layer scales and
+    residuals become one autograd function each; what has no kernels stays between them as it was. So are found the blocks of
+    MobileNetV1 to V4, MNASNet, EfficientNet, LCNet, GhostNet and many others, in torchvision, in timm and written by hand.
+    Outside of blocks, sequences of convolution, normalization and activation are fused, normalizations that apply an activation
+    themselves, as timm's BatchNormAct2d, and depthwise convolutions. The state_dict keeps its keys, values and order; optimizers
     that hold the parameters stay valid; hooks and attributes stay. Results change by rounding alone; maps come out channels_last,
     which is also the fastest layout to feed.
 
@@ -64,84 +38,135 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
         fused: "auto" runs a block as it was wherever no fused kernels can; True raises in the call instead.
 
     Returns:
-        `Report`: what was swapped, what was left, and why. Print it.
+        `Report`: how many of the layers run on fused kernels, what was left, and why. Print it.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``fused`` is True, and a block has no fused kernels; it names the block and the reason, and nothing is
-            swapped. Or ``model`` is itself a block: there is nothing to swap it in.
+        ValueError: ``fused`` is True, and there is no kernel for a depthwise convolution; it names the layer and the reason, and
+            nothing is swapped. Or ``model`` is itself a block: there is nothing to swap it in.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if fused not in ("auto", True):
         raise ValueError(f"fused must be 'auto' or True, got {fused!r}")
-    found = [] if isinstance(model, InvertedResidual) else list(_candidates(model, "", fused))
-    if not any(candidate.replacement for candidate in found) and is_block(model) and not isinstance(find(model), str):
+    if _is_block(model):
         raise ValueError(f"the model is itself a block ({type(model).__name__}); pass the model that contains it")
+    found = list(_candidates(model, ""))
     entries = tuple(Entry(c.name, type(c.module).__name__, c.reason) for c in found)
+    fused_layers = {layer for candidate in found for layer in candidate.fused_layers}
+    reasons = {layer: reason for candidate in found for layer, reason in candidate.reasons.items()}
+    if fused is True:
+        _check_depthwise(model, fused_layers, reasons)
+    _swap_depthwise(model, fused_layers)
     for candidate in found:
-        if candidate.reason is not None and fused is True:
-            kind = type(candidate.module).__name__
-            raise ValueError(f"{candidate.name} ({kind}) has no fused kernels: {candidate.reason}")
-    for candidate in found:
-        if candidate.replacement is not None:
-            candidate.parent._modules[candidate.name.rpartition(".")[2]] = candidate.replacement
+        replacement = _replacement(candidate, fused)
+        if replacement is not candidate.module:
+            for parent, name in candidate.places:
+                parent._modules[name] = replacement
     for module in model.modules():
-        if isinstance(module, _FUSED):
+        if isinstance(module, FUSED):
             module.fused = fused
-    return Report(entries)
+    return Report(entries, layers_of(model, reasons))
 
 
 class _Candidate(NamedTuple):
-    """A module that may be fused: what is to take its place, itself where it is fused already, or why it is left."""
+    """A module that may be fused.
 
-    parent: nn.Module
+    Attributes:
+        places: where it is: its parents and its name in each.
+        name: in the model.
+        module: itself.
+        plan: how it is to be computed; None for a normalization, what is fused already, and what is left.
+        reason: why it is left; None where it is not.
+    """
+
+    places: list[tuple[nn.Module, str]]
     name: str
     module: nn.Module
-    replacement: nn.Module | None
+    plan: Plan | None
     reason: str | None
 
+    @property
+    def fused_layers(self) -> set[nn.Module]:
+        """Layers that run on fused kernels within it."""
+        if self.plan is None:
+            return set() if self.reason is not None else set(self.module.modules())
+        return {layer for planned in self.plan.chains for step in planned.chain.steps for layer in step.modules}
 
-def _candidates(parent: nn.Module, prefix: str, fused: Fused) -> Iterator[_Candidate]:
+    @property
+    def reasons(self) -> dict[nn.Module, str]:
+        """Why layers within it are left."""
+        if self.reason is not None:
+            return dict.fromkeys(self.module.modules(), self.reason)
+        return {} if self.plan is None else self.plan.reasons
+
+
+def _candidates(model: nn.Module, prefix: str) -> Iterator[_Candidate]:
     """From the outside in: what is within a fused module is no candidate; what is within one that is left may be."""
-    for name, child in parent.named_children():
-        path = f"{prefix}{name}"
-        found = _replacement(child, fused)
-        if isinstance(found, nn.Module):
-            yield _Candidate(parent, path, child, found, None)
+    seen: dict[nn.Module, _Candidate | None] = {}
+    yield from _within(model, prefix, seen)
+
+
+def _within(parent: nn.Module, prefix: str, seen: dict[nn.Module, _Candidate | None]) -> Iterator[_Candidate]:
+    for name, child in parent._modules.items():
+        if child is None:
             continue
-        if found is not None:
-            yield _Candidate(parent, path, child, None, found)
-        yield from _candidates(child, f"{path}.", fused)
+        known = seen.get(child)
+        if known is not None:  # shared
+            known.places.append((parent, name))
+        if child in seen:
+            continue
+        candidate = _candidate(parent, name, f"{prefix}{name}", child)
+        seen[child] = candidate
+        if candidate is not None:
+            yield candidate
+        if candidate is None or candidate.reason is not None:
+            yield from _within(child, f"{prefix}{name}.", seen)
 
 
-_FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation, FusedNormActivation)
-
-
-def _replacement(module: nn.Module, fused: Fused) -> nn.Module | str | None:
-    """The fused module to take the place of this one, itself where it is fused already, why there is none, or None where
-    the module is not of a kind that is looked for."""
-    if isinstance(module, _FUSED):
-        return module
-    if is_block(module):
-        found = find(module)
-        if not isinstance(found, str):
-            return FusedBlock(module, fused)
-        if not is_sequence(module):
-            return found
-    if is_sequence(module):
-        layers = list(module.children())
-        activation = type(layers[2]) if len(layers) > 2 else nn.Identity
-        return why_not_fusable(layers[0], layers[1], activation) or _fused_layer(module, fused)
+def _candidate(parent: nn.Module, name: str, path: str, module: nn.Module) -> _Candidate | None:
+    """None where the module is not of a kind that is looked for."""
+    places = [(parent, name)]
+    if isinstance(module, FUSED):
+        return _Candidate(places, path, module, None, None)
+    if is_unit(module):
+        plan = plan_of(module)
+        objection = plan if isinstance(plan, str) else plan.objection()
+        return _Candidate(places, path, module, None if isinstance(plan, str) else plan, objection)
     if is_norm_with_activation(module):
-        activation_or_reason = activation_of_norm(module)
-        return activation_or_reason if isinstance(activation_or_reason, str) else fuse_norm(module, fused)
+        activation = activation_of_norm(module)
+        return _Candidate(places, path, module, None, activation if isinstance(activation, str) else None)
     return None
 
 
-def _fused_layer(module: nn.Module, fused: Fused) -> FusedConvNormActivation:
-    """Children, parameters, hooks and attributes of the module, under its names."""
-    replacement = FusedConvNormActivation(*module.children(), fused=fused)
-    replacement.__dict__.update(module.__dict__)
-    replacement.fused = fused
-    return replacement
+def _replacement(candidate: _Candidate, fused: Fused) -> nn.Module:
+    module = candidate.module
+    if candidate.reason is not None or isinstance(module, FUSED):
+        return module
+    return fuse_norm(module, fused) if candidate.plan is None else FusedBlock(module, fused)
+
+
+def _is_block(model: nn.Module) -> bool:
+    plan = plan_of(model) if is_unit(model) else None
+    return isinstance(plan, Plan) and plan.adds_input is not None
+
+
+def _check_depthwise(model: nn.Module, fused_layers: set[nn.Module], reasons: dict[nn.Module, str]) -> None:
+    """Raise where a depthwise convolution is to stay on PyTorch's kernels."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d) or not is_depthwise(module) or module in fused_layers:
+            continue
+        if not isinstance(module, DepthwiseConv2d) and (type(module) is not nn.Conv2d or without_kernel(module)):
+            reason = reasons.get(module) or f"there is no kernel for {', '.join(without_kernel(module))}"
+            raise ValueError(f"{name} ({type(module).__name__}) has no fused kernels: {reason}")
+
+
+def _swap_depthwise(model: nn.Module, fused_layers: set[nn.Module]) -> None:
+    """Put the depthwise convolutions that are left on their kernels."""
+    twins: dict[nn.Module, DepthwiseConv2d] = {}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if type(child) is not nn.Conv2d or child in fused_layers or "forward" in child.__dict__:
+                continue
+            if is_depthwise(child) and not without_kernel(child):
+                twins[child] = parent._modules[name] = twins.get(child) or twin_of(child)

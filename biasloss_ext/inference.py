@@ -6,9 +6,9 @@ import copy
 
 from torch import nn
 
-from biasloss_ext.nn.fused_block import ACTIVATIONS, is_watched
-from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise, why_not_fusable
-from biasloss_ext.nn.fused_inverted_residual import parts_of
+from biasloss_ext.nn.fold import fold_normalizations, reparameterize
+from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise
+from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, chain_of
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.inference_block import (
     InferenceBlock,
@@ -17,20 +17,21 @@ from biasloss_ext.nn.inference_block import (
     Prepared,
     refuse_state_dict,
 )
-from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.recognise import Found, find, is_block, is_sequence
+from biasloss_ext.nn.plan import Plan, plan_of, whole
 from biasloss_ext.nn.skip_block import SkipBlock
+from biasloss_ext.nn.unit import is_unit
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in evaluation mode, whose depthwise-separable blocks run on prepared tensors.
 
-    Batch normalisations are folded into weights or into scale and shift that the next kernel applies on load; expansion,
-    depthwise convolution and activation are one kernel where the device has it, gate, projection and residual another.
-    The blocks are those that :func:`biasloss_ext.accelerate` knows. Scores agree with those of ``model.eval()`` but for
-    rounding. timm's stem and last convolution run as they are, unfolded; :func:`biasloss_ext.accelerate` first fuses their
-    normalisations. The copy can be moved and converted (``.to()``, ``.half()``); its inner parts have no gradients, its
-    state_dict has other keys, and ``train()`` raises.
+    Modules that can be re-parameterized, as those of MobileOne, RepViT and FastViT, are: by their own method ``reparameterize``,
+    ``switch_to_deploy`` or ``fuse``. In the blocks that :func:`biasloss_ext.accelerate` knows, normalizations are folded into
+    weights or into scale and shift that the next kernel applies on load; expansion, depthwise convolution and activation are one
+    kernel where the device has it, gate, projection and residual another. Elsewhere every batch normalization after a
+    convolution is folded into that, wherever torch.fx can follow the model or its modules. Scores agree with those of
+    ``model.eval()`` but for rounding. The copy can be moved and converted (``.to()``, ``.half()``); its inner parts have no
+    gradients, its state_dict has other keys, and ``train()`` raises.
 
     Args:
         model: any module; it is not changed.
@@ -40,16 +41,19 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: a normalisation has no running statistics.
+        ValueError: a normalization has no running statistics.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    optimized = copy.deepcopy(model).eval()
-    _swap_children(optimized)
-    optimized = _prepared(optimized) or optimized
-    if refuse_state_dict not in optimized._load_state_dict_pre_hooks.values():
-        optimized.register_load_state_dict_pre_hook(refuse_state_dict)
-    return optimized
+    optimized = reparameterize(copy.deepcopy(model).eval())
+    prepared = _prepared(optimized)
+    if prepared is None:
+        prepared = optimized
+        _swap_children(optimized)
+        fold_normalizations(optimized)
+    if refuse_state_dict not in prepared._load_state_dict_pre_hooks.values():
+        prepared.register_load_state_dict_pre_hook(refuse_state_dict)
+    return prepared
 
 
 def _swap_children(module: nn.Module) -> None:
@@ -65,15 +69,16 @@ def _swap_children(module: nn.Module) -> None:
 def _prepared(module: nn.Module) -> nn.Module | None:
     """The module on prepared tensors, or None where it is of no known kind or has no kernels."""
     if isinstance(module, SkipBlock):
-        parts = parts_of(module.core_block)
-        return None if isinstance(parts, str) else InferenceSkipBlock(module, Found(parts, False))
-    if isinstance(module, (FusedBlock, InvertedResidual)) or is_block(module):
-        found = find(module.plain if isinstance(module, FusedBlock) else module)
-        return None if isinstance(found, str) else InferenceBlock(module, found)
-    if isinstance(module, FusedConvNormActivation) or is_sequence(module):
-        layers = list(module.children())
-        activation = type(layers[2]) if len(layers) == 3 else nn.Identity
-        if any(map(is_watched, layers)) or why_not_fusable(layers[0], layers[1], activation) is not None:
-            return None
-        return InferenceConvNorm(module, ACTIVATIONS[activation], is_pointwise(layers[0]))  # type: ignore[arg-type]
-    return None
+        chain = chain_of(module.core_block)
+        return None if isinstance(chain, str) else InferenceSkipBlock(module, chain)
+    if isinstance(module, FusedInvertedResidual):
+        chain = chain_of(module.conv)
+        return None if isinstance(chain, str) else InferenceBlock(module, whole(chain, module.has_residual))
+    if isinstance(module, FusedConvNormActivation):
+        return None if module.objection() is not None else InferenceConvNorm(module, is_pointwise(module[0]))  # type: ignore[arg-type]
+    if not isinstance(module, FusedBlock) and not is_unit(module):
+        return None
+    plain = module.plain if isinstance(module, FusedBlock) else module
+    fold_normalizations(plain)
+    plan = plan_of(plain)
+    return InferenceBlock(plain, plan) if isinstance(plan, Plan) and plan.objection() is None else None

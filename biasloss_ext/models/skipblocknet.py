@@ -19,7 +19,7 @@ from biasloss_ext.nn import (
     round_channels,
 )
 from biasloss_ext.nn.conv_norm import conv_norm
-from biasloss_ext.nn.fused_block import Fused
+from biasloss_ext.nn.fused_chain import Fused
 
 ReturnFeatures = Literal["none", "features", "variance"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from biasloss_ext.models.registry import register
 from biasloss_ext.models.skipblocknet import ReturnFeatures, SkipblockNet
-from biasloss_ext.nn.fused_block import Fused
+from biasloss_ext.nn.fused_chain import Fused
 
 
 class Variant(NamedTuple):

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from biasloss_ext.nn import synchronized
 from biasloss_ext.nn.members import buffer
+from biasloss_ext.nn.synchronized import Synchronization
 from biasloss_ext.ops.batch_norm import op
 
 
@@ -31,11 +34,13 @@ class Norm(NamedTuple):
         eps: of the module.
         frozen: whether it normalizes by constants rather than by the statistics of the batch.
         running: what the op moves; None where nothing moves, or `update_running` does it.
+        sync: the processes that take their statistics together; None for this one alone.
     """
 
     eps: float
     frozen: bool = False
     running: Running | None = None
+    sync: Synchronization | None = None
 
     def finish(self, weight: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
         """The arguments by which an op finishes the statistics of the map that it writes."""
@@ -46,21 +51,32 @@ class Norm(NamedTuple):
         return arguments
 
     @property
+    def is_returned(self) -> bool:
+        """Whether the caller moves the running statistics."""
+        return not self.frozen and self.running is None
+
+    @property
     def back(self) -> dict[str, Any]:
         """The arguments by which a backward op finishes the coefficients."""
         return {"eps": self.eps, "frozen": self.frozen}
 
 
-NONE = Norm(0.0)  # in the place of a normalization that a block does not have
+NONE = Norm(0.0, True)  # in the place of a normalization that a step does not have
 
 
-def uses_batch_statistics(module: nn.BatchNorm2d) -> bool:
+def uses_batch_statistics(module: nn.Module) -> bool:
     """Whether the module normalizes by the batch's own moments: in training, and where it keeps no running statistics."""
+    if not isinstance(module, _BatchNorm):
+        return False
     return module.training or (module.running_mean is None and module.running_var is None)
 
 
-def norm_of(module: nn.BatchNorm2d | None, dtype: torch.dtype, count: int) -> Norm:
+def norm_of(module: nn.Module | None, dtype: torch.dtype, count: int, *, moves: bool = True) -> Norm:
     """How a module normalizes a map of ``count`` values per channel, in the accumulation dtype ``dtype``.
+
+    Args:
+        module: a batch normalization, or one by constants; None for none.
+        moves: whether an op may move the running statistics.
 
     Raises:
         ValueError: the batch has one value per channel, and its statistics are needed.
@@ -68,13 +84,18 @@ def norm_of(module: nn.BatchNorm2d | None, dtype: torch.dtype, count: int) -> No
     if module is None:
         return NONE
     if not uses_batch_statistics(module):
-        return Norm(module.eps, True)
+        return Norm(module.eps, True)  # type: ignore[arg-type]
+    assert isinstance(module, _BatchNorm)
+    sync = synchronized.of_module(module) if module.training else None
+    if sync is not None:
+        return Norm(module.eps, sync=sync)
     if count == 1:
         shape = (1, module.num_features, 1, 1)
         raise ValueError(f"expected more than 1 value per channel when training, got input of shape {shape}")
     mean, var, momentum = buffer(module, "running_mean"), buffer(module, "running_var"), module.momentum
     if (
-        mean is None
+        not moves
+        or mean is None
         or var is None
         or momentum is None
         or not module.training
@@ -87,8 +108,10 @@ def norm_of(module: nn.BatchNorm2d | None, dtype: torch.dtype, count: int) -> No
     return Norm(module.eps, False, Running(mean, var, buffer(module, "num_batches_tracked"), momentum))
 
 
-def constant_statistics(module: nn.BatchNorm2d, dtype: torch.dtype, *, backend: str = "auto") -> Tensor:
-    """Statistics (4, C) of a module that normalizes by its running statistics.
+def constant_statistics(
+    module: nn.Module, dtype: torch.dtype, *, bias: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Statistics (4, C) of a module that normalizes by its running statistics; ``bias`` is what the convolution before it adds.
 
     Raises:
         ValueError: it keeps none.
@@ -97,9 +120,12 @@ def constant_statistics(module: nn.BatchNorm2d, dtype: torch.dtype, *, backend: 
     if mean is None or var is None:
         raise ValueError("expected a batch normalization with running statistics, this one keeps none")
     with torch.no_grad():
-        moments = torch.stack((mean, var)).to(dtype)
-        weight, bias = in_dtype(module.weight, dtype), in_dtype(module.bias, dtype)
-        statistics: Tensor = op.affine(moments, 0, norm_weight=weight, norm_bias=bias, eps=module.eps, backend=backend)
+        if bias is not None:
+            mean = mean - bias  # type: ignore[operator]
+        moments = torch.stack((mean, var)).to(dtype)  # type: ignore[arg-type, list-item]
+        weight, shift = in_dtype(module.weight, dtype), in_dtype(module.bias, dtype)  # type: ignore[arg-type]
+        run: dict[str, Any] = {"norm_weight": weight, "norm_bias": shift, "eps": module.eps, "backend": backend}
+        statistics: Tensor = op.affine(moments, 0, **run)
     return statistics
 
 
@@ -118,7 +144,7 @@ def _move_towards(running: Tensor, value: Tensor, momentum: float | Tensor) -> N
         running.copy_(torch.lerp(running.to(value.dtype), value, momentum))
 
 
-def update_running(module: nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
+def update_running(module: nn.Module, statistics: Tensor, count: int | Tensor) -> None:
     """Do to the module's running statistics what `nn.BatchNorm2d` does with a batch in training, where no op does it.
 
     The statistics keep their dtype, and take the unbiased variance. No-op in evaluation and without running statistics.
@@ -128,12 +154,12 @@ def update_running(module: nn.BatchNorm2d, statistics: Tensor, count: int) -> No
         statistics: of the batch; the first two rows are mean and biased variance.
         count: how many values a channel has, N * H * W. An empty batch is counted, and changes no statistics.
     """
-    if not (module.training and module.track_running_stats):
+    if not (isinstance(module, _BatchNorm) and module.training and module.track_running_stats):
         return
     if module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
     mean, var = module.running_mean, module.running_var
-    if mean is None or var is None or count == 0:
+    if mean is None or var is None or (isinstance(count, int) and count == 0):
         return
     momentum: float | Tensor
     if module.momentum is not None:

@@ -125,3 +125,16 @@ def without_kernel(conv: nn.Conv2d) -> list[str]:
     if conv.weight.dtype not in checks.FLOAT_DTYPES:
         objections.append(f"dtype={conv.weight.dtype}")
     return objections
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each output channel is computed from one input channel of several."""
+    return conv.groups == conv.in_channels > 1
+
+
+def twin_of(conv: nn.Conv2d) -> DepthwiseConv2d:
+    """A `DepthwiseConv2d` that shares parameters, hooks and everything else with a convolution."""
+    twin = DepthwiseConv2d.__new__(DepthwiseConv2d)
+    twin.__dict__.update(conv.__dict__)
+    twin.backend = "auto"
+    return twin

@@ -9,16 +9,11 @@ from torch import Tensor, nn
 
 from biasloss_ext import functional
 from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.activations import number_of
 from biasloss_ext.nn.batch_norm import Norm
+from biasloss_ext.nn.chain import is_watched
 from biasloss_ext.nn.depthwise_conv import without_kernel
-from biasloss_ext.nn.fused_block import (
-    ACTIVATIONS,
-    Fused,
-    autocast_input,
-    check_channels,
-    is_watched,
-    takes_fused_path,
-)
+from biasloss_ext.nn.fused_chain import Fused, autocast_input, check_channels, takes_fused_path
 from biasloss_ext.nn.members import children
 from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise, without_autocast
 from biasloss_ext.ops import maps
@@ -26,14 +21,14 @@ from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.library import accumulation_dtype
 
 
-def why_not_fusable(conv: nn.Module, norm: nn.Module, activation: type[nn.Module]) -> str | None:
+def why_not_fusable(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> str | None:
     """What about the layer has no fused kernels, or None."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is not Conv2d"
     if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} is not BatchNorm2d"
-    if activation not in ACTIVATIONS:
-        return f"the activation is {activation.__name__}"
+    if number_of(activation) is None:
+        return f"the activation is {type(activation).__name__}"
     return None
 
 
@@ -44,6 +39,7 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 BACKEND = "auto"
+_IDENTITY = nn.Identity()
 
 
 class Normalized(NamedTuple):
@@ -64,7 +60,7 @@ def convolve(x: Tensor, conv: nn.Conv2d, module: nn.BatchNorm2d) -> Normalized:
         else:
             y = conv(x)
         return normalize(maps.channels_last(y), module)
-    check_channels(x, conv)
+    check_channels(x, conv.in_channels)
     x = autocast_input(x)
     dtype, count = accumulation_dtype(x.dtype), x.numel() // max(x.shape[1], 1)
     norm = batch_norm.norm_of(module, dtype, count)
@@ -128,11 +124,13 @@ class FusedConvNormActivation(nn.Sequential):
                 return f"a {type(layer).__name__} has hooks or a forward method of its own"
         return why_not_fusable(layers[0], layers[1], self._activation())
 
-    def _activation(self) -> type[nn.Module]:
-        return type(self[2]) if len(self) > 2 else nn.Identity
+    def _activation(self) -> nn.Module:
+        return self[2] if len(self) > 2 else _IDENTITY
 
     def _number(self) -> int:
-        return ACTIVATIONS[self._activation()]
+        number = number_of(self._activation())
+        assert number is not None
+        return number
 
     def _layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
         return self[0], self[1]  # type: ignore[return-value]

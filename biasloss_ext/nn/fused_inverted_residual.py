@@ -6,33 +6,35 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biasloss_ext.nn.fused_block import (
-    ACTIVATIONS,
-    Fused,
-    Gate,
-    Parts,
-    fused_block,
-    takes_fused_path,
-    why_not_fusable,
-)
+from biasloss_ext.nn.activations import number_of
+from biasloss_ext.nn.chain import Chain, Gate, Step, why_not_fusable
+from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
+from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
 from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.members import child, children, parameter
+from biasloss_ext.nn.members import child, children
 from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 
+EXACT_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
-def parts_of(layers: nn.Sequential) -> Parts | str:
-    """The parts of the sequence that `InvertedResidual.conv` and `SkipBlock.core_block` are, or why they have no fused
-    kernels. Looked at in each call, as the layers may have been exchanged."""
+
+def chain_of(layers: nn.Sequential) -> Chain | str:
+    """The chain of the sequence that `InvertedResidual.conv` and `SkipBlock.core_block` are, or why it has no fused kernels.
+    Looked at in each call, as the layers may have been exchanged."""
     modules = children(layers)
     if len(modules) not in (8, 9):
         return f"it has {len(modules)} layers, expected 8, or 9 with an attention"
-    expand, expand_norm, first, depthwise, depthwise_norm, second, *rest = modules
-    *gates, project, project_norm = rest
+    expand, expand_norm, first, depthwise, depthwise_norm, second, *gates, project, project_norm = modules
+    numbers = []
     for activation in (first, second):
-        if type(activation) not in ACTIVATIONS:
+        number = number_of(activation)
+        if number is None:
             return f"the activation is {type(activation).__name__}"
+        numbers.append(number)
+    for norm in (expand_norm, depthwise_norm, project_norm):
+        if type(norm) not in EXACT_NORMS:
+            return f"{type(norm).__name__} may compute something else than BatchNorm2d"
     gate: Gate | None = None
     others: tuple[nn.Module, ...] = (layers, first, second)
     for module in gates:
@@ -45,25 +47,23 @@ def parts_of(layers: nn.Sequential) -> Parts | str:
         gate = found
         layers_of_gate = child(module, "fc")
         others = (*others, module, *children(layers_of_gate), layers_of_gate)
-    parts = Parts(
-        expand,  # type: ignore[arg-type]
-        expand_norm,  # type: ignore[arg-type]
-        ACTIVATIONS[type(first)],
-        depthwise,  # type: ignore[arg-type]
-        depthwise_norm,  # type: ignore[arg-type]
-        ACTIVATIONS[type(second)],
-        gate,
-        project,  # type: ignore[arg-type]
-        project_norm,  # type: ignore[arg-type]
-        others,
+    steps = (
+        Step(expand, expand_norm, numbers[0]),
+        Step(depthwise, depthwise_norm, numbers[1], gate),
+        Step(project, project_norm),
     )
-    return _why_not_plain_norms(parts) or why_not_fusable(parts) or parts
+    chain = Chain(steps, others)
+    return _why_not_in_place(chain) or why_not_fusable(chain) or chain
 
 
-def _why_not_plain_norms(parts: Parts) -> str | None:
-    for norm in (parts.expand_norm, parts.depthwise_norm, parts.project_norm):
-        if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
-            return f"{type(norm).__name__} may compute something else than BatchNorm2d"
+def _why_not_in_place(chain: Chain) -> str | None:
+    """Whether each layer is of the kind that its place asks for."""
+    kinds = [POINTWISE, DEPTHWISE, POINTWISE]
+    for step, kind in zip(chain.steps, kinds, strict=True):
+        if not isinstance(step.convolution, nn.Conv2d):
+            return f"{type(step.convolution).__name__} stands where a Conv2d is expected"
+        if step.kind != kind:
+            return "a convolution is grouped otherwise than in the block of that name"
     return None
 
 
@@ -76,19 +76,20 @@ def gate_of(module: nn.Module) -> Gate | str:
     if len(layers) != 4 or kinds[0] is not nn.Linear or kinds[2] is not nn.Linear:
         return f"the attention is made of {', '.join(kind.__name__ for kind in kinds)}"
     reduce, activation, excite, gate = layers
-    for kind in (type(activation), type(gate)):
-        if kind not in ACTIVATIONS:
-            return f"the activation of the attention is {kind.__name__}"
-    if parameter(reduce, "bias") is None or parameter(excite, "bias") is None:
-        return "a layer of the attention has no bias"
-    return Gate(reduce, excite, ACTIVATIONS[type(activation)], ACTIVATIONS[type(gate)])  # type: ignore[arg-type]
+    numbers = []
+    for layer in (activation, gate):
+        number = number_of(layer)
+        if number is None:
+            return f"the activation of the attention is {type(layer).__name__}"
+        numbers.append(number)
+    return Gate(reduce, excite, *numbers)
 
 
 def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
     """``fused`` itself; a ValueError where it is no choice, or True for layers without fused kernels."""
     if fused not in ("auto", True, False):
         raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
-    found = parts_of(layers)
+    found = chain_of(layers)
     if isinstance(found, str) and fused is True:
         raise ValueError(f"{name} has no fused kernels: {found}; fused='auto' takes the plain layers instead")
     return fused
@@ -96,7 +97,7 @@ def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
 
 class FusedInvertedResidual(InvertedResidual):
     """`InvertedResidual` on the fused ops; saves its input, y2, y3 and per-channel values for backward, see
-    `nn.block_function`.
+    `nn.chain_function`.
 
     Args:
         fused: "auto" takes the plain layers where no kernels can run or a graph is exported; True raises instead.
@@ -112,10 +113,10 @@ class FusedInvertedResidual(InvertedResidual):
         self.fused = check_fused(fused, self.conv, type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = parts_of(child(self, "conv"))
-        if isinstance(parts, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
+        chain = chain_of(child(self, "conv"))
+        if isinstance(chain, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             return super().forward(x)
-        return fused_block(x, parts, x if self.has_residual else None)
+        return fused_chain(x, chain, x if self.has_residual else None)
 
 
 class FusedSkipBlock(SkipBlock):
@@ -126,8 +127,8 @@ class FusedSkipBlock(SkipBlock):
         self.fused = check_fused(fused, self.core_block, type(self).__name__)
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
-        parts = parts_of(child(self, "core_block"))
-        if isinstance(parts, str) or not takes_fused_path(early, self.fused, None, type(self).__name__):
+        chain = chain_of(child(self, "core_block"))
+        if isinstance(chain, str) or not takes_fused_path(early, self.fused, None, type(self).__name__):
             return super().forward(early, later)
         pooled = average_to(early, (later.shape[-2], later.shape[-1]))
-        return fused_block(pooled, parts, later)
+        return fused_chain(pooled, chain, later)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biasloss_ext.nn.fused_block import Fused, takes_fused_path
+from biasloss_ext.nn.fused_chain import Fused, takes_fused_path
 from biasloss_ext.nn.fused_conv_norm import norm_activation, normalize
 from biasloss_ext.nn.recognise import activation_of_norm
 from biasloss_ext.ops import maps

@@ -1,4 +1,4 @@
-"""A block of another package, run through the fused ops."""
+"""A module of another package, with its chains on the fused ops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biasloss_ext.nn.fused_block import Fused, fused_block, takes_fused_path, why_not_fusable
-from biasloss_ext.nn.inverted_residual import InvertedResidual
-from biasloss_ext.nn.recognise import Found, find, structure
+from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
+from biasloss_ext.nn.plan import Plan, fits, plan_of
 
 _OWN = ("plain", "fused", "training")
 _Tree = list[tuple[nn.Module, type[nn.Module], tuple[nn.Module | None, ...]]]
@@ -20,10 +19,10 @@ class FusedBlock(nn.Module):
     the names in the state_dict; attributes and methods that it lacks are those of `plain`. Runs it as it was where no fused
     kernels can.
 
-    Input and output as of `plain`; the output is channels_last.
+    Input and output as of `plain`; the output of a chain is channels_last.
 
     Args:
-        plain: a block that `recognise.find` finds the parts of.
+        plain: a module that `plan.plan_of` finds chains in.
         fused: "auto", or True to raise where no kernels can run.
     """
 
@@ -33,7 +32,8 @@ class FusedBlock(nn.Module):
         super().__init__()
         self.__dict__.update(plain.__dict__)
         self.__dict__.update(plain=plain, fused=fused)  # no child: it has the children
-        self._look()
+        self._forget_plans()
+        self._make_plans()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -47,37 +47,65 @@ class FusedBlock(nn.Module):
         super().__setattr__(name, value)
         if name not in _OWN and "plain" in self.__dict__:
             setattr(self.plain, name, value)  # its own code may read it
-            self._look()
+            self._forget_plans()
 
-    def _look(self) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the plans, which a copy makes of its own layers."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_plans", "_tree")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
         tree = [(module, type(module), tuple(module._modules.values())) for module in self.plain.modules()]
-        self.__dict__.update(_tree=tree, _structure=structure(self.plain))
+        self.__dict__.update(_tree=tree, _plans={})
 
-    def _found(self) -> Found | str:
-        """The parts of the block as it is now: layers may have been exchanged, or converted to another class."""
-        if isinstance(self.plain, InvertedResidual):
-            return find(self.plain)
+    def plan(self) -> Plan | str:
+        """How the module is computed as it is now: layers may have been exchanged, or converted to another class."""
         tree: _Tree = self.__dict__["_tree"]
         # A compiler guards the modules itself.
         if not torch.compiler.is_compiling() and any(
             type(module) is not kind or tuple(module._modules.values()) != inner for module, kind, inner in tree
         ):
-            self._look()
-        found: Found | str = self.__dict__["_structure"]
-        return found if isinstance(found, str) else why_not_fusable(found.parts) or found
+            self._forget_plans()
+        plans: dict[bool, Plan | str] = self.__dict__["_plans"]
+        if self.training not in plans:
+            self._make_plans()
+        return plans[self.training]
+
+    @torch.compiler.disable
+    def _make_plans(self) -> None:
+        """For both modes, which its code may ask for, before a compiler follows the calls."""
+        modes = [(module, module.training) for module in self.plain.modules()]
+        for training in (True, False):
+            for module, _ in modes:
+                module.training = training
+            self.__dict__["_plans"][training] = plan_of(self.plain)
+        for module, mode in modes:
+            module.training = mode
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self._found()
-        objection = found if isinstance(found, str) else None
-        if not takes_fused_path(x, self.fused, objection, type(self.plain).__name__) or isinstance(found, str):
+        plan = self.plan()
+        objection = plan if isinstance(plan, str) else plan.objection()
+        if not takes_fused_path(x, self.fused, objection, type(self.plain).__name__) or isinstance(plan, str):
             self.plain.training = self.training
             result: Tensor = type(self.plain).forward(self.plain, x)
             return result
-        drops = found.drop is not None and self.training and not isinstance(found.drop, nn.Identity)
-        if not (found.has_residual and drops):
-            return fused_block(x, found.parts, x if found.has_residual else None)
-        assert found.drop is not None
-        return torch.add(x, found.drop(fused_block(x, found.parts)))
+        if plan.adds_input is not None:
+            return self.run_chain(0, x, x if plan.adds_input else None)
+        assert plan.forward is not None
+        return plan.forward(self.plain, self, x)
+
+    def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
+        """``drop(chain(x)) + residual``"""
+        plan: Plan = self.__dict__["_plans"][self.training]
+        chain, drop = plan.chains[index]
+        drops = drop is not None and drop.training and type(drop) is not nn.Identity
+        if residual is None or (not drops and fits(x, chain, residual)):
+            return fused_chain(x, chain, residual)
+        out = fused_chain(x, chain)
+        return torch.add(residual, out if drop is None else drop(out))
 
     def extra_repr(self) -> str:
         return f"fused {type(self.plain).__name__}"

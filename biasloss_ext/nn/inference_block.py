@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
-from biasloss_ext.nn.fused_block import (
-    Parts,
-    autocast_input,
-    expand_free,
-    matrices_of,
-    takes_fused_path,
-)
+from biasloss_ext.nn.activations import number_of
+from biasloss_ext.nn.chain import DEPTHWISE, POINTWISE, Chain, Gate, Step
+from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
+from biasloss_ext.nn.plan import Plan, fits
 from biasloss_ext.nn.pooling import average_to
-from biasloss_ext.nn.recognise import Found
 from biasloss_ext.ops import maps
+from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.depthwise import op as depthwise
 from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
 from biasloss_ext.ops.library import accumulation_dtype
@@ -91,110 +88,184 @@ class Prepared(nn.Module):
         return super().train(False)
 
 
-class InferenceBlock(Prepared):
-    """A depthwise-separable block, from its `Found`: two to four ops, five where expansion and depthwise are apart."""
+class PreparedGate(NamedTuple):
+    """The operands of a squeeze-and-excitation."""
 
-    def __init__(self, plain: nn.Module, found: Found) -> None:
+    tensors: tuple[Tensor, ...]
+    activation: int
+    gate_activation: int
+
+    @staticmethod
+    def of(gate: Gate | None, dtype: torch.dtype) -> PreparedGate | None:
+        if gate is None:
+            return None
+        tensors = []
+        for layer in (gate.reduce, gate.excite):
+            bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+            tensors += [layer.weight.detach().flatten(1), bias.detach()]
+        operands = tuple(tensor.to(dtype).contiguous() for tensor in tensors)
+        return PreparedGate(operands, gate.activation, gate.gate_activation)
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        options: dict[str, Any] = {"activation": self.activation, "gate_activation": self.gate_activation}
+        gate: Tensor = squeeze_excite.forward(pooled, *self.tensors, **options)[0]
+        return gate
+
+
+class PreparedStep(NamedTuple):
+    """A step with constant operands.
+
+    Attributes:
+        weight: of the convolution; the normalization after it is folded into that of a 1x1 convolution.
+        bias: of a 1x1 convolution, with the normalization folded in.
+        affine: of the normalization of any step.
+        expand: of a 1x1 convolution before a depthwise one, packed and without the normalization.
+        taps: of a depthwise convolution after a 1x1 one.
+    """
+
+    kind: int
+    stride: int
+    activation: int
+    affine: Tensor
+    gate: PreparedGate | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    expand: Tensor | None = None
+    taps: Tensor | None = None
+
+    @staticmethod
+    def of(step: Step, dtype: torch.dtype) -> PreparedStep:
+        affine = constants_of(step, dtype)[2:].contiguous()
+        convolution = step.convolution
+        stride = 1 if convolution is None else convolution.stride[0]
+        made = PreparedStep(step.kind, stride, step.activation, affine, PreparedGate.of(step.gate, dtype))
+        if convolution is None:
+            return made
+        weight = convolution.weight.detach().to(dtype)
+        if step.kind == POINTWISE:
+            scale, shift = affine
+            folded = packed(weight * scale[:, None, None, None])
+            return made._replace(weight=folded, bias=shift.contiguous(), expand=packed(weight))
+        return made._replace(weight=weight.contiguous(), taps=taps_first(weight.contiguous()))
+
+
+class PreparedChain:
+    """A chain with constant operands: one op per step, one for an expansion and the depthwise convolution after it."""
+
+    def __init__(self, chain: Chain, dtype: torch.dtype) -> None:
+        self.channels = chain.channels
+        self.steps = [PreparedStep.of(step, dtype) for step in chain.steps]
+
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        check_channels(x, self.channels)
+        x = autocast_input(x)
+        residual = None if residual is None else maps.channels_last(residual.to(x.dtype))
+        affine: Tensor | None = None  # what is to be applied when x is loaded
+        activation, gate = maps.IDENTITY, None
+        steps, index = self.steps, 0
+        while index < len(steps):
+            step, is_last = steps[index], index == len(steps) - 1
+            after = None if is_last else steps[index + 1]
+            pooled = None
+            if after is not None and affine is None and gate is None and _are_one_op(x, step, after):
+                x, pooled = expand_depthwise.activate(
+                    x,
+                    step.expand,
+                    step.affine,
+                    after.taps,
+                    after.affine,
+                    activation=step.activation,
+                    stride=after.stride,
+                    y_activation=after.activation,
+                    want_pool=after.gate is not None,
+                )
+                step, activation, index = after, maps.IDENTITY, index + 1
+            elif step.kind == POINTWISE:
+                added = residual if is_last else None
+                on_load: dict[str, Any] = {"affine": affine, "activation": activation, "gate": gate}
+                options: dict[str, Any] = {"bias": step.bias, "output_activation": step.activation, "residual": added}
+                x = pointwise.forward(x, step.weight, **on_load, **options)[0]
+                affine, activation = None, maps.IDENTITY
+                residual = None if is_last else residual
+            else:
+                if step.kind == DEPTHWISE:
+                    x = depthwise.forward(x, step.weight, affine=affine, activation=activation, stride=step.stride)[0]
+                affine, activation = step.affine, step.activation
+            gate = None
+            if step.gate is not None:
+                if pooled is None or pooled.numel() == 0:
+                    pooled = pool_variance.forward(x, affine=affine, activation=activation)[0]
+                gate = step.gate(pooled)
+            index += 1
+        if affine is not None:
+            x = batch_norm_op.apply(x, affine, activation=activation, residual=residual)
+        elif residual is not None:
+            x = x + residual
+        return x
+
+
+def _are_one_op(x: Tensor, step: PreparedStep, after: PreparedStep) -> bool:
+    return (step.kind, after.kind) == (POINTWISE, DEPTHWISE) and step.gate is None and can_recompute(x, "auto")
+
+
+class InferenceBlock(Prepared):
+    """A block, from its plan."""
+
+    def __init__(self, plain: nn.Module, plan: Plan) -> None:
         super().__init__(plain)
-        self.parts: Parts = found.parts
-        self.has_residual = found.has_residual
+        self.plan = plan
         self.prepare()
 
     @torch.no_grad()
     def prepare(self) -> None:
-        parts = self.parts
-        dtype = accumulation_dtype(parts.project.weight.dtype)
-        self.depthwise = parts.depthwise.weight.detach().to(dtype).contiguous()
-        self.affine2 = constant_affine(parts.depthwise_norm, dtype)
-        scale, shift = constant_affine(parts.project_norm, dtype)
-        self.project, self.bias = (
-            packed(parts.project.weight.to(dtype) * scale[:, None, None, None]),
-            shift.contiguous(),
-        )
-        self.expand = self.affine1 = self.taps = self.gate = None
-        if parts.expand is not None and parts.expand_norm is not None:
-            self.expand = packed(parts.expand.weight.detach().to(dtype))
-            self.affine1 = constant_affine(parts.expand_norm, dtype)
-            self.taps = taps_first(self.depthwise)
-        if parts.gate is not None:
-            self.gate = [t.detach().to(dtype).contiguous() for t in matrices_of(parts.gate)]
+        dtype = accumulation_dtype(next(self.plain.parameters()).dtype)
+        self.chains = [PreparedChain(planned.chain, dtype) for planned in self.plan.chains]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, None)
-
-    def _hidden(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The depthwise convolution's result; what is to be applied to it on load, None where it has been; and the pooled
-        activations, where there is a gate for them."""
-        parts = self.parts
-        stride, activation = parts.depthwise.stride[0], parts.depthwise_activation
-        if self.taps is not None and expand_free(x, "auto"):
-            h, pooled = expand_depthwise.activate(
-                x,
-                self.expand,
-                self.affine1,
-                self.taps,
-                self.affine2,
-                activation=parts.expand_activation,
-                stride=stride,
-                y_activation=activation,
-                want_pool=self.gate is not None,
-            )
-            return h, None, pooled
-        if self.expand is not None:
-            x, _ = pointwise.forward(x, self.expand)
-        y, _ = depthwise.forward(
-            x, self.depthwise, affine=self.affine1, activation=parts.expand_activation, stride=stride
-        )
-        if self.gate is None:
-            return y, self.affine2, None
-        pooled, _ = pool_variance.forward(y, affine=self.affine2, activation=activation)
-        return y, self.affine2, pooled
-
-    def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """``block(x) + residual``, or as the block itself adds its input."""
         if not takes_fused_path(x, "auto", None, type(self).__name__):
             result: Tensor = self.plain(x)
             return result
-        x = autocast_input(x)
-        parts = self.parts
-        y, affine, pooled = self._hidden(x)
-        gate = None
-        if self.gate is not None and parts.gate is not None:
-            gate, _, _ = squeeze_excite.forward(
-                pooled, *self.gate, activation=parts.gate.activation, gate_activation=parts.gate.gate_activation
-            )
-        if residual is None:
-            residual = x if self.has_residual else None
-        else:
-            residual = maps.channels_last(residual.to(y.dtype))
-        out: Tensor = pointwise.forward(
-            y,
-            self.project,
-            affine=affine,
-            activation=maps.IDENTITY if affine is None else parts.depthwise_activation,
-            gate=gate,
-            bias=self.bias,
-            residual=residual,
-        )[0]
-        return out
+        if self.plan.adds_input is not None:
+            return self.run_chain(0, x, x if self.plan.adds_input else None)
+        assert self.plan.forward is not None
+        return self.plan.forward(self.plain, self, x)
+
+    def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
+        """As the functions of a plan ask for it."""
+        chain = self.chains[index]
+        if residual is None or fits(x, self.plan.chains[index].chain, residual):
+            return chain(x, residual)
+        return chain(x, None) + residual
 
 
-class InferenceSkipBlock(InferenceBlock):
+class InferenceSkipBlock(Prepared):
     """`SkipBlock`, prepared."""
 
-    def forward(self, early: Tensor, later: Tensor) -> Tensor:  # type: ignore[override]
+    def __init__(self, plain: nn.Module, chain: Chain) -> None:
+        super().__init__(plain)
+        self.chain = chain
+        self.prepare()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        dtype = accumulation_dtype(next(self.plain.parameters()).dtype)
+        self.prepared = PreparedChain(self.chain, dtype)
+
+    def forward(self, early: Tensor, later: Tensor) -> Tensor:
         if not takes_fused_path(early, "auto", None, type(self).__name__):
             result: Tensor = self.plain(early, later)
             return result
-        return self.run(average_to(early, (later.shape[-2], later.shape[-1])), later)
+        return self.prepared(average_to(early, (later.shape[-2], later.shape[-1])), later)
 
 
 class InferenceConvNorm(Prepared):
     """Convolution, batch normalization and activation, prepared; `plain` is a `FusedConvNormActivation`."""
 
-    def __init__(self, plain: nn.Module, activation: int, is_pointwise: bool) -> None:
+    def __init__(self, plain: nn.Module, is_pointwise: bool) -> None:
         super().__init__(plain)
-        self.activation, self.is_pointwise = activation, is_pointwise
+        number = number_of(plain[2]) if len(plain) == 3 else maps.IDENTITY  # type: ignore[arg-type, index]
+        assert number is not None
+        self.activation, self.is_pointwise = number, is_pointwise
         self.prepare()
 
     @torch.no_grad()
@@ -232,6 +303,3 @@ class InferenceConvNorm(Prepared):
         y, _ = pointwise.forward(x, self.weight, bias=self.bias)
         pooled, variance = pool_variance.forward(y, activation=self.activation, want_variance=True)
         return pooled, variance
-
-
-__all__ = ["InferenceBlock", "InferenceConvNorm", "InferenceSkipBlock"]

@@ -1,32 +1,19 @@
-"""Finds the parts of depthwise-separable blocks, whoever wrote them: by what they compute, not by what they are called."""
+"""Knows layers of other packages by what they compute, not by what they are called: they are tried on numbers."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biasloss_ext.nn.data_flow import Attention, Flow, Layer, Unfamiliar
-from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
-from biasloss_ext.nn.fused_block import ACTIVATIONS, Gate, Parts, is_watched, why_not_fusable
-from biasloss_ext.nn.fused_inverted_residual import parts_of
-from biasloss_ext.nn.inverted_residual import InvertedResidual
+from biasloss_ext.nn.activations import number_of
+from biasloss_ext.nn.chain import is_watched
 from biasloss_ext.ops import maps
-
-MOST_CONVOLUTIONS = 5  # of a block: expansion, depthwise, projection and the two of an attention
-
-
-class Found(NamedTuple):
-    """A block's parts, whether its input is added to its output, and what its output passes through before that."""
-
-    parts: Parts
-    has_residual: bool
-    drop: nn.Module | None = None
 
 
 def activation_of(layer: nn.Module) -> int | None:
@@ -35,7 +22,7 @@ def activation_of(layer: nn.Module) -> int | None:
     Layers of other classes than torch's, without any state, are tried on numbers.
     """
     kind = type(layer)
-    number = ACTIVATIONS.get(kind)
+    number = number_of(layer)
     if number is not None or layer.__dict__.keys() - _STATELESS:
         return number
     if kind not in _activations:
@@ -59,19 +46,85 @@ def _agree(compute: Callable[[], Tensor], expected: Tensor) -> bool:
             return False
 
 
-def _norm_of(norm: nn.Module) -> tuple[nn.BatchNorm2d, int]:
-    """A normalization, and the activation that it applies itself, as timm's BatchNormAct2d does."""
-    if type(norm).forward in _NORM_FORWARDS:
-        return norm, maps.IDENTITY  # type: ignore[return-value]
-    if not is_norm_with_activation(norm):
-        raise Unfamiliar(f"{type(norm).__name__} may compute something else than BatchNorm2d")
-    activation = activation_of_norm(norm)
-    if isinstance(activation, str):
-        raise Unfamiliar(activation)
-    return norm, activation  # type: ignore[return-value]
+def norm_of(layer: nn.Module) -> int | str | None:
+    """The activation that a normalization applies after it, as timm's BatchNormAct2d does; the identity for torch's own; why
+    it has no fused kernels; or None where the layer is no normalization of channels by a batch or by constants."""
+    if isinstance(layer, _BatchNorm):
+        if not isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+            return f"{type(layer).__name__} is not BatchNorm2d"
+        if type(layer).forward in _NORM_FORWARDS:
+            return maps.IDENTITY
+        if is_norm_with_activation(layer):
+            return activation_of_norm(layer)
+        return f"{type(layer).__name__} may compute something else than BatchNorm2d"
+    return maps.IDENTITY if is_frozen_norm(layer) else None
 
 
 _NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+
+
+def is_frozen_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalizes by four constants per channel, as torchvision's FrozenBatchNorm2d does."""
+    names = {"weight", "bias", "running_mean", "running_var"}
+    if layer._modules or layer._parameters or layer._buffers.keys() - {"num_batches_tracked"} != names:
+        return False
+    if not isinstance(getattr(layer, "eps", None), float):
+        return False
+    kind = type(layer)
+    if kind not in _frozen:
+        _frozen[kind] = _normalizes_by_constants(layer)
+    return _frozen[kind]
+
+
+_frozen: dict[type[nn.Module], bool] = {}
+
+
+def _normalizes_by_constants(layer: Any) -> bool:
+    """Tried on a copy."""
+    channels = 3
+    values = torch.linspace(-4.0, 4.0, 5 * channels).reshape(5, channels, 1, 1)
+    try:
+        twin = copy.deepcopy(layer).to("cpu").float()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            setattr(twin, name, torch.linspace(0.5, 2.0, channels))
+    except Exception:  # whatever its hooks or its own attributes raise
+        return False
+    expected = F.batch_norm(values, twin.running_mean, twin.running_var, twin.weight, twin.bias, False, 0.0, twin.eps)
+    return _agree(lambda: kind_forward(twin, values), expected)
+
+
+def kind_forward(layer: nn.Module, *arguments: Any) -> Any:
+    """What the class computes, without hooks."""
+    return type(layer).forward(layer, *arguments)
+
+
+def is_channel_scale(layer: nn.Module) -> bool:
+    """Whether a layer multiplies each channel of a map by a parameter, as timm's LayerScale2d does."""
+    if layer._modules or layer._buffers or len(layer._parameters) != 1:
+        return False
+    (parameter,) = layer._parameters.values()
+    if parameter is None or parameter.numel() < 2 or parameter.numel() not in parameter.shape:
+        return False
+    key = (type(layer), parameter.dim())
+    if key not in _scaling:
+        _scaling[key] = _multiplies_channels(layer, parameter)
+    return _scaling[key]
+
+
+_scaling: dict[tuple[type[nn.Module], int], bool] = {}
+
+
+def _multiplies_channels(layer: Any, parameter: Tensor) -> bool:
+    """Tried on a copy."""
+    channels = parameter.numel()
+    values = torch.linspace(-4.0, 4.0, 4 * channels).reshape(2, channels, 2, 1)
+    factors = torch.linspace(0.5, 2.0, channels)
+    try:
+        twin = copy.deepcopy(layer).to_empty(device="cpu").float()
+        next(iter(twin.parameters())).data = factors.reshape(parameter.shape)
+    except Exception:  # whatever its hooks or its own attributes raise
+        return False
+    return _agree(lambda: kind_forward(twin, values.clone()), values * factors[:, None, None])
 
 
 def is_norm_with_activation(module: nn.Module) -> bool:
@@ -112,91 +165,6 @@ def activation_of_norm(norm: Any) -> int | str:
     return f"the activation is {type(norm.act).__name__}" if number is None else number
 
 
-def _is_drop(layer: nn.Module) -> bool:
+def is_drop(layer: nn.Module) -> bool:
     """Whether a layer drops samples or elements in training, and does nothing in evaluation."""
     return type(layer).__name__ in ("DropPath", "StochasticDepth") or isinstance(layer, nn.modules.dropout._DropoutNd)
-
-
-def _gate(attention: Attention | None) -> Gate | None:
-    if attention is None:
-        return None
-    for layer in (attention.reduce, attention.excite):
-        if layer.bias is None:
-            raise Unfamiliar("a layer of the attention has no bias")
-        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.groups) != ((1, 1), (1, 1), 1):
-            raise Unfamiliar("an attention has a convolution larger than 1 x 1, or grouped")
-    return Gate(*attention)
-
-
-def _read(block: nn.Module) -> Found:
-    flow = Flow(block, activation_of)
-    main, has_residual = flow.residual(flow.result())
-    main, drop = flow.dropped(main, _is_drop)
-    if drop is not None and not has_residual:
-        raise Unfamiliar(f"a {type(drop).__name__} follows the projection, and nothing is added to it")
-    gated, project = flow.layer(main, _norm_of)
-    if project.activation != maps.IDENTITY:
-        raise Unfamiliar("an activation follows the projection")
-    convolved, attention = flow.gated(gated)
-    expanded, depthwise = flow.layer(convolved, _norm_of)
-    expand: Layer | None = None
-    if expanded is not flow.input:
-        first, expand = flow.layer(expanded, _norm_of)
-        if first is not flow.input:
-            raise Unfamiliar("it has more layers than expansion, depthwise convolution and projection")
-    flow.check_all_read()
-    expansion: tuple[Any, ...] = (None, None, maps.IDENTITY) if expand is None else expand
-    others = tuple(block.modules())[1:]
-    parts = Parts._make((*expansion, *depthwise, _gate(attention), *project[:2], others))
-    return Found(parts, has_residual, drop)
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d | DepthwiseConv2d) and layer.groups == layer.in_channels > 1
-
-
-def is_block(module: nn.Module) -> bool:
-    """Whether the module has the layers of one block: a depthwise convolution and one to four others, and normalizations."""
-    if isinstance(module, InvertedResidual):
-        return True
-    if not module._modules or (type(module) is nn.Sequential and len(module) == 1):
-        return False
-    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | DepthwiseConv2d)]
-    return (
-        1 < len(convolutions) <= MOST_CONVOLUTIONS
-        and sum(map(is_depthwise, convolutions)) == 1
-        and any(isinstance(layer, _BatchNorm) for layer in module.modules())
-    )
-
-
-def is_sequence(module: nn.Module) -> bool:
-    """Whether the module is a sequence of a convolution, a normalization and perhaps an activation, whatever its class."""
-    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
-        return False
-    layers = list(module.children())
-    return (
-        len(layers) in (2, 3)
-        and "forward" not in module.__dict__
-        and isinstance(layers[0], nn.Conv2d)
-        and type(layers[1]) is nn.BatchNorm2d
-        and (len(layers) == 2 or not layers[2]._modules)
-    )
-
-
-def find(block: nn.Module) -> Found | str:
-    """The parts of a block, or why it has no fused kernels."""
-    if isinstance(block, InvertedResidual):
-        parts = parts_of(block.conv)
-        return parts if isinstance(parts, str) else Found(parts, block.has_residual)
-    found = structure(block)
-    return found if isinstance(found, str) else why_not_fusable(found.parts) or found
-
-
-def structure(block: nn.Module) -> Found | str:
-    """As `find`, whatever the attributes and hooks of the layers; tracing takes a few milliseconds."""
-    if "forward" in block.__dict__:
-        return "it has a forward method of its own"
-    try:
-        return _read(block)
-    except Unfamiliar as unfamiliar:
-        return str(unfamiliar)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock, InvertedResidual, SkipBlock
-from biasloss_ext.nn.fused_block import fused_block
-from biasloss_ext.nn.fused_inverted_residual import parts_of
+from biasloss_ext.nn.chain import Chain
+from biasloss_ext.nn.fused_chain import fused_chain
+from biasloss_ext.nn.fused_inverted_residual import chain_of
 from tests.nn.blocks import Case, cases, drawn_case, randomise, step
 
 SCHEMES = {"expand-free": True, "stored": False}
@@ -27,7 +28,7 @@ class Fused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.block.has_residual else None
-        return fused_block(x, parts_of(self.block.conv), residual, scheme=self.scheme, backend=self.backend)
+        return fused_chain(x, chain_of(self.block.conv), residual, recompute=self.scheme, backend=self.backend)
 
 
 def fused_step(case: Case, scheme: bool, backend: str, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ def test_block_without_expansion() -> None:
     block = InvertedResidual(8, 8, 12, 3, 2, True)
     randomise(block, torch.Generator().manual_seed(1))
     block = block.double()
-    parts = parts_of(block.conv)._replace(expand=None, expand_norm=None, expand_activation=0)
+    chain = Chain(chain_of(block.conv).steps[1:])
     plain = nn.Sequential(*block.conv[3:])
     images, grad = torch.randn(2, 8, 7, 9, dtype=torch.float64), torch.randn(2, 12, 4, 5, dtype=torch.float64)
     twin = copy.deepcopy(plain)
@@ -122,7 +123,7 @@ def test_block_without_expansion() -> None:
 
     class Twin(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return fused_block(x, parts, backend="cpu")
+            return fused_chain(x, chain, backend="cpu")
 
     fused = step(Twin(), plain, images, grad)
     for name, value in exact.items():

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biasloss_ext import accelerate, optimize_for_inference
+from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
 from biasloss_ext.nn.fused_wrapper import FusedBlock
+from biasloss_ext.nn.plan import Plan
 from tests.nn.blocks import randomise
 
 
@@ -152,6 +154,17 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+# What of them is fused all the same: kinds of steps.
+FUSED_OF_OTHERS = {
+    "a subclass": [[POINTWISE, DEPTHWISE, POINTWISE]],
+    "a second use": [[POINTWISE], [DEPTHWISE, POINTWISE]],
+    "a wrong name": [[POINTWISE], [DEPTHWISE, POINTWISE]],
+    "a slope": [[POINTWISE], [DEPTHWISE, POINTWISE]],
+    "a layer of the same name": [[POINTWISE]],
+    "dropout without a sum": [[POINTWISE, DEPTHWISE, POINTWISE]],
+}
+
+
 def network(make: Callable[[], nn.Module]) -> nn.Sequential:
     torch.manual_seed(0)
     made = nn.Sequential(make(), nn.Identity()).double()
@@ -188,20 +201,33 @@ def test_a_hand_written_block_is_found(name: str) -> None:
         torch.testing.assert_close(optimize_for_inference(plain)(x), plain.eval()(x), rtol=1e-8, atol=1e-8)
 
 
+def chains_of(model: nn.Module) -> list[list[int]]:
+    """The kinds of the steps of all chains."""
+    plan = model[0].plan() if isinstance(model[0], FusedBlock) else None  # type: ignore[index]
+    return [[step.kind for step in planned.chain.steps] for planned in plan.chains] if isinstance(plan, Plan) else []
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_only_looks_like_a_block_computes_what_it_did(name: str) -> None:
     plain = network(OTHERS[name])
     fused = copy.deepcopy(plain)
     accelerate(fused)
-    assert not isinstance(fused[0], FusedBlock)
+    assert chains_of(fused) == FUSED_OF_OTHERS.get(name, [])
     assert_same(fused, plain)
+    with torch.no_grad():
+        x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+        torch.testing.assert_close(optimize_for_inference(plain)(x), plain.eval()(x), rtol=1e-8, atol=1e-8)
 
 
 def test_a_forward_method_of_an_instance_is_left() -> None:
     model = network(BLOCKS["bottleneck"])
     model[0].forward = lambda x: 2 * Bottleneck.forward(model[0], x)  # type: ignore[method-assign, assignment]
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    expected = model.eval()(x)
     report = accelerate(model)
-    assert "0 (Bottleneck): left, it has a forward method of its own" in str(report)
+    assert "(0.widen, 0.norm_a, 0.norm_b, 0.narrow ...): it has a forward method of its own" in str(report)
+    assert report.count("depthwise convolution") == (1, 1), "the convolution itself has a kernel"
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_a_layer_exchanged_later_is_computed() -> None:

@@ -15,7 +15,7 @@ from biasloss_ext.nn import (
     FusedConvNormActivation,
     FusedInvertedResidual,
     InvertedResidual,
-    block_replay,
+    chain_replay,
     prepared_weights,
 )
 from biasloss_ext.ops import triton_replay
@@ -37,8 +37,8 @@ class Replays:
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replays]:
     found, replay = Replays(), triton_replay.Recording.replay
-    block_replay._forwards.clear()
-    block_replay._backwards.clear()
+    chain_replay._forwards.clear()
+    chain_replay._backwards.clear()
 
     def counted(self: triton_replay.Recording, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
         results = replay(self, inputs)

@@ -1,0 +1,162 @@
+"""Chains: convolutions, each with its normalization and activation, that one autograd function computes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from biasloss_ext.nn.chain_function import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Weights
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
+from biasloss_ext.nn.members import parameter
+from biasloss_ext.ops import maps
+
+KERNEL_SIZES = (3, 5, 7)
+STRIDES = (1, 2)
+EXACT_LAYERS = (nn.Conv2d, nn.Linear, DepthwiseConv2d)
+
+
+class Gate(NamedTuple):
+    """A squeeze-and-excitation: two linear or 1x1 convolution layers, activations as in `ops.maps`."""
+
+    reduce: nn.Linear | nn.Conv2d
+    excite: nn.Linear | nn.Conv2d
+    activation: int
+    gate_activation: int
+
+
+class Step(NamedTuple):
+    """``gate(act(scale * norm(convolution(x))))``, where all but one of the first two may be missing. `scale` is a layer scale:
+    a module and the name of its parameter of one value per channel."""
+
+    convolution: nn.Conv2d | None
+    norm: nn.Module | None
+    activation: int = maps.IDENTITY
+    gate: Gate | None = None
+    scale: tuple[nn.Module, str] | None = None
+
+    @property
+    def kind(self) -> int:
+        if self.convolution is None:
+            return NO_CONVOLUTION
+        return POINTWISE if self.convolution.kernel_size == (1, 1) and self.convolution.groups == 1 else DEPTHWISE
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        gate = () if self.gate is None else (self.gate.reduce, self.gate.excite)
+        return [module for module in (self.convolution, self.norm, *gate) if module is not None]
+
+
+class Chain(NamedTuple):
+    """Steps, and the other modules that these stand for: activations, and containers that are not called."""
+
+    steps: tuple[Step, ...]
+    others: tuple[nn.Module, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        first = self.steps[0]
+        if first.convolution is not None:
+            return first.convolution.in_channels
+        return first.norm.num_features  # type: ignore[union-attr, return-value]
+
+
+def why_not_convolved(convolution: nn.Conv2d) -> str | None:
+    """Why a chain has no step for a convolution; None where it has."""
+    kernel, channels = convolution.kernel_size, convolution.in_channels
+    if convolution.padding_mode != "zeros":
+        return f"a convolution pads with {convolution.padding_mode} values, not with zeros"
+    if convolution.groups == 1 and kernel == (1, 1):
+        if convolution.stride != (1, 1):
+            return f"a 1 x 1 convolution has stride {convolution.stride}"
+        if convolution.padding not in ((0, 0), "valid", "same"):
+            return f"a 1 x 1 convolution pads by {convolution.padding}"
+        return None
+    if convolution.groups != channels or convolution.out_channels != channels:
+        return f"{channels} channels in {convolution.groups} groups to {convolution.out_channels}, not depthwise"
+    if kernel[0] != kernel[1] or kernel[0] not in KERNEL_SIZES:
+        return f"the kernel is {kernel[0]} x {kernel[1]}, there are {', '.join(f'{k} x {k}' for k in KERNEL_SIZES)}"
+    if convolution.stride[0] != convolution.stride[1] or convolution.stride[0] not in STRIDES:
+        return f"the stride is {convolution.stride}, there are 1 and 2"
+    same = convolution.padding == "same" and convolution.stride == (1, 1)
+    if convolution.dilation != (1, 1) or not (same or convolution.padding == (kernel[0] // 2,) * 2):
+        return (
+            f"the padding is {convolution.padding} and the dilation {convolution.dilation}, not those of the same size"
+        )
+    return None
+
+
+def why_not_fusable(chain: Chain) -> str | None:
+    """Why a chain has no fused kernels, or None."""
+    for step in chain.steps:
+        objection = None if step.convolution is None else why_not_convolved(step.convolution)
+        if objection is not None:
+            return objection
+    return why_not_bypassed(chain)
+
+
+def why_not_bypassed(chain: Chain) -> str | None:
+    """Why a module of the chain must be called, rather than only its parameters read; None where none must."""
+    for step in chain.steps:
+        for module in step.modules:
+            if module is not step.norm and type(module) not in EXACT_LAYERS:
+                return f"{type(module).__name__} may compute something else than its base class"
+            if is_watched(module):
+                return f"a {type(module).__name__} has hooks or a forward method of its own"
+    for module in chain.others:
+        if is_watched(module):
+            return f"a {type(module).__name__} has hooks or a forward method of its own"
+    return None
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class does: it has hooks (pruning and old weight normalization are hooks
+    too), or a forward method of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def scale_of(step: Step) -> Tensor | None:
+    """The layer scale of a step, (C,)."""
+    if step.scale is None:
+        return None
+    found = parameter(*step.scale)
+    return None if found is None else found.flatten()
+
+
+def bias_of(step: Step) -> Tensor | None:
+    """What the convolution of a step adds."""
+    return None if step.convolution is None else parameter(step.convolution, "bias")
+
+
+def weights_of(step: Step, bias_factor: Tensor | float) -> Weights:
+    """The parameters of a step: those of the modules themselves where nothing but a normalization follows the convolution.
+
+    Args:
+        step: whose parameters they are.
+        bias_factor: what the normalization multiplies the convolution's bias by: 0 where it subtracts the mean of the batch, in
+            which the bias is, too.
+    """
+    norm, bias, scale = step.norm, bias_of(step), scale_of(step)
+    gamma = beta = None
+    if norm is not None:
+        gamma, beta = parameter(norm, "weight"), parameter(norm, "bias")
+    if bias is not None:
+        of_bias = bias if isinstance(bias_factor, float) and bias_factor == 1 else bias * bias_factor
+        beta = of_bias if beta is None else beta + of_bias
+    if scale is not None:
+        gamma = scale if gamma is None else gamma * scale
+        beta = None if beta is None else beta * scale
+    convolution = None if step.convolution is None else parameter(step.convolution, "weight")
+    if step.gate is None:
+        return Weights(convolution, gamma, beta)
+    layers = (step.gate.reduce, step.gate.excite)
+    return Weights(
+        convolution, gamma, beta, *(parameter(layer, name) for layer in layers for name in ("weight", "bias"))
+    )

@@ -1,0 +1,90 @@
+"""Folds batch normalizations into the convolutions before them, in place, for evaluation alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from biasloss_ext.nn.chain import Step, is_watched
+from biasloss_ext.nn.chain_search import Search
+from biasloss_ext.nn.data_flow import Flow, Unfamiliar
+from biasloss_ext.nn.fused_chain import constants_of
+from biasloss_ext.nn.recognise import norm_of
+from biasloss_ext.ops.library import accumulation_dtype
+
+REPARAMETERIZE = ("reparameterize", "switch_to_deploy", "fuse")  # methods of timm's modules, and of the authors' code
+
+
+def reparameterize(model: nn.Module) -> nn.Module:
+    """Let every module merge its parallel branches, where it can; returns the model, or what it becomes."""
+    for name in REPARAMETERIZE:
+        merge = getattr(model, name, None)
+        if callable(merge):
+            merged = merge()
+            return merged if isinstance(merged, nn.Module) else model
+    for name, child in model.named_children():
+        replacement = reparameterize(child)
+        if replacement is not child:
+            model._modules[name] = replacement
+    return model
+
+
+def fold_normalizations(module: nn.Module) -> None:
+    """Fold those that follow a convolution which is in no chain; in all that torch.fx can follow, from the outside in."""
+    if "forward" in module.__dict__ or not module._modules or getattr(module, "is_prepared", False):
+        return
+    try:
+        flow = Flow(module)
+    except Unfamiliar:
+        for child in module.children():
+            fold_normalizations(child)
+        return
+    in_chains = {
+        layer
+        for found in Search(flow).chains()
+        for step in found.chain.steps
+        if step.convolution
+        for layer in step.modules
+    }
+    calls: dict[nn.Module, int] = {}
+    for node in flow.graph.nodes:
+        layer = flow.layer(node)
+        if layer is not None:
+            calls[layer] = calls.get(layer, 0) + 1
+    for node in list(flow.graph.nodes):
+        convolution = flow.layer(node)
+        if type(convolution) is not nn.Conv2d or convolution in in_chains or len(node.users) != 1:
+            continue
+        (user,) = node.users
+        norm = flow.layer(user)
+        if norm is None or calls[convolution] > 1 or calls[norm] > 1 or is_watched(convolution) or is_watched(norm):
+            continue
+        activation = _activation_after(norm)
+        if activation is not None:
+            _fold(convolution, norm)
+            _replace(module, user, activation)
+
+
+def _activation_after(norm: nn.Module) -> nn.Module | None:
+    """What a normalization applies itself; None where it cannot be folded."""
+    number = norm_of(norm)
+    if number is None or isinstance(number, str):
+        return None
+    act: Any = norm._modules.get("act")
+    return nn.Identity() if act is None else act
+
+
+@torch.no_grad()
+def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
+    dtype = accumulation_dtype(convolution.weight.dtype)
+    scale, shift = constants_of(Step(convolution, norm), dtype)[2:]
+    weight: Tensor = convolution.weight.to(dtype) * scale[:, None, None, None]
+    convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
+    convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype), requires_grad=False)
+
+
+def _replace(root: nn.Module, node: fx.Node, replacement: nn.Module) -> None:
+    owner, _, name = str(node.target).rpartition(".")
+    root.get_submodule(owner)._modules[name] = replacement

@@ -1,0 +1,182 @@
+"""Runs a chain of plain modules through the fused ops."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
+
+from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.batch_norm import Norm
+from biasloss_ext.nn.chain import Chain, Step, bias_of, scale_of, weights_of
+from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, ChainFunction, Options, StepOptions, Weights
+from biasloss_ext.ops import maps
+from biasloss_ext.ops.backends import choose
+from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.tracing import exporting
+
+Fused = Literal["auto", True, False]
+
+
+def why_not_here(x: Tensor) -> str | None:
+    """Why the fused ops cannot serve this input, or do not pay; None where they can."""
+    if x.dim() != 4:
+        return f"the input must be a map of shape (N, C, H, W), got {tuple(x.shape)}"
+    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        return f"the input is {x.dtype}"
+    return _why_no_kernels(x.device)
+
+
+@functools.cache
+def _why_no_kernels(device: torch.device) -> str | None:
+    missing = [op for op in ("depthwise", "pointwise", "batch_norm_apply") if choose("auto", device, op) == "reference"]
+    return f"no kernels of {', '.join(missing)} can run on {device}" if missing else None
+
+
+_why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) -> bool:
+    """Whether the fused ops are to serve ``x``: not where a hook on all modules waits for the calls of the layers.
+
+    Args:
+        x: the input.
+        fused: "auto", True or False, as the layer was given it.
+        objection: what `chain.why_not_fusable` said of the layer.
+        name: of the layer, for the message.
+
+    Raises:
+        RuntimeError: ``fused`` is True, and no kernels can run on ``x``; the message has the reason.
+    """
+    if fused is False or objection is not None or exporting(x) or _has_any_global_hook():
+        return False
+    reason = why_not_here(x)
+    if reason is not None and fused is True:
+        raise RuntimeError(f"{name}(fused=True) cannot run here: {reason}; fused='auto' takes the plain layers instead")
+    return reason is None
+
+
+def can_recompute(x: Tensor, backend: str) -> bool:
+    """Whether an expanded map can be recomputed rather than stored."""
+    return choose(backend, x.device, "expand_depthwise") != "reference"
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """``x`` in the dtype in which autocast would have a convolution compute, channels_last. Autocast leaves float64 alone."""
+    if x.dtype is not torch.float64 and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return maps.channels_last(x)
+
+
+def check_channels(x: Tensor, channels: int) -> None:
+    """Raise where x has other channels than the first layer takes: a kernel is given the sizes of x alone."""
+    if x.shape[1] != channels:
+        raise ValueError(f"expected an input of {channels} channels, got {x.shape[1]}: the shape is {tuple(x.shape)}")
+
+
+def fused_chain(
+    x: Tensor, chain: Chain, residual: Tensor | None = None, *, recompute: bool | None = None, backend: str = "auto"
+) -> Tensor:
+    """``residual + chain(x)`` by the fused ops, with the running statistics moved as the plain modules move them.
+
+    Args:
+        x: (N, C, H, W) of float16, bfloat16, float32 or float64, any layout; channels_last is read in place.
+        chain: one that `chain.why_not_fusable` has no objection to.
+        residual: of the output's shape, or None.
+        recompute: True recomputes the map between a first 1x1 convolution and a depthwise one, False stores it, None takes the
+            faster.
+        backend: of every op.
+
+    Returns:
+        (N, out_channels, ceil(H / stride), ceil(W / stride)), channels_last, dtype of x (that of autocast under it).
+        Deterministic.
+
+    Raises:
+        ValueError: x has another number of channels, or a normalization in training mode sees one value per channel.
+    """
+    check_channels(x, chain.channels)
+    adds_input = residual is x
+    x = autocast_input(x)
+    # torch.compile does not trace a function that is given one tensor twice.
+    residual = None if residual is None or adds_input else maps.channels_last(residual.to(x.dtype))
+    dtype, (samples, _, height, width) = accumulation_dtype(x.dtype), x.shape
+    recomputes = (can_recompute(x, backend) if recompute is None else recompute) and len(chain.steps) > 1
+    steps: list[StepOptions] = []
+    constants: list[Tensor | None] = []
+    weights: list[Tensor | None] = []
+    counts: list[int] = []
+    for index, step in enumerate(chain.steps):
+        stride = 1 if step.convolution is None else step.convolution.stride[0]
+        height, width = (height + stride - 1) // stride, (width + stride - 1) // stride
+        count = samples * height * width
+        norm = batch_norm.norm_of(step.norm, dtype, count, moves=bias_of(step) is None)
+        is_recomputed = recomputes and index == 0 and _is_recomputable(chain, norm)
+        steps.append(_options(step, stride, norm, is_recomputed))
+        constants.append(constants_of(step, dtype, backend=backend) if norm.frozen else None)
+        weights.extend(_weights(step, constants[-1], norm))
+        counts.append(count)
+    returns = any(step.norm.is_returned for step in steps)
+    options = Options(tuple(steps), adds_input, returns, backend)
+    out, *statistics = ChainFunction.apply(options, x, residual, *constants, *weights)
+    if returns:
+        _update_running(chain, options, statistics, counts)
+    result: Tensor = out
+    return result
+
+
+def _is_recomputable(chain: Chain, norm: Norm) -> bool:
+    first, second = chain.steps[:2]
+    return first.kind == POINTWISE and second.kind == DEPTHWISE and first.gate is None and norm.sync is None
+
+
+def _options(step: Step, stride: int, norm: Norm, is_recomputed: bool) -> StepOptions:
+    gate = step.gate
+    of_gate = (maps.IDENTITY,) * 2 if gate is None else (gate.activation, gate.gate_activation)
+    return StepOptions(step.kind, stride, step.activation, *of_gate, norm, is_recomputed)
+
+
+def constants_of(step: Step, dtype: torch.dtype, *, backend: str = "auto") -> Tensor:
+    """Statistics (4, C) of a step whose normalization takes no statistics of the batch, or is missing.
+
+    Raises:
+        ValueError: its normalization keeps no running statistics.
+    """
+    bias, scale = bias_of(step), scale_of(step)
+    with torch.no_grad():
+        if step.norm is not None:
+            found = batch_norm.constant_statistics(step.norm, dtype, bias=bias, backend=backend)
+        else:
+            assert step.convolution is not None
+            ones = step.convolution.weight.new_ones(step.convolution.out_channels, dtype=dtype)
+            zeros = torch.zeros_like(ones)
+            found = torch.stack((zeros, ones, ones, zeros if bias is None else bias.to(dtype)))
+        if scale is not None:
+            found = torch.cat((found[:2], found[2:] * scale.to(dtype)))
+    return found
+
+
+def _weights(step: Step, constants: Tensor | None, norm: Norm) -> Weights:
+    if constants is None:  # a mean of the batch is subtracted
+        return weights_of(step, 0.0)
+    if step.norm is None or bias_of(step) is None:
+        return weights_of(step, 1.0)
+    rstd = torch.rsqrt(constants[1] + norm.eps)
+    gamma = step.norm.weight
+    factor = rstd if gamma is None else rstd * gamma.detach()  # type: ignore[operator, union-attr]
+    return weights_of(step, factor.to(step.convolution.bias.dtype))  # type: ignore[union-attr]
+
+
+def _update_running(chain: Chain, options: Options, statistics: list[Tensor], counts: list[int]) -> None:
+    """Do what no op did."""
+    returned = iter(statistics)
+    for step, of_step, count in zip(chain.steps, options.steps, counts, strict=True):
+        if not of_step.norm.is_returned or step.norm is None:
+            continue
+        seen, bias = next(returned), bias_of(step)
+        total: int | Tensor = count if of_step.norm.sync is None else next(returned)
+        if bias is not None:
+            seen = torch.stack((seen[0] + bias.detach(), seen[1]))
+        batch_norm.update_running(step.norm, seen, total)

@@ -1,0 +1,130 @@
+"""How a module of another package is computed: which of its layers run as chains, and the rest as it was."""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx, nn
+
+from biasloss_ext.nn.chain import Chain, why_not_bypassed, why_not_fusable
+from biasloss_ext.nn.chain_search import FoundChain, Search
+from biasloss_ext.nn.data_flow import Flow, Unfamiliar
+
+_numbers = itertools.count()
+
+
+class PlannedChain(NamedTuple):
+    """A chain of a plan, and the layer that drops samples or elements of its result before something is added."""
+
+    chain: Chain
+    drop: nn.Module | None
+
+
+class Plan(NamedTuple):
+    """What is known of a module.
+
+    Attributes:
+        chains: of the module, in order.
+        adds_input: for a module that is one chain and nothing else, whether its input is added to the result; None for others.
+        forward: for the others, the function (module, owner, x) that computes the module; it asks ``owner.run_chain`` for the
+            results of the chains.
+        bypassed: modules that are looked into, and so never called.
+        reasons: why layers are in no chain, by layer.
+    """
+
+    chains: tuple[PlannedChain, ...]
+    adds_input: bool | None
+    forward: Callable[[nn.Module, Any, Tensor], Tensor] | None
+    bypassed: tuple[nn.Module, ...]
+    reasons: dict[nn.Module, str]
+
+    def objection(self) -> str | None:
+        """Why the plan does not hold now; None where it does. Asked in each call, as hooks and attributes may have changed."""
+        for planned in self.chains:
+            objection = why_not_fusable(planned.chain)
+            if objection is not None:
+                return objection
+        return why_not_bypassed(Chain((), self.bypassed))
+
+
+def plan_of(module: nn.Module) -> Plan | str:
+    """How a module is computed, or why nothing of it runs on fused kernels; tracing takes a few milliseconds."""
+    if "forward" in module.__dict__:
+        return "it has a forward method of its own"
+    try:
+        flow = Flow(module)
+    except Unfamiliar as unfamiliar:
+        return str(unfamiliar)
+    search = Search(flow)
+    found = search.chains()
+    if not found:
+        return next(iter(search.reasons.values()), "no normalization follows a convolution of it")
+    chains = tuple(PlannedChain(f.chain, f.drop) for f in found)
+    in_chains = {layer for f in found for step in f.chain.steps for layer in step.modules}
+    called = flow.called
+    # The children of a normalization that is called are its own business.
+    inner = {child for layer in called for child in layer.modules() if child is not layer}
+    bypassed = tuple(m for m in module.modules() if m is not module and m not in called and m not in inner | in_chains)
+    reasons = {layer: reason for layer, reason in search.reasons.items() if layer not in in_chains}
+    adds_input = _of_whole(flow, found)
+    forward = None if adds_input is not None else _compiled(flow, found)
+    return Plan(chains, adds_input, forward, bypassed, reasons)
+
+
+def whole(chain: Chain, adds_input: bool) -> Plan:
+    """The plan of a module that is one chain."""
+    return Plan((PlannedChain(chain, None),), adds_input, None, (), {})
+
+
+def _of_whole(flow: Flow, found: list[FoundChain]) -> bool | None:
+    """Whether the input is added to the one chain that the module is; None where it is more than that."""
+    first = found[0]
+    others = {node for node in flow.graph.nodes if node.op not in ("placeholder", "output")} - set(first.nodes)
+    if others or first.input is not flow.input or first.output is not flow.output:
+        return None
+    return first.residual is not None if first.residual in (None, flow.input) else None
+
+
+def run_chain(owner: Any, index: int, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """As the generated functions call it."""
+    result: Tensor = owner.run_chain(index, x, residual)
+    return result
+
+
+def _compiled(flow: Flow, found: list[FoundChain]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """The function of a graph in which each chain is one call."""
+    graph = fx.Graph()
+    of_node: dict[fx.Node, fx.Node] = {}
+    owner: fx.Node | None = None
+    ends = {f.output: (index, f) for index, f in enumerate(found)}
+    inner = {node for f in found for node in f.nodes}
+    for node in flow.graph.nodes:
+        if node is flow.input:
+            owner = graph.placeholder("owner")
+        if node in ends:
+            index, f = ends[node]
+            operands = [of_node[n] for n in (f.input, f.residual) if n is not None]
+            of_node[node] = graph.call_function(run_chain, (owner, index, *operands))
+        elif node not in inner:
+            of_node[node] = graph.node_copy(node, lambda n: of_node[n])
+    code = graph.python_code("self")
+    name = f"<biasloss_ext plan {next(_numbers)}>"
+    # So that tracebacks show the source, and torch.compile finds it.
+    linecache.cache[name] = (len(code.src), None, code.src.splitlines(True), name)
+    values = dict(code.globals)
+    exec(compile(code.src, name, "exec"), values)  # written by torch.fx, from a graph that it traced
+    forward: Callable[[nn.Module, Any, Tensor], Tensor] = values["forward"]
+    return forward
+
+
+def fits(x: Tensor, chain: Chain, residual: Tensor) -> bool:
+    """Whether the residual has the shape of the chain's output, rather than one that is broadcast."""
+    samples, channels, height, width = x.shape
+    for step in chain.steps:
+        if step.convolution is not None:
+            stride, channels = step.convolution.stride[0], step.convolution.out_channels
+            height, width = (height + stride - 1) // stride, (width + stride - 1) // stride
+    return residual.shape == (samples, channels, height, width)

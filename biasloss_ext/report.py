@@ -1,0 +1,170 @@
+"""What `accelerate` says of a model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, without_kernel
+from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise
+from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock, chain_of
+from biasloss_ext.nn.fused_norm_activation import FusedNormActivation
+from biasloss_ext.nn.fused_wrapper import FusedBlock
+from biasloss_ext.nn.recognise import is_frozen_norm
+
+DEPTHWISE, POINTWISE, NORMALIZATION = "depthwise convolution", "1x1 convolution", "normalization"
+KINDS = (DEPTHWISE, POINTWISE, NORMALIZATION)
+MOST_NAMES = 4  # of layers, in a line of the text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One block or layer: its name in the model, its class, and why it was left as it was; None where it is fused now."""
+
+    name: str
+    kind: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or normalization.
+
+    Attributes:
+        name: in the model.
+        kind: one of `KINDS`.
+        cost: multiply-adds per position of its output.
+        reason: why it runs on no fused kernel; None where it does.
+    """
+
+    name: str
+    kind: str
+    cost: int
+    reason: str | None
+
+
+class Count(NamedTuple):
+    """How many layers of a kind run on fused kernels, of how many."""
+
+    fused: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `accelerate` found.
+
+    Attributes:
+        entries: blocks and layers that were looked at, from the outside in.
+        layers: every depthwise convolution, 1x1 convolution and normalization of the model.
+    """
+
+    entries: tuple[Entry, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def swapped(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.reason is None)
+
+    @property
+    def left(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.reason is not None)
+
+    def count(self, kind: str) -> Count:
+        """Of a kind of layers, one of `KINDS`."""
+        of_kind = [layer for layer in self.layers if layer.kind == kind]
+        return Count(sum(layer.reason is None for layer in of_kind), len(of_kind))
+
+    def reasons(self) -> dict[str, tuple[Layer, ...]]:
+        """The layers that are left, by reason; the reason that costs most comes first."""
+        found: dict[str, list[Layer]] = defaultdict(list)
+        for layer in self.layers:
+            if layer.reason is not None:
+                found[layer.reason].append(layer)
+        by_cost = sorted(found.items(), key=lambda item: -sum(layer.cost for layer in item[1]))
+        return {reason: tuple(layers) for reason, layers in by_cost}
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{c.fused} of {c.total} {kind}s" for kind in KINDS if (c := self.count(kind)).total)
+        lines = [f"on fused kernels: {counts or 'nothing, there are no such layers'}"]
+        for reason, layers in self.reasons().items():
+            kinds = [(kind, sum(layer.kind == kind for layer in layers)) for kind in KINDS]
+            which = ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in kinds if number)
+            names = ", ".join(layer.name for layer in layers[:MOST_NAMES]) + (
+                " ..." if len(layers) > MOST_NAMES else ""
+            )
+            lines.append(f"  left: {which} ({names}): {reason}")
+        return "\n".join(lines)
+
+
+def layers_of(model: nn.Module, reasons: dict[nn.Module, str]) -> tuple[Layer, ...]:
+    """The layers of an accelerated model, each named once.
+
+    Args:
+        model: as `accelerate` left it.
+        reasons: why layers are left, as far as it is known.
+    """
+    fused = _fused_layers(model)
+    found = []
+    for name, module in model.named_modules():
+        kind = _kind(module)
+        if kind is not None:
+            reason = None if module in fused else reasons.get(module) or _own_reason(module, kind)
+            found.append(Layer(name, kind, _cost(module), reason))
+    return tuple(found)
+
+
+def _kind(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Conv2d):
+        if is_depthwise(module):
+            return DEPTHWISE
+        return POINTWISE if module.kernel_size == (1, 1) and module.groups == 1 else None
+    return NORMALIZATION if isinstance(module, _BatchNorm) or is_frozen_norm(module) else None
+
+
+def _cost(module: nn.Module) -> int:
+    if isinstance(module, nn.Conv2d):
+        return module.weight.numel()
+    return module.running_mean.numel() if module.running_mean is not None else module.num_features  # type: ignore[union-attr, operator, return-value]
+
+
+def _own_reason(module: nn.Module, kind: str) -> str:
+    """Of a layer that is in no block or sequence."""
+    if kind == DEPTHWISE and isinstance(module, nn.Conv2d):
+        if type(module) is not nn.Conv2d:
+            return f"{type(module).__name__} may compute something else than Conv2d"
+        return f"there is no kernel for {', '.join(without_kernel(module))}"
+    return "no depthwise convolution and normalization are in a block with it that can be traced"
+
+
+def _fused_layers(model: nn.Module) -> set[nn.Module]:
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, FusedBlock):
+            plan = module.plan()
+            chains = [] if isinstance(plan, str) else [planned.chain for planned in plan.chains]
+        elif isinstance(module, FusedInvertedResidual | FusedSkipBlock):
+            chain = chain_of(module.conv if isinstance(module, FusedInvertedResidual) else module.core_block)
+            chains = [] if isinstance(chain, str) else [chain]
+        else:
+            found |= _fused_alone(module)
+            continue
+        found |= {layer for chain in chains for step in chain.steps for layer in step.modules}
+    return found
+
+
+def _fused_alone(module: nn.Module) -> set[nn.Module]:
+    if isinstance(module, DepthwiseConv2d):
+        return set() if without_kernel(module) else {module}
+    if isinstance(module, FusedNormActivation):
+        return {module}
+    if isinstance(module, FusedConvNormActivation) and module.objection() is None:
+        convolution = module[0]
+        assert isinstance(convolution, nn.Conv2d)
+        has_kernel = is_pointwise(convolution) or (is_depthwise(convolution) and not without_kernel(convolution))
+        return {convolution, module[1]} if has_kernel else {module[1]}
+    return set()
