@@ -69,7 +69,8 @@ def main() -> None:
     none = sum(result[DEPTHWISE][0] == 0 for result in found)
     fused, total = (sum(result[DEPTHWISE][i] for result in found) for i in (0, 1))
     print(
-        f"{len(found)} models: {full} fully, {len(found) - full - none} partly, {none} not; {fused} of {total} depthwise convolutions"
+        f"{len(found)} models: {full} fully, {len(found) - full - none} partly, {none} not; "
+        f"{fused} of {total} depthwise convolutions"
     )
     for reason, number in reasons.most_common(20):
         print(f"  {number}: {reason}")

@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
     @property
     def kind(self) -> int:
-        if self.convolution is None:
+        if self.convolution is None or is_scaling(self.convolution):
             return NO_CONVOLUTION
         return POINTWISE if self.convolution.kernel_size == (1, 1) and self.convolution.groups == 1 else DEPTHWISE
 
@@ -62,12 +62,19 @@ class Chain(NamedTuple):
         return first.norm.num_features  # type: ignore[union-attr, return-value]
 
 
+def is_scaling(convolution: nn.Conv2d) -> bool:
+    """Whether a convolution multiplies each channel by a number: it is depthwise and 1 x 1."""
+    return convolution.kernel_size == (1, 1) and convolution.groups == convolution.in_channels > 1
+
+
 def why_not_convolved(convolution: nn.Conv2d) -> str | None:
     """Why a chain has no step for a convolution; None where it has."""
     kernel, channels = convolution.kernel_size, convolution.in_channels
     if convolution.padding_mode != "zeros":
         return f"a convolution pads with {convolution.padding_mode} values, not with zeros"
-    if convolution.groups == 1 and kernel == (1, 1):
+    if kernel == (1, 1) and convolution.groups in (1, channels):
+        if convolution.groups > 1 and convolution.out_channels != channels:
+            return f"{channels} channels in {convolution.groups} groups to {convolution.out_channels}, not depthwise"
         if convolution.stride != (1, 1):
             return f"a 1 x 1 convolution has stride {convolution.stride}"
         if convolution.padding not in ((0, 0), "valid", "same"):
@@ -130,6 +137,14 @@ def scale_of(step: Step) -> Tensor | None:
     return None if found is None else found.flatten()
 
 
+def factors_of(step: Step) -> Tensor | None:
+    """What a depthwise 1x1 convolution multiplies the channels by, (C,); None for a step of another kind."""
+    if step.convolution is None or not is_scaling(step.convolution):
+        return None
+    found = parameter(step.convolution, "weight")
+    return None if found is None else found.flatten()
+
+
 def bias_of(step: Step) -> Tensor | None:
     """What the convolution of a step adds."""
     return None if step.convolution is None else parameter(step.convolution, "bias")
@@ -147,13 +162,15 @@ def weights_of(step: Step, bias_factor: Tensor | float) -> Weights:
     gamma = beta = None
     if norm is not None:
         gamma, beta = parameter(norm, "weight"), parameter(norm, "bias")
+    elif step.kind == NO_CONVOLUTION:
+        gamma = factors_of(step)
     if bias is not None:
         of_bias = bias if isinstance(bias_factor, float) and bias_factor == 1 else bias * bias_factor
         beta = of_bias if beta is None else beta + of_bias
     if scale is not None:
         gamma = scale if gamma is None else gamma * scale
         beta = None if beta is None else beta * scale
-    convolution = None if step.convolution is None else parameter(step.convolution, "weight")
+    convolution = None if step.kind == NO_CONVOLUTION else parameter(step.convolution, "weight")  # type: ignore[arg-type]
     if step.gate is None:
         return Weights(convolution, gamma, beta)
     layers = (step.gate.reduce, step.gate.excite)

@@ -242,7 +242,7 @@ class _Forward:
                 statistics, total = synchronized.statistics(step.norm, y, statistics, gamma, beta, backend=self.backend)
             of_gate = self._gate(index, y, statistics[2:])
             kept = None if step.kind == NO_CONVOLUTION else y
-            saved.append(Saved(kept, statistics, *of_gate, total=total))
+            saved.append(Saved(kept, statistics, *of_gate)._replace(total=total))
             loaded = _Loaded(y, statistics[2:], step.activation, of_gate[1])
         out: Tensor = batch_norm.apply(
             loaded.x, loaded.affine, activation=loaded.activation, residual=residual, backend=self.backend

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from biasloss_ext.nn.chain import Chain, Gate, Step, why_not_convolved
-from biasloss_ext.nn.chain_function import POINTWISE
+from biasloss_ext.nn.chain_function import NO_CONVOLUTION, POINTWISE
 from biasloss_ext.nn.data_flow import ADDS, PRODUCTS, RESHAPES, SIZES, Flow
 from biasloss_ext.nn.recognise import activation_of, is_channel_scale, is_drop, norm_of
 from biasloss_ext.ops import maps
@@ -72,7 +72,7 @@ class Search:
             found
             for node, found in self._open.items()
             if node not in inner
-            and any(step.norm is not None for step in found.chain.steps)
+            and any(step.norm is not None or step.kind == NO_CONVOLUTION for step in found.chain.steps)
             and not self._is_changed(found)
         ]
 
@@ -124,9 +124,16 @@ class Search:
             return None
         step = Step(layer, None)
         source = node.args[0]
-        if before is None or before.drop is not None or (before.last.gate is not None and step.kind != POINTWISE):
+        if before is None or not self._continues(before, step):
             return FoundChain(Chain((step,)), source, node, nodes=(node,))  # type: ignore[arg-type]
         return before.followed(node, steps=(*before.chain.steps, step))
+
+    @staticmethod
+    def _continues(before: FoundChain, step: Step) -> bool:
+        """Whether a convolution can be one more step: only a 1x1 one applies a gate."""
+        if before.drop is not None or step.kind == NO_CONVOLUTION:
+            return False
+        return before.last.gate is None or step.kind == POINTWISE
 
     def _normalization(self, node: fx.Node, layer: nn.Module, before: FoundChain | None) -> FoundChain | None:
         found = norm_of(layer)
@@ -136,7 +143,8 @@ class Search:
             self.reasons[layer] = found
             return None
         inner = tuple(layer._modules.values())
-        if before is not None and before.last._replace(convolution=None) == Step(None, None):
+        convolves = before is not None and before.last.kind != NO_CONVOLUTION
+        if before is not None and convolves and before.last._replace(convolution=None) == Step(None, None):
             return before.with_last(node, *inner, norm=layer, activation=found)  # type: ignore[arg-type]
         source = node.args[0]
         return FoundChain(Chain((Step(None, layer, found),), inner), source, node, nodes=(node,))  # type: ignore[arg-type]

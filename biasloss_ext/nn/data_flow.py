@@ -6,6 +6,7 @@ module and whatever its classes are called.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,25 @@ class _Tracer(fx.Tracer):
         return module.forward(*arguments, **options)
 
 
+def _shadow(module: nn.Module) -> nn.Module:
+    """A module of the same layers and parameters in containers of its own: whatever its code keeps for later, as caches do, is
+    not kept in the module itself."""
+    shadows: dict[nn.Module, nn.Module] = {}
+
+    def of(original: nn.Module) -> nn.Module:
+        if original not in shadows:
+            shadow = shadows[original] = original.__class__.__new__(original.__class__)
+            containers = dict | list | set
+            shadow.__dict__.update(
+                {n: copy.copy(v) if isinstance(v, containers) else v for n, v in original.__dict__.items()}
+            )
+            for name, child in original._modules.items():
+                shadow._modules[name] = None if child is None else of(child)
+        return shadows[original]
+
+    return of(module)
+
+
 class Flow:
     """The computation of a module that takes one tensor.
 
@@ -81,10 +101,11 @@ class Flow:
 
     def __init__(self, module: nn.Module) -> None:
         try:
-            self.graph = _Tracer().trace(module)
+            self.graph = _Tracer().trace(_shadow(module))
         except Exception as error:  # whatever the module's own code raises for a stand-in of a tensor
             raise Unfamiliar(f"its data flow cannot be traced: {(str(error).splitlines() or ['?'])[0]}") from error
         self._modules = dict(module.named_modules(remove_duplicate=False))
+        self._check_tensors(module)
         inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
             raise Unfamiliar(f"it takes {len(inputs)} inputs")
@@ -93,6 +114,14 @@ class Flow:
         if not isinstance(output.args[0], fx.Node):
             raise Unfamiliar("it returns something else than one tensor")
         self.output: fx.Node = output.args[0]
+
+    def _check_tensors(self, module: nn.Module) -> None:
+        """Raise where the graph holds a tensor that is no parameter or buffer: one that the module has kept from another call."""
+        known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target not in known:
+                raise Unfamiliar("it keeps tensors from one call to another")
 
     def layer(self, node: fx.Node) -> nn.Module | None:
         """The layer that a node calls."""

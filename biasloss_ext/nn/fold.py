@@ -22,13 +22,28 @@ def reparameterize(model: nn.Module) -> nn.Module:
     for name in REPARAMETERIZE:
         merge = getattr(model, name, None)
         if callable(merge):
-            merged = merge()
-            return merged if isinstance(merged, nn.Module) else model
+            return _merged(model, merge)
     for name, child in model.named_children():
         replacement = reparameterize(child)
         if replacement is not child:
             model._modules[name] = replacement
     return model
+
+
+def _merged(model: nn.Module, merge: Any) -> nn.Module:
+    """What the method leaves, in the dtype of the model: some make their layers in the default one."""
+    dtype, default = (
+        next((p.dtype for p in model.parameters() if p.is_floating_point()), None),
+        torch.get_default_dtype(),
+    )
+    try:
+        if dtype is torch.float64:
+            torch.set_default_dtype(dtype)
+        merged = merge()
+    finally:
+        torch.set_default_dtype(default)
+    merged = merged if isinstance(merged, nn.Module) else model
+    return merged.to(dtype).eval()
 
 
 def fold_normalizations(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.batch_norm import Norm
-from biasloss_ext.nn.chain import Chain, Step, bias_of, scale_of, weights_of
+from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, scale_of, weights_of
 from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, ChainFunction, Options, StepOptions, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
@@ -151,8 +151,14 @@ def constants_of(step: Step, dtype: torch.dtype, *, backend: str = "auto") -> Te
         else:
             assert step.convolution is not None
             ones = step.convolution.weight.new_ones(step.convolution.out_channels, dtype=dtype)
-            zeros = torch.zeros_like(ones)
-            found = torch.stack((zeros, ones, ones, zeros if bias is None else bias.to(dtype)))
+            zeros, factors = torch.zeros_like(ones), factors_of(step)
+            rows = (
+                zeros,
+                ones,
+                ones if factors is None else factors.to(dtype),
+                zeros if bias is None else bias.to(dtype),
+            )
+            found = torch.stack(rows)
         if scale is not None:
             found = torch.cat((found[:2], found[2:] * scale.to(dtype)))
     return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.activations import number_of
-from biasloss_ext.nn.chain import DEPTHWISE, POINTWISE, Chain, Gate, Step
+from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, Gate, Step
 from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
 from biasloss_ext.nn.plan import Plan, fits
 from biasloss_ext.nn.pooling import average_to
@@ -139,7 +139,7 @@ class PreparedStep(NamedTuple):
         convolution = step.convolution
         stride = 1 if convolution is None else convolution.stride[0]
         made = PreparedStep(step.kind, stride, step.activation, affine, PreparedGate.of(step.gate, dtype))
-        if convolution is None:
+        if convolution is None or step.kind == NO_CONVOLUTION:
             return made
         weight = convolution.weight.detach().to(dtype)
         if step.kind == POINTWISE:
