@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from biasloss_ext.nn.chain import channels_of
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, without_kernel
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock, chain_of
@@ -129,7 +130,7 @@ def _kind(module: nn.Module) -> str | None:
 def _cost(module: nn.Module) -> int:
     if isinstance(module, nn.Conv2d):
         return module.weight.numel()
-    return module.running_mean.numel() if module.running_mean is not None else module.num_features  # type: ignore[union-attr, operator, return-value]
+    return channels_of(module)
 
 
 def _own_reason(module: nn.Module, kind: str) -> str:

@@ -47,6 +47,14 @@ class Step(NamedTuple):
         return [module for module in (self.convolution, self.norm, *gate) if module is not None]
 
 
+def channels_of(norm: nn.Module | None) -> int:
+    """Of a normalization by a batch or by constants."""
+    count = getattr(norm, "num_features", None)
+    if count is None:
+        count = norm.running_var.numel()  # type: ignore[union-attr, operator]
+    return int(count)
+
+
 class Chain(NamedTuple):
     """Steps, and the other modules that these stand for: activations, and containers that are not called."""
 
@@ -59,7 +67,7 @@ class Chain(NamedTuple):
         first = self.steps[0]
         if first.convolution is not None:
             return first.convolution.in_channels
-        return first.norm.num_features  # type: ignore[union-attr, return-value]
+        return channels_of(first.norm)
 
 
 def is_scaling(convolution: nn.Conv2d) -> bool:
@@ -156,20 +164,17 @@ def weights_of(step: Step, bias_factor: Tensor | float) -> Weights:
     Args:
         step: whose parameters they are.
         bias_factor: what the normalization multiplies the convolution's bias by: 0 where it subtracts the mean of the batch, in
-            which the bias is, too.
+            which the bias is, too. The bias counts as a part of what is normalized: it shifts the result without being a
+            parameter of the normalization.
     """
     norm, bias, scale = step.norm, bias_of(step), scale_of(step)
-    gamma = beta = None
-    if norm is not None:
-        gamma, beta = parameter(norm, "weight"), parameter(norm, "bias")
-    elif step.kind == NO_CONVOLUTION:
-        gamma = factors_of(step)
-    if bias is not None:
-        of_bias = bias if isinstance(bias_factor, float) and bias_factor == 1 else bias * bias_factor
-        beta = of_bias if beta is None else beta + of_bias
+    gamma, beta = (factors_of(step), bias) if norm is None else (parameter(norm, "weight"), parameter(norm, "bias"))
     if scale is not None:
         gamma = scale if gamma is None else gamma * scale
         beta = None if beta is None else beta * scale
+    if norm is not None and bias is not None:
+        factor = bias_factor if scale is None else bias_factor * scale.detach()
+        beta = bias * factor if beta is None else beta + bias * factor
     convolution = None if step.kind == NO_CONVOLUTION else parameter(step.convolution, "weight")  # type: ignore[arg-type]
     if step.gate is None:
         return Weights(convolution, gamma, beta)

@@ -165,10 +165,8 @@ def constants_of(step: Step, dtype: torch.dtype, *, backend: str = "auto") -> Te
 
 
 def _weights(step: Step, constants: Tensor | None, norm: Norm) -> Weights:
-    if constants is None:  # a mean of the batch is subtracted
+    if constants is None or step.norm is None or bias_of(step) is None:
         return weights_of(step, 0.0)
-    if step.norm is None or bias_of(step) is None:
-        return weights_of(step, 1.0)
     rstd = torch.rsqrt(constants[1] + norm.eps)
     gamma = step.norm.weight
     factor = rstd if gamma is None else rstd * gamma.detach()  # type: ignore[operator, union-attr]
