@@ -133,7 +133,7 @@ def _candidate(parent: nn.Module, name: str, path: str, module: nn.Module) -> _C
         plan = plan_of(module)
         objection = plan if isinstance(plan, str) else plan.objection()
         return _Candidate(places, path, module, None if isinstance(plan, str) else plan, objection)
-    if is_norm_with_activation(module):
+    if is_norm_with_activation(module) or type(module) is nn.SyncBatchNorm:
         activation = activation_of_norm(module)
         return _Candidate(places, path, module, None, activation if isinstance(activation, str) else None)
     return None

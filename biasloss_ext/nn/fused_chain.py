@@ -99,7 +99,9 @@ def fused_chain(
     """
     check_channels(x, chain.channels)
     adds_input = residual is x
-    x = autocast_input(x)
+    # Autocast casts for convolutions, and leaves normalizations alone.
+    convolves = any(step.convolution is not None for step in chain.steps)
+    x = autocast_input(x) if convolves else maps.channels_last(x)
     # torch.compile does not trace a function that is given one tensor twice.
     residual = None if residual is None or adds_input else maps.channels_last(residual.to(x.dtype))
     dtype, (samples, _, height, width) = accumulation_dtype(x.dtype), x.shape

@@ -1,31 +1,27 @@
-"""Convolution, batch normalization and activation on the fused ops: stems, heads and single 1x1 layers."""
+"""Convolution, batch normalization and activation in a row, with the latter two in one pass each way."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor, nn
 
-from biasloss_ext import functional
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.activations import number_of
-from biasloss_ext.nn.batch_norm import Norm
-from biasloss_ext.nn.chain import is_watched
-from biasloss_ext.nn.depthwise_conv import without_kernel
-from biasloss_ext.nn.fused_chain import Fused, autocast_input, check_channels, takes_fused_path
+from biasloss_ext.nn.chain import Chain, Step, is_watched, why_not_convolved
+from biasloss_ext.nn.fused_chain import Fused, autocast_input, check_channels, fused_chain, takes_fused_path
 from biasloss_ext.nn.members import children
-from biasloss_ext.nn.norm_functions import NormActivation, NormOptions, NormPool, Pointwise, without_autocast
+from biasloss_ext.nn.norm_functions import NormOptions, NormPool, Pointwise, without_autocast
 from biasloss_ext.ops import maps
-from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.library import accumulation_dtype
+
+BACKEND = "auto"
+_IDENTITY = nn.Identity()
 
 
 def why_not_fusable(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> str | None:
     """What about the layer has no fused kernels, or None."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is not Conv2d"
-    if type(norm) is not nn.BatchNorm2d:
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return f"{type(norm).__name__} is not BatchNorm2d"
     if number_of(activation) is None:
         return f"the activation is {type(activation).__name__}"
@@ -38,66 +34,9 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return plain and conv.bias is None and conv.padding in ((0, 0), 0)
 
 
-BACKEND = "auto"
-_IDENTITY = nn.Identity()
-
-
-class Normalized(NamedTuple):
-    """A convolution's result, channels_last, and how it is normalized."""
-
-    y: Tensor
-    norm: Norm
-    statistics: Tensor
-
-
-def convolve(x: Tensor, conv: nn.Conv2d, module: nn.BatchNorm2d) -> Normalized:
-    """The convolution and the statistics of the normalization after it: for free where the convolution is 1x1, by a pass over
-    y elsewhere. Running statistics move where the batch's own are taken."""
-    if not is_pointwise(conv):
-        if conv.groups > 1 and not without_kernel(conv):
-            stride = conv.stride[0]
-            y = functional.depthwise_conv2d(maps.channels_last(x), conv.weight, conv.bias, stride, backend=BACKEND)
-        else:
-            y = conv(x)
-        return normalize(maps.channels_last(y), module)
-    check_channels(x, conv.in_channels)
-    x = autocast_input(x)
-    dtype, count = accumulation_dtype(x.dtype), x.numel() // max(x.shape[1], 1)
-    norm = batch_norm.norm_of(module, dtype, count)
-    y, statistics = Pointwise.apply(BACKEND, norm, x, conv.weight, module.weight, module.bias)
-    return _settled(y, norm, statistics, module)
-
-
-def normalize(y: Tensor, module: nn.BatchNorm2d) -> Normalized:
-    """How the module normalizes y, channels_last, by a pass over y where the batch's own statistics are taken."""
-    dtype, count = accumulation_dtype(y.dtype), y.numel() // max(y.shape[1], 1)
-    norm = batch_norm.norm_of(module, dtype, count)
-    if norm.frozen:
-        return _settled(y, norm, None, module)
-    with torch.no_grad():
-        parameters = (batch_norm.in_dtype(values, dtype) for values in (module.weight, module.bias))
-        statistics = batch_norm_op.statistics(y.detach(), backend=BACKEND, **norm.finish(*parameters))
-    return _settled(y, norm, statistics, module)
-
-
-def _settled(y: Tensor, norm: Norm, statistics: Tensor | None, module: nn.BatchNorm2d) -> Normalized:
-    if norm.frozen or statistics is None:
-        statistics = batch_norm.constant_statistics(module, accumulation_dtype(y.dtype), backend=BACKEND)
-    elif norm.running is None:
-        batch_norm.update_running(module, statistics, y.numel() // max(y.shape[1], 1))
-    return Normalized(y, norm, statistics)
-
-
-def norm_activation(found: Normalized, module: nn.BatchNorm2d, activation: int) -> Tensor:
-    """``act(module(y))``"""
-    options = NormOptions(activation, found.norm, BACKEND)
-    with without_autocast(found.y):
-        h: Tensor = NormActivation.apply(options, found.y, found.statistics, module.weight, module.bias)
-    return h
-
-
 class FusedConvNormActivation(nn.Sequential):
-    """A sequence of convolution, batch normalization and (perhaps) activation, with the latter two in one pass each way.
+    """A sequence of convolution, batch normalization and (perhaps) activation, with the latter two in one pass each way; a 1x1
+    or depthwise convolution too is one of the fused kernels.
 
     Input and output as of the plain sequence; the output is channels_last. Parameters and names are the sequence's.
 
@@ -140,7 +79,9 @@ class FusedConvNormActivation(nn.Sequential):
             plain: Tensor = super().forward(x)
             return plain
         conv, norm = self._layers()
-        return norm_activation(convolve(x, conv, norm), norm, self._number())
+        if why_not_convolved(conv) is None:
+            return fused_chain(x, Chain((Step(conv, norm, self._number()),)))
+        return fused_chain(conv(x), Chain((Step(None, norm, self._number()),)))
 
 
 class FusedHead(FusedConvNormActivation):
@@ -151,14 +92,25 @@ class FusedHead(FusedConvNormActivation):
 
         Both are float32 (float64 for float64 maps), the variance (:func:`biasloss_ext.feature_variance`) detached.
         """
-        conv, norm = self._layers()
-        found = convolve(x, conv, norm)
-        options = NormOptions(self._number(), found.norm, BACKEND)
+        conv, module = self._layers()
+        check_channels(x, conv.in_channels)
+        x = autocast_input(x)
+        dtype, count = accumulation_dtype(x.dtype), x.numel() // max(x.shape[1], 1)
+        norm = batch_norm.norm_of(module, dtype, count)
+        y, statistics = Pointwise.apply(BACKEND, norm, x, conv.weight, module.weight, module.bias)
+        if norm.frozen:
+            statistics = batch_norm.constant_statistics(module, dtype, backend=BACKEND)
+        elif norm.running is None:
+            batch_norm.update_running(module, statistics, count)
+        options = NormOptions(self._number(), norm, BACKEND)
         with without_autocast(x):
-            pooled, variance = NormPool.apply(options, found.y, found.statistics, norm.weight, norm.bias)
+            pooled, variance = NormPool.apply(options, maps.channels_last(y), statistics, module.weight, module.bias)
         return pooled, variance
 
     def can_pool(self, x: Tensor) -> bool:
         """Whether `pool` serves this input; otherwise, and where a hook waits for the map, take the map and pool that."""
-        hooked = self._forward_hooks or self._forward_pre_hooks
-        return not hooked and takes_fused_path(x, self.fused, self.objection(), type(self).__name__)
+        if self._forward_hooks or self._forward_pre_hooks:
+            return False
+        conv, norm = self._layers()
+        is_plain = type(norm) is nn.BatchNorm2d and isinstance(conv, nn.Conv2d) and is_pointwise(conv)
+        return is_plain and takes_fused_path(x, self.fused, self.objection(), type(self).__name__)

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biasloss_ext.nn.fused_chain import Fused, takes_fused_path
-from biasloss_ext.nn.fused_conv_norm import norm_activation, normalize
+from biasloss_ext.nn.chain import Chain, Step
+from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
 from biasloss_ext.nn.recognise import activation_of_norm
-from biasloss_ext.ops import maps
 
 
 class FusedNormActivation:
@@ -26,7 +25,7 @@ class FusedNormActivation:
         if isinstance(activation, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             plain: Tensor = super().forward(x)  # type: ignore[misc]
             return plain
-        return norm_activation(normalize(maps.channels_last(x), self), self, activation)
+        return fused_chain(x, Chain((Step(None, self, activation),)))
 
     def __reduce__(self: Any) -> tuple[Any, ...]:
         return _blank, (type(self).__bases__[1],), self.__dict__

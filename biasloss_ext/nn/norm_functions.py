@@ -1,4 +1,4 @@
-"""Autograd functions around one batch normalization: after any convolution, after a 1x1 convolution, before a pool."""
+"""Autograd functions around the last batch normalization of a network: after a 1x1 convolution, before a pool."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Pointwise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         narrow = prepared(weight, x.dtype)
         ctx.save_for_backward(x, weight)
-        ctx.narrow = narrow  # not saved, see `block_function.Block`
+        ctx.narrow = narrow  # not saved, see `chain_function.ChainFunction`
         ctx.backend = backend
         dtype = accumulation_dtype(x.dtype)
         operand = in_dtype(weight, dtype) if narrow is None else narrow
@@ -83,30 +83,6 @@ class Pointwise(torch.autograd.Function):
         )
         of_weight = maps.in_layout_of(weight, grad_weight) if want_weight else None
         return None, None, grad_x if want_x else None, of_weight, None, None
-
-
-class NormActivation(torch.autograd.Function):
-    """``act(BN(y))`` from statistics (4, C) of y, or constant ones."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, options: NormOptions, y: Tensor, statistics: Tensor, weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(y, statistics, weight, bias)
-        ctx.options = options
-        h: Tensor = batch_norm.apply(y, statistics[2:], activation=options.activation, backend=options.backend)
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        refuse_second_derivative()
-        y, statistics, weight, bias = ctx.saved_tensors
-        options: NormOptions = ctx.options
-        grad, affine = maps.channels_last(grad), statistics[2:]
-        run: dict[str, Any] = {"activation": options.activation, "backend": options.backend}
-        coefficients = batch_norm.coefficients(grad, y, affine, statistics[:2], **run, **options.norm.back)
-        dy = batch_norm.backward(grad, y, affine, coefficients, **run)
-        return None, dy, None, *_of_parameters(coefficients, weight, bias)
 
 
 class NormPool(torch.autograd.Function):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -128,8 +130,9 @@ def _multiplies_channels(layer: Any, parameter: Tensor) -> bool:
 
 
 def is_norm_with_activation(module: nn.Module) -> bool:
-    """Whether the module is a BatchNorm2d that applies its child ``act`` itself, as timm's BatchNormAct2d does."""
-    if not isinstance(module, nn.BatchNorm2d) or "act" not in module._modules:
+    """Whether the module is a BatchNorm2d that applies its child ``act`` itself, as timm's BatchNormAct2d does; or a
+    SyncBatchNorm, as timm's SyncBatchNormAct."""
+    if not isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) or "act" not in module._modules:
         return False
     known = _applying.get(type(module))
     if known is None:
@@ -151,13 +154,32 @@ def _applies_its_activation(norm: Any) -> bool:
     for name, tensor in twin.state_dict().items():
         tensor.copy_(torch.tensor(3) if name == "num_batches_tracked" else torch.linspace(0.5, 2.0, channels))
     normalized = F.batch_norm(values, twin.running_mean, twin.running_var, twin.weight, twin.bias, False, 0.0, twin.eps)
-    return _agree(lambda: type(twin).forward(twin, values), twin.act(normalized))
+    with _sync_batch_norm_on_cpu():
+        return _agree(lambda: kind_forward(twin, values), twin.act(normalized))
+
+
+@contextlib.contextmanager
+def _sync_batch_norm_on_cpu() -> Iterator[None]:
+    """In this thread, and in evaluation, let SyncBatchNorm compute on CPUs, which torch refuses."""
+    original, thread = nn.SyncBatchNorm.forward, threading.get_ident()
+
+    def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+        here = threading.get_ident() == thread and not self.training
+        return nn.modules.batchnorm._BatchNorm.forward(self, x) if here else original(self, x)
+
+    nn.SyncBatchNorm.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.SyncBatchNorm.forward = original  # type: ignore[method-assign]
 
 
 def activation_of_norm(norm: Any) -> int | str:
-    """The activation of a normalization that applies one, or why it has no fused kernels."""
+    """The activation of a normalization that may apply one, or why it has no fused kernels."""
     if not isinstance(getattr(norm, "drop", nn.Identity()), nn.Identity):
         return "a normalization drops channels"
+    if "act" not in norm._modules:
+        return maps.IDENTITY
     for inner in norm.children():
         if is_watched(inner):
             return f"a {type(inner).__name__} has hooks or a forward method of its own"

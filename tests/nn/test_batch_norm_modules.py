@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biasloss_ext.nn import batch_norm, fused_conv_norm
+from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.chain import Chain, Step
+from biasloss_ext.nn.fused_chain import fused_chain
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
 from tests.runnable import backends_of
@@ -36,15 +38,9 @@ def map_of(channels: int, dtype: torch.dtype = torch.float64, mean: float = 5.0)
     return maps.channels_last(torch.randn(3, channels, 5, 4, dtype=dtype) * 2 + mean)
 
 
-@pytest.fixture
-def through(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """The layers' functions run on the backend of the test."""
-    monkeypatch.setattr(fused_conv_norm, "BACKEND", backend)
-
-
-def fused(module: nn.BatchNorm2d, y: Tensor, activation: int = 0) -> Tensor:
+def fused(module: nn.BatchNorm2d, y: Tensor, activation: int = 0, backend: str = "auto") -> Tensor:
     """As the layers run it: statistics with the running ones moved, then ``act(BN(y))``."""
-    return fused_conv_norm.norm_activation(fused_conv_norm.normalize(y, module), module, activation)
+    return fused_chain(y, Chain((Step(None, module, activation),)), backend=backend)
 
 
 def output_and_gradients(out: Tensor, y: Tensor, module: nn.BatchNorm2d, grad: Tensor) -> list[Tensor]:
@@ -69,7 +65,7 @@ def output_and_gradients(out: Tensor, y: Tensor, module: nn.BatchNorm2d, grad: T
     ],
 )
 def test_forward_and_backward(
-    backend: str, through: None, activation: int, channels: int, options: dict[str, object], training: bool
+    backend: str, activation: int, channels: int, options: dict[str, object], training: bool
 ) -> None:
     module = module_with_history(channels, **options).train(training)
     plain = copy.deepcopy(module)
@@ -78,7 +74,7 @@ def test_forward_and_backward(
         y = maps.channels_last(y + 0.5)
         grad = maps.channels_last(torch.randn_like(y))
         here, there = y.clone().requires_grad_(), y.clone().requires_grad_()
-        ours = output_and_gradients(fused(module, here, activation), here, module, grad)
+        ours = output_and_gradients(fused(module, here, activation, backend), here, module, grad)
         expected = output_and_gradients(ACTIVATIONS[activation](plain(there)), there, plain, grad)
         for mine, theirs in zip(ours, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
@@ -91,7 +87,7 @@ def test_forward_and_backward(
 @pytest.mark.parametrize("momentum", [0.1, None])
 @torch.no_grad()
 def test_running_statistics_keep_their_dtype(
-    backend: str, through: None, of_map: torch.dtype, dtype: torch.dtype, momentum: float | None
+    backend: str, of_map: torch.dtype, dtype: torch.dtype, momentum: float | None
 ) -> None:
     """Whatever the dtype of the map: an op moves them where it can, the layer where not."""
     module = module_with_history(8, dtype, momentum=momentum)
@@ -99,7 +95,7 @@ def test_running_statistics_keep_their_dtype(
     rounding = torch.finfo(dtype).eps if dtype.itemsize < 4 else torch.finfo(torch.float32).eps
     for step in range(3):
         y = map_of(8, torch.float64, mean=step).to(of_map)
-        fused_conv_norm.normalize(y, module)
+        fused(module, y, 0, backend)
         exact(y.double())
         for ours, truth in zip(module.buffers(), exact.buffers(), strict=True):
             assert ours.dtype in (dtype, torch.int64)

@@ -209,10 +209,15 @@ def test_layouts(layout: str) -> None:
         )
 
 
-def test_converted_normalisations_take_the_plain_path() -> None:
-    """SyncBatchNorm takes its statistics over processes: none of the fused ops' business."""
-    block = nn.SyncBatchNorm.convert_sync_batchnorm(FusedInvertedResidual(8, 16, 8, 3)).eval()
-    assert block(torch.randn(2, 8, 6, 6)).shape == (2, 8, 6, 6)
+def test_a_converted_normalization_alone_is_a_batch_norm() -> None:
+    """SyncBatchNorm of one process; torch's own refuses to run on CPUs."""
+    plain = InvertedResidual(8, 16, 8, 3).double()
+    fused = FusedInvertedResidual(8, 16, 8, 3).double()
+    fused.load_state_dict(plain.state_dict())
+    fused = nn.SyncBatchNorm.convert_sync_batchnorm(fused)
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
 
 
 def test_momentum_none_and_no_statistics() -> None:
