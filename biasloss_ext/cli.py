@@ -82,12 +82,13 @@ def _fail_without_package(error: ImportError) -> NoReturn:
 def _app() -> Any:
     import typer
 
+    from biasloss_ext.accelerate_command import accelerate
     from biasloss_ext.benchmarks.command import bench
     from biasloss_ext.info import info
     from biasloss_ext.recipes.commands import compare, diversity, predict, train
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-    for command in (info, train, predict, compare, diversity, bench):
+    for command in (info, train, predict, compare, diversity, accelerate, bench):
         app.command()(command)
 
     @app.callback()

@@ -65,23 +65,44 @@ def _bare(recipe: Recipe, classes: int, channels: int) -> nn.Module:
         fused = {"auto": "auto", "on": True, "off": False}[recipe.fused]
         options = {"num_classes": classes, "in_chans": channels, "small_input": recipe.small_input}
         return create_model(source, **options, fused=fused)
-    if source == "timm" and colon:
-        timm = optional("timm", recipe.model)
-        model = _built(
-            recipe.model, name, timm.list_models(), timm.create_model, num_classes=classes, in_chans=channels
-        )
-    elif source == "torchvision" and colon:
-        models = torchvision(recipe.model).models
-        known = models.list_models(module=models)
-        model = _built(recipe.model, name, known, models.get_model, weights=None, num_classes=classes)
-    else:
+    if not colon:
         names = [*list_models(), *ALIASES, "timm:NAME", "torchvision:NAME"]
         raise UserError(f"unknown model {recipe.model!r}: there are {', '.join(names)}")
+    model = _from_package(recipe.model, source, name, classes, in_chans=channels)
     if recipe.small_input:
         _adapt_to_small_input(model)
     if recipe.fused != "off":
         _accelerate(model, recipe)
     return model
+
+
+def _from_package(asked: str, source: str, name: str, classes: int, **of_timm: Any) -> nn.Module:
+    """A model of timm or torchvision with initial weights."""
+    if source == "timm":
+        timm = optional("timm", asked)
+        return _built(asked, name, timm.list_models(), timm.create_model, num_classes=classes, **of_timm)
+    if source == "torchvision":
+        models = torchvision(asked).models
+        known = models.list_models(module=models)
+        return _built(asked, name, known, models.get_model, weights=None, num_classes=classes)
+    raise UserError(f"unknown package in {asked!r}: there are timm:NAME and torchvision:NAME")
+
+
+def ready_made(name: str, classes: int) -> nn.Module:
+    """A model of timm, torchvision or this package, as that builds it: "timm:NAME", "torchvision:NAME", or a name that one of
+    them knows.
+
+    Raises:
+        UserError: none of them knows it, or its package is missing.
+    """
+    source, colon, rest = ALIASES.get(name, name).partition(":")
+    if colon:
+        return _from_package(name, source, rest, classes)
+    if name in list_models():
+        return create_model(name, num_classes=classes, fused=False)
+    if why_not("timm") is None and name in optional("timm", name).list_models():
+        return _from_package(name, "timm", name, classes)
+    return _from_package(name, "torchvision", name, classes)
 
 
 def _accelerate(model: nn.Module, recipe: Recipe) -> None:

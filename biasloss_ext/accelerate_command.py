@@ -1,0 +1,136 @@
+"""``biasloss accelerate``: what of a model runs on fused kernels, and how much faster it is for it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from biasloss_ext.acceleration import accelerate as accelerate_model
+from biasloss_ext.benchmarks.timing import WallClock
+from biasloss_ext.errors import UserError
+from biasloss_ext.inference import optimize_for_inference
+from biasloss_ext.recipes.models import ready_made
+from biasloss_ext.report import KINDS, Report
+
+CLASSES = 1000
+
+
+class Timing(NamedTuple):
+    """Milliseconds per call.
+
+    Attributes:
+        median: of the rounds.
+        low: the first quartile.
+        high: the third quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} ms ({self.low:.1f} to {self.high:.1f})"
+
+
+def accelerate(
+    model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, or a NAME that one of them knows")],
+    image_size: Annotated[int, typer.Option(min=1, help="height and width of the images that are timed")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="images per step")] = 16,
+    rounds: Annotated[int, typer.Option(min=0, help="how often each form is timed, in turns; 0 times nothing")] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="a JSON file for the report and the times")] = None,
+) -> None:
+    """Show how much of a model runs on fused kernels, and the time of a training step and of inference before and after."""
+    plain = ready_made(model, CLASSES)
+    fused = copy.deepcopy(plain)
+    report = accelerate_model(fused)
+    print(f"{model}, {report}")
+    data: dict[str, Any] = {"model": model, **as_data(report)}
+    if rounds > 0:
+        if device != "cpu" and not torch.cuda.is_available():
+            raise UserError(f"--device {device}: torch finds no GPU here")
+        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+        data["milliseconds"] = _timed(plain.to(device), fused.to(device), images, rounds)
+    if out is not None:
+        out.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def as_data(report: Report) -> dict[str, Any]:
+    """A report as JSON holds it."""
+    return {
+        "layers": {kind: report.count(kind)._asdict() for kind in KINDS},
+        "left": [
+            {"reason": reason, "layers": [layer.name for layer in layers], "cost": sum(layer.cost for layer in layers)}
+            for reason, layers in report.reasons().items()
+        ],
+    }
+
+
+def _timed(plain: nn.Module, fused: nn.Module, images: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
+    """Print and return the times of each form; the plain model's are those of its faster layout."""
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    print(f"{len(images)} images of {images.shape[2]} x {images.shape[3]}, {torch.get_num_threads()} threads")
+    inference = {
+        "plain": _inference(plain.eval(), images),
+        "plain, channels_last": _inference(plain_last.eval(), channels_last),
+        "accelerated": _inference(fused.eval(), channels_last),
+        "optimize_for_inference": _inference(optimize_for_inference(fused).eval(), channels_last),
+    }
+    found = {"inference": _compare("inference", inference, images.device, rounds)}
+    training = {
+        "plain": _training(plain.train(), images),
+        "plain, channels_last": _training(plain_last.train(), channels_last),
+        "accelerated": _training(fused.train(), channels_last),
+    }
+    found["training step"] = _compare("training step", training, images.device, rounds)
+    return found
+
+
+def _compare(
+    title: str, steps: dict[str, Callable[[int], object]], device: torch.device, rounds: int
+) -> dict[str, Any]:
+    clocks = {name: WallClock(step, device) for name, step in steps.items()}
+    samples: dict[str, list[float]] = {name: [] for name in clocks}
+    for _ in range(rounds):
+        for name, clock in clocks.items():
+            samples[name].append(clock.sample() * 1e3)
+    timings = {name: _timing(values) for name, values in samples.items()}
+    best = min(timing.median for name, timing in timings.items() if name.startswith("plain"))
+    print(f"  {title}")
+    for name, timing in timings.items():
+        print(f"    {name:<24} {timing}, {best / timing.median:.2f}x")
+    return {name: timing._asdict() for name, timing in timings.items()}
+
+
+def _timing(values: list[float]) -> Timing:
+    if len(values) == 1:
+        return Timing(values[0], values[0], values[0])
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(statistics.median(values), low, high)
+
+
+def _inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    def call(_: int) -> object:
+        with torch.inference_mode():
+            return model(images)
+
+    return call
+
+
+def _training(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    def call(_: int) -> object:
+        model.zero_grad()
+        model(images).square().mean().backward()
+        return None
+
+    return call
