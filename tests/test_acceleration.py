@@ -15,6 +15,8 @@ from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import FusedConvNormActivation, InvertedResidual
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
+from biasloss_ext.report import KINDS
+from tests.dispatched import dispatched
 from tests.nn import lookalikes
 from tests.nn.blocks import randomise, step
 
@@ -88,6 +90,23 @@ def test_report_says_what_was_left_and_why() -> None:
     costs = [sum(layer.cost for layer in layers) for layers in report.reasons().values()]
     assert costs == sorted(costs, reverse=True)
     assert network(images()).shape == (3, 10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_report_counts_what_runs(training: bool) -> None:
+    """Layers that are left are what PyTorch's kernels compute, and no others."""
+    network = model()
+    network[2].block[1][0] = nn.Conv2d(40, 40, 9, 2, 4, groups=40, bias=False).double()
+    network[5].forward = network[5].forward
+    network.train(training)
+    totals = dispatched(network, images())
+    report = accelerate(network)
+    left = dispatched(network, images())
+    for kind in KINDS:
+        count = report.count(kind)
+        assert totals[kind] == count.total, kind
+        assert left[kind] == count.total - count.fused, kind
+    assert sum(left.values()) > 0
 
 
 def test_fused_true_names_the_block_and_swaps_nothing() -> None:

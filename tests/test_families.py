@@ -1,0 +1,140 @@
+"""Networks of timm and torchvision, one per family: what the report says is what runs, and results are the plain model's.
+
+Both packages must be installed: ``make test-integrations``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from biasloss_ext import accelerate, optimize_for_inference
+from biasloss_ext.report import DEPTHWISE, KINDS
+from tests.dispatched import dispatched
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+# Whether all depthwise convolutions run on fused kernels.
+MODELS = {
+    "timm:mobilenetv4_conv_small_050": True,
+    "timm:mobilenetv4_conv_medium": True,
+    "timm:mobilenetv4_conv_aa_medium": True,
+    "timm:mobilenetv4_hybrid_medium": True,
+    "timm:mobilenetv3_small_050": True,
+    "timm:mobilenetv2_050": True,
+    "timm:mobilenetv1_100": True,
+    "timm:lcnet_050": True,
+    "timm:mnasnet_small": True,
+    "timm:semnasnet_075": True,
+    "timm:fbnetc_100": True,
+    "timm:spnasnet_100": True,
+    "timm:hardcorenas_a": True,
+    "timm:tinynet_e": True,
+    "timm:efficientnet_b0": True,
+    "timm:efficientnetv2_rw_t": True,
+    "timm:efficientnet_lite0": True,
+    "timm:tf_efficientnet_lite0": False,
+    "timm:tf_mobilenetv3_small_minimal_100": False,
+    "timm:rexnet_100": True,
+    "timm:ghostnet_050": True,
+    "timm:repghostnet_050": True,
+    "timm:repvit_m0_9": True,
+    "timm:mobileone_s0": False,
+    "timm:fastvit_t8": False,
+    "timm:mobilevit_xxs": True,
+    "timm:mobilevitv2_050": True,
+    "timm:efficientvit_b0": True,
+    "timm:efficientvit_m0": True,
+    "timm:tiny_vit_5m_224": True,
+    "timm:coatnet_pico_rw_224": True,
+    "timm:convnext_atto": True,
+    "timm:edgenext_xx_small": False,
+    "timm:starnet_s050": True,
+    "timm:hgnetv2_b0": True,
+    "timm:mixnet_s": False,
+    "torchvision:mobilenet_v2": True,
+    "torchvision:mobilenet_v3_small": True,
+    "torchvision:mnasnet0_5": True,
+    "torchvision:shufflenet_v2_x0_5": True,
+}
+
+
+def made(name: str) -> nn.Module:
+    """Nothing is dropped, normalizations are as after some training."""
+    torch.manual_seed(0)
+    source, _, rest = name.partition(":")
+    model: nn.Module
+    if source == "timm":
+        model = timm.create_model(rest, num_classes=10)
+    else:
+        model = torchvision.models.get_model(rest, weights=None, num_classes=10)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+            ):
+                nn.init.uniform_(tensor, low, high)
+        for attribute in ("drop_prob", "p", "drop_rate", "dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+    return model
+
+
+def images(model: nn.Module) -> Tensor:
+    """Odd sizes where the model takes any."""
+    config: Any = getattr(model, "default_cfg", None) or {}
+    size = config.get("input_size", (3, 96, 96))[-1] if config.get("fixed_input_size") else 96
+    shape = (2, 3, size, size if size != 96 else 81)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def results(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradients and running statistics of a training step, and scores in evaluation."""
+    out = model.train()(x)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(out.square().mean(), parameters, allow_unused=True)
+    statistics = [buffer.clone() for buffer in model.buffers() if buffer.is_floating_point()]
+    with torch.no_grad():
+        return [out.detach(), *(g for g in gradients if g is not None), *statistics, model.eval()(x)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_report_counts_what_runs(name: str) -> None:
+    model = made(name).train()
+    x = images(model)
+    totals = dispatched(model, x)
+    report = accelerate(model)
+    left = dispatched(model, x)
+    for kind in KINDS:
+        count = report.count(kind)
+        assert totals[kind] == count.total, kind
+        assert left[kind] == count.total - count.fused, kind
+    depthwise = report.count(DEPTHWISE)
+    assert (depthwise.fused == depthwise.total) == MODELS[name], report
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_results_are_the_plain_models(name: str) -> None:
+    """In float64: what is left of a difference is rounding, and not one of single precision."""
+    plain = made(name).double()
+    x = images(plain).double()
+    ours, optimized = copy.deepcopy(plain), optimize_for_inference(plain)
+    with torch.no_grad():
+        scores = copy.deepcopy(plain).eval()(x)
+        torch.testing.assert_close(optimized(x), scores, rtol=1e-8, atol=1e-8 * scores.abs().max().item())
+    accelerate(ours)
+    truths, found = results(plain, x), results(ours, x)
+    largest = max(truth.abs().max().item() for truth in truths[1:-1])
+    for truth, value in zip(truths, found, strict=True):
+        # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
+        scale = max(truth.abs().max().item(), 1e-3 * largest)
+        torch.testing.assert_close(value, truth, rtol=0, atol=1e-6 * scale if math.isfinite(scale) else 0)
