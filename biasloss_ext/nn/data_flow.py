@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from biasloss_ext.nn.activations import FORMS_OF_GELU
 from biasloss_ext.ops import maps
 
 
@@ -45,6 +46,7 @@ _OF_FUNCTIONS: dict[Any, int] = {
     F.relu6: maps.RELU6,
     F.hardswish: maps.HARDSWISH,
     F.silu: maps.SILU,
+    F.gelu: maps.GELU,
     F.hardsigmoid: maps.HARDSIGMOID,
     F.sigmoid: maps.SIGMOID,
     torch.sigmoid: maps.SIGMOID,
@@ -147,7 +149,12 @@ class Flow:
             number = self._activation_of(layer)
             return (node, maps.IDENTITY) if number is None else (self._taken(node), number)
         if node.op in ("call_function", "call_method") and node.target in _OF_FUNCTIONS:
-            return self._taken(node), _OF_FUNCTIONS[node.target]
+            number: int | None = _OF_FUNCTIONS[node.target]
+            if node.target is F.gelu:
+                number = FORMS_OF_GELU.get(node.kwargs.get("approximate", "none"))
+            if number is None:
+                raise Unfamiliar("gelu() has another approximation than 'none' and 'tanh'")
+            return self._taken(node), number
         return node, maps.IDENTITY
 
     def layer(self, node: fx.Node, norm_of: Callable[[nn.Module], tuple[nn.BatchNorm2d, int]]) -> tuple[fx.Node, Layer]:

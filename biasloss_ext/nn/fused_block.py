@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from biasloss_ext.nn import batch_norm
+from biasloss_ext.nn.activations import ACTIVATIONS as ACTIVATIONS
 from biasloss_ext.nn.block_function import Block, Options, Weights
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.members import parameter
@@ -18,15 +19,6 @@ from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.tracing import exporting
 
-ACTIVATIONS: dict[type[nn.Module], int] = {
-    nn.Identity: maps.IDENTITY,
-    nn.ReLU: maps.RELU,
-    nn.ReLU6: maps.RELU6,
-    nn.Hardswish: maps.HARDSWISH,
-    nn.SiLU: maps.SILU,
-    nn.Hardsigmoid: maps.HARDSIGMOID,
-    nn.Sigmoid: maps.SIGMOID,
-}
 Fused = Literal["auto", True, False]
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from biasloss_ext.nn.activations import number_of
 from biasloss_ext.nn.data_flow import Attention, Flow, Layer, Unfamiliar
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
-from biasloss_ext.nn.fused_block import ACTIVATIONS, Gate, Parts, is_watched, why_not_fusable
+from biasloss_ext.nn.fused_block import Gate, Parts, is_watched, why_not_fusable
 from biasloss_ext.nn.fused_inverted_residual import parts_of
 from biasloss_ext.nn.inverted_residual import InvertedResidual
 from biasloss_ext.ops import maps
@@ -35,7 +36,7 @@ def activation_of(layer: nn.Module) -> int | None:
     Layers of other classes than torch's, without any state, are tried on numbers.
     """
     kind = type(layer)
-    number = ACTIVATIONS.get(kind)
+    number = number_of(layer)
     if number is not None or layer.__dict__.keys() - _STATELESS:
         return number
     if kind not in _activations:

@@ -19,12 +19,12 @@ from biasloss_ext.ops.batch_norm import triton as batch_norm
 from biasloss_ext.ops.pool_variance import reference as pool_reference
 from biasloss_ext.ops.pool_variance import triton as pool
 from biasloss_ext.ops.triton_finish import is_last, merge_moments, merge_sums
+from tests.ops.map_cases import MAP_ACTIVATIONS
 from tests.triton_interpreter.against_reference import assert_matches, parameter, random_map
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 SHAPES = ((3, 24, 7, 7), (1, 5, 3, 5), (2, 72, 9, 3), (4, 1, 1, 1), (2, 200, 1, 1))
 CASES = [(shape, dtype) for shape in SHAPES for dtype in (F32, F16)] + [((2, 24, 5, 3), dtype) for dtype in (BF16, F64)]
-MAP_ACTIVATIONS = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.SILU)
 
 
 @pytest.fixture
@@ -212,11 +212,11 @@ def test_activations_at_their_kinks() -> None:
 def test_unknown_activations_are_refused() -> None:
     x, affine = torch.zeros(1, 2, 3, 3), affine_of(2, F32)
     for call in (
-        lambda: torch.ops.biasloss_ext.batch_norm_apply_triton(x, affine, activation=7),
+        lambda: torch.ops.biasloss_ext.batch_norm_apply_triton(x, affine, activation=9),
         lambda: torch.ops.biasloss_ext.batch_norm_coefficients_triton(x, x, affine, affine, activation=-1),
-        lambda: torch.ops.biasloss_ext.batch_norm_backward_triton(x, x, affine, parameter(6, 2), activation=7),
-        lambda: torch.ops.biasloss_ext.pool_variance_triton(x, activation=7),
-        lambda: torch.ops.biasloss_ext.pool_variance_backward_triton(x[:, :, 0, 0], x, activation=7),
+        lambda: torch.ops.biasloss_ext.batch_norm_backward_triton(x, x, affine, parameter(6, 2), activation=9),
+        lambda: torch.ops.biasloss_ext.pool_variance_triton(x, activation=9),
+        lambda: torch.ops.biasloss_ext.pool_variance_backward_triton(x[:, :, 0, 0], x, activation=9),
     ):
         with pytest.raises(ValueError, match="supported: 0 \\(identity\\)"):
             call()

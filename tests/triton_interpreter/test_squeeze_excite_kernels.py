@@ -14,7 +14,7 @@ from biasloss_ext.ops.squeeze_excite import op, reference
 from biasloss_ext.ops.squeeze_excite import triton as squeeze_excite
 from tests.triton_interpreter.against_reference import assert_matches, parameter
 
-GATES = [(maps.RELU, maps.HARDSIGMOID), (maps.SILU, maps.SIGMOID)]
+GATES = [(maps.RELU, maps.HARDSIGMOID), (maps.GELU, maps.SIGMOID)]
 SIZES = [(3, 24, 8), (1, 1, 1), (19, 72, 40), (2, 5, 161)]
 
 
