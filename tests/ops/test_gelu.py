@@ -49,7 +49,7 @@ def by_torch(u: Tensor, activation: int) -> tuple[Tensor, Tensor]:
 
 def by_maps(u: Tensor, activation: int) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(u.dtype)
-    affine = torch.tensor([[1.0], [0.0]], dtype=wide)
+    affine = torch.tensor([[1.0], [-0.0]], dtype=wide)  # the sum of -0 and 0 would be 0
     coefficients = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0], [0.0]], dtype=wide)
     options: dict[str, Any] = {"activation": activation, "backend": "cpu"}
     # Vectors lie along the channels: as many channels as there are values, then some of them as positions of one.
