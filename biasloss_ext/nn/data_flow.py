@@ -149,7 +149,7 @@ class Flow:
             number = self._activation_of(layer)
             return (node, maps.IDENTITY) if number is None else (self._taken(node), number)
         if node.op in ("call_function", "call_method") and node.target in _OF_FUNCTIONS:
-            number: int | None = _OF_FUNCTIONS[node.target]
+            number = _OF_FUNCTIONS[node.target]
             if node.target is F.gelu:
                 number = FORMS_OF_GELU.get(node.kwargs.get("approximate", "none"))
             if number is None:

@@ -202,11 +202,12 @@ def test_activations_at_their_kinks() -> None:
     kinks = torch.tensor([-3.0, 0.0, 3.0, 6.0, -3.5, 7.0]).reshape(1, 1, 2, 3)
     affine, ones = torch.tensor([[1.0], [0.0]]), torch.ones(1, 1, 2, 3)
     coefficients = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0], [0.0]])
+    exact = kinks.double()  # the tails of GELU are small differences in torch's own float32
     for activation in (*MAP_ACTIVATIONS, maps.HARDSIGMOID, maps.SIGMOID):
         slope = batch_norm.batch_norm_backward(ones, kinks, affine, coefficients, activation=activation)
-        torch.testing.assert_close(slope, maps.derivative(kinks, activation), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(slope.double(), maps.derivative(exact, activation), rtol=1e-6, atol=2e-7)
         h = batch_norm.batch_norm_apply(kinks, affine, activation=activation)
-        torch.testing.assert_close(h, maps.activate(kinks, activation), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(h.double(), maps.activate(exact, activation), rtol=1e-6, atol=2e-7)
 
 
 def test_unknown_activations_are_refused() -> None:

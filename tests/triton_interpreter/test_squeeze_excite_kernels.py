@@ -82,6 +82,6 @@ def test_as_an_op() -> None:
     weight, bias = torch.randn(2, 3), torch.randn(3)
     arguments = (torch.randn(4, 3), weight, bias[:2].clone(), torch.randn(3, 2), bias)
     torch.library.opcheck(op.forward.triton, arguments, test_utils=("test_schema", "test_faketensor"))
-    for unknown in ({"activation": 7}, {"gate_activation": -1}):
+    for unknown in ({"activation": 9}, {"gate_activation": -1}):
         with pytest.raises(ValueError, match="supported: 0 \\(identity\\)"):
             op.forward.triton(*arguments, **unknown)
