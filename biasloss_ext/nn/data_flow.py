@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from biasloss_ext.nn.activations import FORMS_OF_GELU
 from biasloss_ext.ops import maps
 
 
@@ -29,6 +30,7 @@ _OF_FUNCTIONS: dict[Any, int] = {
     F.relu6: maps.RELU6,
     F.hardswish: maps.HARDSWISH,
     F.silu: maps.SILU,
+    F.gelu: maps.GELU,
     F.hardsigmoid: maps.HARDSIGMOID,
     F.sigmoid: maps.SIGMOID,
     torch.sigmoid: maps.SIGMOID,
@@ -143,6 +145,8 @@ class Flow:
             return activation_of(layer)
         if node.op not in ("call_function", "call_method"):
             return None
+        if node.target is F.gelu:
+            return FORMS_OF_GELU.get(node.kwargs.get("approximate", "none"))
         return _OF_FUNCTIONS.get(node.target) if node.kwargs.keys() <= {"inplace"} else None
 
     def changes_its_argument(self, node: fx.Node) -> bool:

@@ -21,6 +21,8 @@ Maps are channels_last in memory.
 from __future__ import annotations
 
 import enum
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,11 +49,14 @@ class Activation(enum.IntEnum):
     RELU6 = 2
     HARDSWISH = 3
     SILU = 4
-    HARDSIGMOID = 5  # the last two are gates of squeeze-and-excitation
+    HARDSIGMOID = 5  # this and the next are gates of squeeze-and-excitation
     SIGMOID = 6
+    GELU = 7  # in its exact form
+    GELU_TANH = 8  # F.gelu(approximate="tanh")
 
 
-IDENTITY, RELU, RELU6, HARDSWISH, SILU, HARDSIGMOID, SIGMOID = (int(activation) for activation in Activation)
+IDENTITY, RELU, RELU6, HARDSWISH, SILU, HARDSIGMOID, SIGMOID, GELU, GELU_TANH = map(int, Activation)
+LAST_ACTIVATION = GELU_TANH
 
 
 def checked_activation(activation: int, name: str = "activation") -> int:
@@ -60,7 +65,7 @@ def checked_activation(activation: int, name: str = "activation") -> int:
     Raises:
         ValueError: there is none of this number.
     """
-    if not 0 <= activation <= SIGMOID:
+    if not 0 <= activation <= LAST_ACTIVATION:
         known = ", ".join(f"{int(known)} ({known.name.lower()})" for known in Activation)
         raise ValueError(f"unknown {name} {activation}; supported: {known}")
     return int(activation)
@@ -68,9 +73,21 @@ def checked_activation(activation: int, name: str = "activation") -> int:
 
 def activate(u: Tensor, activation: int) -> Tensor:
     """h = act(u)."""
-    functions = (lambda x: x, F.relu, F.relu6, F.hardswish, F.silu, F.hardsigmoid, torch.sigmoid)
-    h: Tensor = functions[checked_activation(activation)](u)
+    h: Tensor = _FUNCTIONS[checked_activation(activation)](u)
     return h
+
+
+_FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda u: u,
+    F.relu,
+    F.relu6,
+    F.hardswish,
+    F.silu,
+    F.hardsigmoid,
+    torch.sigmoid,
+    F.gelu,
+    functools.partial(F.gelu, approximate="tanh"),
+)
 
 
 def derivative(u: Tensor, activation: int) -> Tensor:

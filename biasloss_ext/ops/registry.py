@@ -16,7 +16,7 @@ from torch import Tensor
 
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.library import LIBRARY, define
-from biasloss_ext.ops.maps import SIGMOID, checked_activation
+from biasloss_ext.ops.maps import LAST_ACTIVATION, checked_activation
 from biasloss_ext.ops.replay import recording
 
 OPS: dict[str, Op] = {}
@@ -92,7 +92,7 @@ class Op:
     def _check_activations(self, options: dict[str, Any]) -> None:
         for name in self._activations:
             number = options.get(name, 0)
-            if number.__class__ is not int or not 0 <= number <= SIGMOID:
+            if number.__class__ is not int or not 0 <= number <= LAST_ACTIVATION:
                 options[name] = checked_activation(number, name)
 
     def _dispatched_triton(self, *arguments: Any, **options: Any) -> Any:

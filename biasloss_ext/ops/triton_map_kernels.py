@@ -11,6 +11,8 @@ them in a fixed order (`triton_finish`): results are deterministic. Terms: :mod:
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -22,6 +24,13 @@ _HARDSWISH = tl.constexpr(maps.HARDSWISH)
 _SILU = tl.constexpr(maps.SILU)
 _HARDSIGMOID = tl.constexpr(maps.HARDSIGMOID)
 _SIGMOID = tl.constexpr(maps.SIGMOID)
+_GELU = tl.constexpr(maps.GELU)
+_GELU_TANH = tl.constexpr(maps.GELU_TANH)
+_SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+_DENSITY_AT_ZERO = tl.constexpr(1 / math.sqrt(2 * math.pi))
+# 1 + tanh(v) = 2 * logistic(2 * v): the tanh form of GELU is u * logistic(u * (linear + cubic * u^2)).
+_GELU_LINEAR = tl.constexpr(2 * math.sqrt(2 / math.pi))
+_GELU_CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi) * 0.044715)
 
 
 @triton.jit
@@ -33,6 +42,23 @@ def between(x, low, high):
 @triton.jit
 def logistic(u):
     return 1.0 / (1.0 + tl.exp(-u))
+
+
+@triton.jit
+def normal_distribution(u):
+    return 0.5 * (1.0 + tl.erf(u * _SQRT_HALF))
+
+
+@triton.jit
+def gelu_tanh_derivative(u):
+    # Behind the bounds the logistic function is 0 or 1, and the square of u might be infinite.
+    bounded = between(u, -25.0, 25.0)
+    square = bounded * bounded
+    v = bounded * (_GELU_LINEAR + _GELU_CUBIC * square)
+    e = tl.exp(-tl.abs(v))
+    above = 1.0 / (1.0 + e)
+    slope = _GELU_LINEAR + 3.0 * _GELU_CUBIC * square
+    return tl.where(v < 0.0, e * above, above) + u * (e * above * above * slope)
 
 
 @triton.jit
@@ -50,6 +76,10 @@ def activate(u, ACTIVATION: tl.constexpr):
         return between(u + 3.0, 0.0, 6.0) * (1.0 / 6.0)
     elif ACTIVATION == _SIGMOID:
         return logistic(u)
+    elif ACTIVATION == _GELU:
+        return u * normal_distribution(u)
+    elif ACTIVATION == _GELU_TANH:
+        return u * logistic(u * (_GELU_LINEAR + _GELU_CUBIC * u * u))
     else:
         return u
 
@@ -71,6 +101,10 @@ def derivative(u, ACTIVATION: tl.constexpr):
     elif ACTIVATION == _SIGMOID:
         s = logistic(u)
         return s * (1.0 - s)
+    elif ACTIVATION == _GELU:
+        return normal_distribution(u) + u * (tl.exp(-0.5 * u * u) * _DENSITY_AT_ZERO)
+    elif ACTIVATION == _GELU_TANH:
+        return gelu_tanh_derivative(u)
     else:
         return tl.full(u.shape, 1.0, u.dtype)
 

@@ -11,10 +11,10 @@
 namespace biasloss {
 
 inline Activation checked_activation(int64_t number, const char* name) {
-  STD_TORCH_CHECK(
-      number >= 0 && number <= int64_t(Activation::sigmoid), name,
-      ": expected 0 (identity), 1 (relu), 2 (relu6), 3 (hardswish), 4 (silu), 5 (hardsigmoid) or 6 (sigmoid), got ",
-      number);
+  STD_TORCH_CHECK(number >= 0 && number <= int64_t(Activation::gelu_tanh), name,
+                  ": expected 0 (identity), 1 (relu), 2 (relu6), 3 (hardswish), 4 (silu), 5 (hardsigmoid), "
+                  "6 (sigmoid), 7 (gelu) or 8 (gelu_tanh), got ",
+                  number);
   return static_cast<Activation>(number);
 }
 

@@ -10,7 +10,8 @@
 
 namespace biasloss {
 
-// h = g or u * g, g = slope * clamp(u + offset, low, high); where smooth, g = sigmoid(u).
+// h = g or u * g, g = slope * clamp(u + offset, low, high); where smooth, g is the normal distribution function of u or
+// logistic(u * (linear + cubic * u^2)).
 // act'(u) = 0 up to first_kink, gradient_slope * u + gradient_offset between the kinks, gradient_above from the second.
 template <class Acc>
 struct Gate {
@@ -18,7 +19,14 @@ struct Gate {
   bool times_input;
   Acc offset, low, high, slope;
   Acc first_kink, second_kink, gradient_slope, gradient_offset, gradient_above;
+  bool normal = false;
+  Acc linear = 0, cubic = 0;
 };
+
+template <class Acc>
+Gate<Acc> smooth_gate(bool times_input, bool normal, Acc linear, Acc cubic) {
+  return {true, times_input, 0, 0, 0, 0, 0, 0, 0, 0, 0, normal, linear, cubic};
+}
 
 template <class Acc>
 Gate<Acc> gate_of(Activation activation) {
@@ -34,9 +42,13 @@ Gate<Acc> gate_of(Activation activation) {
     case Activation::hardsigmoid:
       return {false, false, 3, 0, 6, sixth, -3, 3, 0, sixth, 0};
     case Activation::silu:
-      return {true, true, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+      return smooth_gate<Acc>(true, false, 1, 0);
     case Activation::sigmoid:
-      return {true, false, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+      return smooth_gate<Acc>(false, false, 1, 0);
+    case Activation::gelu:
+      return smooth_gate<Acc>(true, true, 0, 0);
+    case Activation::gelu_tanh:
+      return smooth_gate<Acc>(true, false, Acc(kGeluLinear), Acc(kGeluCubic));
     default:
       return {false, false, 0, -infinity, infinity, 1, -infinity, infinity, 0, 1, 1};
   }
@@ -64,12 +76,18 @@ __device__ __forceinline__ void with_smoothness(const Gate<Acc>& gate, F&& f) {
     f(std::false_type());
 }
 
+template <class Acc>
+__device__ __forceinline__ Distribution<Acc> distribution_of(const Gate<Acc>& gate, Acc u) {
+  if (gate.normal) return normal(u);
+  return logistic_of_cubic(u, gate.linear, gate.cubic);
+}
+
 // u becomes h.
 template <bool smooth, class Acc, unsigned count>
 __device__ __forceinline__ void activate(const Gate<Acc>& gate, Acc (&u)[count]) {
   if constexpr (smooth) {
 #pragma unroll
-    for (unsigned i = 0; i < count; ++i) u[i] = logistic(u[i]) * (gate.times_input ? u[i] : Acc(1));
+    for (unsigned i = 0; i < count; ++i) u[i] = distribution_of(gate, u[i]).below * (gate.times_input ? u[i] : Acc(1));
   } else {
 #pragma unroll
     for (unsigned i = 0; i < count; ++i) {
@@ -84,8 +102,10 @@ template <bool smooth, class Acc, unsigned count>
 __device__ __forceinline__ void multiply_by_derivative(const Gate<Acc>& gate, const Acc (&u)[count], Acc (&dh)[count]) {
   if constexpr (smooth) {
 #pragma unroll
-    for (unsigned i = 0; i < count; ++i)
-      dh[i] *= gate.times_input ? derivative<Activation::silu>(u[i]) : derivative<Activation::sigmoid>(u[i]);
+    for (unsigned i = 0; i < count; ++i) {
+      const Distribution<Acc> of = distribution_of(gate, u[i]);
+      dh[i] *= gate.times_input ? of.below + u[i] * of.density : of.density;
+    }
   } else {
 #pragma unroll
     for (unsigned i = 0; i < count; ++i) {

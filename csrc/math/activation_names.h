@@ -4,7 +4,7 @@
 namespace biasloss {
 
 // The numbers are those of biasloss_ext/ops/maps.py.
-enum class Activation : int { identity, relu, relu6, hardswish, silu, hardsigmoid, sigmoid };
+enum class Activation : int { identity, relu, relu6, hardswish, silu, hardsigmoid, sigmoid, gelu, gelu_tanh };
 
 // Calls f with the activation as a compile-time constant: f(ActivationConstant<a>()).
 template <Activation a>
@@ -27,6 +27,10 @@ auto with_activation(Activation activation, F&& f) {
       return f(ActivationConstant<Activation::hardsigmoid>());
     case Activation::sigmoid:
       return f(ActivationConstant<Activation::sigmoid>());
+    case Activation::gelu:
+      return f(ActivationConstant<Activation::gelu>());
+    case Activation::gelu_tanh:
+      return f(ActivationConstant<Activation::gelu_tanh>());
     default:
       return f(ActivationConstant<Activation::identity>());
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../math/activation_names.h"
+#include "../math/normal_tail.h"
 #include "vector.h"
 
 namespace biasloss {
@@ -45,6 +46,54 @@ inline V logistic(const V& u) {
   return one / (one + exponential(-u));
 }
 
+// The normal distribution function at u, and its density.
+template <class V>
+struct Normal {
+  V below, density;
+};
+
+inline Normal<FloatVector> normal(const FloatVector& u) {
+  const FloatVector zero = {}, a = at_most(u < zero ? -u : u, zero + kEndOfTail);
+  const FloatVector e = exponential(a * a * -0.5f), tail = e * normal_tail_ratio(a);
+  return {u < zero ? tail : 1.0f - tail, e * float(kDensityAtZero)};
+}
+
+inline Normal<DoubleVector> normal(const DoubleVector& u) {
+  DoubleVector below;
+  for (int i = 0; i < kDoubleLanes; ++i) below[i] = 0.5 * __builtin_erfc(u[i] * -kSqrtHalf);
+  return {below, exponential(u * u * -0.5) * kDensityAtZero};
+}
+
+// The forms of GELU are calls: in line, every kernel would hold copies of them, and a call is little beside what it
+// computes.
+template <class V>
+[[gnu::noinline]] V gelu(V u) {
+  return u * normal(u).below;
+}
+
+template <class V>
+[[gnu::noinline]] V gelu_derivative(V u) {
+  const Normal<V> of = normal(u);
+  return of.below + u * of.density;
+}
+
+template <class V>
+[[gnu::noinline]] V gelu_tanh(V u) {
+  using Scalar = __typeof__(u[0] + 0);
+  return u * logistic(u * (Scalar(kGeluLinear) + Scalar(kGeluCubic) * u * u));
+}
+
+template <class V>
+[[gnu::noinline]] V gelu_tanh_derivative(V u) {
+  using Scalar = __typeof__(u[0] + 0);
+  // Behind the bounds the logistic function is 0 or 1, and the square of u might be infinite.
+  const V zero = {}, one = zero + 1, bounded = between(u, zero - 25, zero + 25), square = bounded * bounded;
+  const V v = bounded * (Scalar(kGeluLinear) + Scalar(kGeluCubic) * square);
+  const V e = exponential(v < zero ? v : -v), above = one / (one + e);
+  const V slope = Scalar(kGeluLinear) + Scalar(3 * kGeluCubic) * square;
+  return (v < zero ? e * above : above) + u * (e * above * above * slope);
+}
+
 template <Activation activation, class V>
 inline V activate(const V& u) {
   const V zero = {}, three = V{} + 3, six = V{} + 6;
@@ -54,6 +103,8 @@ inline V activate(const V& u) {
   if constexpr (activation == Activation::silu) return u * logistic(u);
   if constexpr (activation == Activation::hardsigmoid) return between(u + three, zero, six) * one_sixth<V>();
   if constexpr (activation == Activation::sigmoid) return logistic(u);
+  if constexpr (activation == Activation::gelu) return gelu<V>(u);
+  if constexpr (activation == Activation::gelu_tanh) return gelu_tanh<V>(u);
   return u;
 }
 
@@ -75,6 +126,8 @@ inline V derivative(const V& u) {
     const V s = logistic(u);
     return s * (one - s);
   }
+  if constexpr (activation == Activation::gelu) return gelu_derivative<V>(u);
+  if constexpr (activation == Activation::gelu_tanh) return gelu_tanh_derivative<V>(u);
   return one;
 }
 

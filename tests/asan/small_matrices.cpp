@@ -27,7 +27,8 @@ void run_squeeze_excite(const SqueezeExciteTable<T>& table, int64_t samples, int
   const std::vector<T> pooled(samples * channels), weight(reduced * channels), bias(reduced);
   std::vector<T> squeezed(samples * reduced), hidden = squeezed, back(samples * channels), of_weight(weight.size());
   table.linear(pooled.data(), samples, channels, weight.data(), bias.data(), 0, reduced, squeezed.data(), reduced);
-  for (const Activation activation : {Activation::relu, Activation::hardsigmoid, Activation::silu}) {
+  for (const Activation activation :
+       {Activation::relu, Activation::hardsigmoid, Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
     table.activate(activation, squeezed.data(), samples * reduced, hidden.data());
     table.gradient(activation, squeezed.data(), squeezed.data(), samples * reduced, hidden.data());
   }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biasloss_ext.ops.maps import LAST_ACTIVATION
 from biasloss_ext.ops.registry import OPS
 from tests.fuzz.memory import GuardedMemory
 from tests.fuzz.shapes import INTEGERS, SHAPES, STORED
@@ -125,7 +126,7 @@ class Drawing:
             return draw.choice((-100, 0, 1, *INTEGER_VALUES))
         if name in ("count", "positions"):
             return draw.choice((1, 2, 12, sizes["H"] * sizes["W"]))
-        return draw.choice((0, 1, 2) if name == "reduction" else range(7))
+        return draw.choice((0, 1, 2) if name == "reduction" else range(LAST_ACTIVATION + 1))
 
     def _tensor(self, draw: random.Random, op: str, name: str, sizes: dict[str, int], dtype: torch.dtype) -> Tensor:
         words = SHAPES[op][name].split()

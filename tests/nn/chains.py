@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.nn.blocks import randomise
 
-ACTIVATIONS = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
+ACTIVATIONS = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU)
 
 
 class FrozenNorm(nn.Module):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from biasloss_ext import accelerate, optimize_for_inference
 from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.plan import Plan
+from biasloss_ext.nn.plan import Plan, plan_of
+from biasloss_ext.ops import maps
 from tests.nn.blocks import randomise
 
 
@@ -54,6 +55,19 @@ class Gated(nn.Module):
         h = self.last(gate.expand_as(h) * h)
         h += x
         return h
+
+
+class Gelus(Bottleneck):
+    """One form of GELU as a layer, the other as a function."""
+
+    def __init__(self, of_layer: str, of_function: str) -> None:
+        super().__init__(8, 16, 8)
+        self.activation, self.of_function = nn.GELU(of_layer), of_function  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.norm_a(self.widen(x)))
+        h = F.gelu(self.norm_b(self.spread(h)), approximate=self.of_function)
+        return x + self.norm_c(self.narrow(h))
 
 
 class Swish(nn.Module):
@@ -137,6 +151,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "bottleneck": lambda: Bottleneck(8, 16, 8),
     "stride": lambda: Bottleneck(8, 16, 12, 2),
     "gated": Gated,
+    "gelu": lambda: Gelus("none", "tanh"),
     "own swish": lambda: with_activation(Swish()),
     "own hard swish": lambda: with_activation(HSwish()),
 }
@@ -312,3 +327,14 @@ def test_copies_and_pickles() -> None:
         assert isinstance(twin[0], FusedBlock)
         assert twin[0].plain.less is twin[0].less
         assert_same(copy.deepcopy(twin), copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("forms", [("none", "tanh"), ("tanh", "none")])
+def test_forms_of_gelu(forms: tuple[str, str]) -> None:
+    plan = plan_of(Gelus(*forms))
+    assert isinstance(plan, Plan)
+    numbers = {"none": maps.GELU, "tanh": maps.GELU_TANH}
+    assert [step.activation for step in plan.chains[0].chain.steps] == [
+        *(numbers[form] for form in forms),
+        maps.IDENTITY,
+    ]

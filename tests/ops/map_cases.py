@@ -9,12 +9,25 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
+from biasloss_ext.ops import maps
 from tests import oracle
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # F.hardsigmoid's own gradient has a float32 constant in it, in float64 too.
-ACTIVATIONS = (lambda u: u, F.relu, F.relu6, F.hardswish, F.silu, lambda u: F.relu6(u + 3) / 6, torch.sigmoid)
-KINKS = ((), (0,), (0, 6), (-3, 3), (), (-3, 3), ())
+ACTIVATIONS = (
+    lambda u: u,
+    F.relu,
+    F.relu6,
+    F.hardswish,
+    F.silu,
+    lambda u: F.relu6(u + 3) / 6,
+    torch.sigmoid,
+    F.gelu,
+    lambda u: F.gelu(u, approximate="tanh"),
+)
+KINKS = ((), (0,), (0, 6), (-3, 3), (), (-3, 3), (), (), ())
+# Of maps: all but the gates of squeeze-and-excitation.
+MAP_ACTIVATIONS = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.SILU, maps.GELU, maps.GELU_TANH)
 CHANNELS = (1, 2, 3, 5, 8, 16, 24, 40, 63, 72, 121, 130, 257)
 
 
@@ -66,7 +79,7 @@ def away_from_kinks(x: Tensor, affine: Tensor, activation: int) -> Tensor:
 def cases(draw: st.DrawFn, samples: tuple[int, ...] = (0, 1, 2, 3), ratio: tuple[float, ...] = (0, 3, 100)) -> Case:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     shape = (draw(st.sampled_from(samples)), draw(st.sampled_from(CHANNELS)), *draw(st.sampled_from(SIZES)))
-    dtype, activation = draw(st.sampled_from(FLOATS)), draw(st.integers(0, 4))
+    dtype, activation = draw(st.sampled_from(FLOATS)), draw(st.sampled_from(MAP_ACTIVATIONS))
     mean = draw(st.sampled_from(ratio)) * torch.randn(shape[1], generator=generator, dtype=torch.float64).sign()
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + column(mean)
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32

@@ -125,10 +125,10 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Case:
             normal(outputs, channels, 1, 1) / channels**0.5, draw(st.sampled_from(("plain", "transposed", "rows")))
         ),
         affine=affine,
-        activation=maps.IDENTITY if affine is None else draw(st.integers(0, 6)),
+        activation=maps.IDENTITY if affine is None else draw(st.sampled_from(maps.Activation)).value,
         gate=maybe(torch.rand(samples, channels, generator=generator, dtype=wide)),
         bias=maybe(normal(outputs) + draw(st.sampled_from((0.0, 100.0)))),
-        output_activation=draw(st.integers(0, 6)),
+        output_activation=draw(st.sampled_from(maps.Activation)).value,
         residual=maybe(feature_map(outputs)),
         grad=feature_map(outputs),
         coefficients=maybe(normal(6, outputs)),

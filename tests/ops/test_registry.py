@@ -17,7 +17,7 @@ from tests.calls import Call, in_a_tuple
 from tests.ops import samples
 
 EMPTY = inspect.Parameter.empty
-UNKNOWN = (-1, 7, 99)
+UNKNOWN = (-1, 9, 99)
 
 
 def test_every_op_has_samples() -> None:
@@ -140,7 +140,7 @@ def test_an_unknown_activation_is_an_error(name: str, backend: str, number: int)
     for option in activations_of(name):
         call = samples.of(name)[0].but(**{option: number})
         with pytest.raises(
-            ValueError, match=rf"unknown {option} {number}; supported: 0 \(identity\), .* 6 \(sigmoid\)"
+            ValueError, match=rf"unknown {option} {number}; supported: 0 \(identity\), .* 8 \(gelu_tanh\)"
         ):
             call(OPS[name], backend=backend)
 
@@ -153,7 +153,7 @@ def test_an_unknown_activation_is_an_error_through_torch_ops(name: str, backend:
         call = samples.of(name)[0].but(**{option: number})
         with pytest.raises((RuntimeError, ValueError), match=rf"(?s){option}.*{number}") as caught:
             call(overload)
-        assert "0 (identity)" in str(caught.value) and "6 (sigmoid)" in str(caught.value)
+        assert "0 (identity)" in str(caught.value) and "8 (gelu_tanh)" in str(caught.value)
 
 
 def test_activations_are_found() -> None:

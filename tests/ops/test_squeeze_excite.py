@@ -32,7 +32,7 @@ def parameters(samples: int, channels: int, reduced: int, dtype: torch.dtype, se
     channels=st.sampled_from((1, 16, 24, 63, 96, 130, 480)),
     reduced=st.sampled_from((1, 4, 10, 16, 24, 61, 120)),
     dtype=st.sampled_from((torch.float32, torch.float64)),
-    activation=st.sampled_from((maps.RELU, maps.SILU, maps.HARDSWISH)),
+    activation=st.sampled_from((maps.RELU, maps.SILU, maps.HARDSWISH, maps.GELU, maps.GELU_TANH)),
     gate=st.sampled_from(GATES),
     seed=st.integers(0, 1000),
 )

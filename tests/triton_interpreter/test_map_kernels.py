@@ -19,12 +19,12 @@ from biasloss_ext.ops.batch_norm import triton as batch_norm
 from biasloss_ext.ops.pool_variance import reference as pool_reference
 from biasloss_ext.ops.pool_variance import triton as pool
 from biasloss_ext.ops.triton_finish import is_last, merge_moments, merge_sums
+from tests.ops.map_cases import MAP_ACTIVATIONS
 from tests.triton_interpreter.against_reference import assert_matches, parameter, random_map
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 SHAPES = ((3, 24, 7, 7), (1, 5, 3, 5), (2, 72, 9, 3), (4, 1, 1, 1), (2, 200, 1, 1))
 CASES = [(shape, dtype) for shape in SHAPES for dtype in (F32, F16)] + [((2, 24, 5, 3), dtype) for dtype in (BF16, F64)]
-MAP_ACTIVATIONS = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.SILU)
 
 
 @pytest.fixture
@@ -202,21 +202,22 @@ def test_activations_at_their_kinks() -> None:
     kinks = torch.tensor([-3.0, 0.0, 3.0, 6.0, -3.5, 7.0]).reshape(1, 1, 2, 3)
     affine, ones = torch.tensor([[1.0], [0.0]]), torch.ones(1, 1, 2, 3)
     coefficients = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0], [0.0]])
+    exact = kinks.double()  # the tails of GELU are small differences in torch's own float32
     for activation in (*MAP_ACTIVATIONS, maps.HARDSIGMOID, maps.SIGMOID):
         slope = batch_norm.batch_norm_backward(ones, kinks, affine, coefficients, activation=activation)
-        torch.testing.assert_close(slope, maps.derivative(kinks, activation), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(slope.double(), maps.derivative(exact, activation), rtol=1e-6, atol=2e-7)
         h = batch_norm.batch_norm_apply(kinks, affine, activation=activation)
-        torch.testing.assert_close(h, maps.activate(kinks, activation), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(h.double(), maps.activate(exact, activation), rtol=1e-6, atol=2e-7)
 
 
 def test_unknown_activations_are_refused() -> None:
     x, affine = torch.zeros(1, 2, 3, 3), affine_of(2, F32)
     for call in (
-        lambda: torch.ops.biasloss_ext.batch_norm_apply_triton(x, affine, activation=7),
+        lambda: torch.ops.biasloss_ext.batch_norm_apply_triton(x, affine, activation=9),
         lambda: torch.ops.biasloss_ext.batch_norm_coefficients_triton(x, x, affine, affine, activation=-1),
-        lambda: torch.ops.biasloss_ext.batch_norm_backward_triton(x, x, affine, parameter(6, 2), activation=7),
-        lambda: torch.ops.biasloss_ext.pool_variance_triton(x, activation=7),
-        lambda: torch.ops.biasloss_ext.pool_variance_backward_triton(x[:, :, 0, 0], x, activation=7),
+        lambda: torch.ops.biasloss_ext.batch_norm_backward_triton(x, x, affine, parameter(6, 2), activation=9),
+        lambda: torch.ops.biasloss_ext.pool_variance_triton(x, activation=9),
+        lambda: torch.ops.biasloss_ext.pool_variance_backward_triton(x[:, :, 0, 0], x, activation=9),
     ):
         with pytest.raises(ValueError, match="supported: 0 \\(identity\\)"):
             call()

@@ -14,7 +14,7 @@ from biasloss_ext.ops.squeeze_excite import op, reference
 from biasloss_ext.ops.squeeze_excite import triton as squeeze_excite
 from tests.triton_interpreter.against_reference import assert_matches, parameter
 
-GATES = [(maps.RELU, maps.HARDSIGMOID), (maps.SILU, maps.SIGMOID)]
+GATES = [(maps.RELU, maps.HARDSIGMOID), (maps.GELU, maps.SIGMOID)]
 SIZES = [(3, 24, 8), (1, 1, 1), (19, 72, 40), (2, 5, 161)]
 
 
@@ -82,6 +82,6 @@ def test_as_an_op() -> None:
     weight, bias = torch.randn(2, 3), torch.randn(3)
     arguments = (torch.randn(4, 3), weight, bias[:2].clone(), torch.randn(3, 2), bias)
     torch.library.opcheck(op.forward.triton, arguments, test_utils=("test_schema", "test_faketensor"))
-    for unknown in ({"activation": 7}, {"gate_activation": -1}):
+    for unknown in ({"activation": 9}, {"gate_activation": -1}):
         with pytest.raises(ValueError, match="supported: 0 \\(identity\\)"):
             op.forward.triton(*arguments, **unknown)
