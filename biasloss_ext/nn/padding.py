@@ -1,0 +1,54 @@
+"""Convolutions that pad as TensorFlow does, whoever wrote them: they are tried on numbers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_padding: dict[tuple[Any, ...], bool] = {}
+
+
+def pads_same(conv: nn.Module) -> bool:
+    """Whether a subclass of nn.Conv2d with a forward of its own pads with zeros to ``ceil(size / stride)`` outputs, and where the
+    number of rows or columns is odd one more after the map than before it, as timm's Conv2dSame does.
+
+    Tried on even and odd sizes, on a copy of two channels.
+    """
+    if not isinstance(conv, nn.Conv2d) or type(conv).forward is nn.Conv2d.forward or conv._modules or conv.dilation != (1, 1):
+        return False
+    attributes = conv.__dict__.keys() - nn.Conv2d(1, 1, 1).__dict__.keys()
+    key = (type(conv), conv.kernel_size, conv.stride, str(conv.padding), conv.padding_mode)
+    if attributes:
+        return False
+    if key not in _padding:
+        _padding[key] = _agrees(conv)
+    return _padding[key]
+
+
+def _agrees(conv: nn.Conv2d) -> bool:
+    twin = copy.copy(conv)
+    twin.__dict__ = dict(conv.__dict__)
+    weight = torch.linspace(-1.0, 1.0, 2 * conv.kernel_size[0] * conv.kernel_size[1]).reshape(2, 1, *conv.kernel_size)
+    twin._parameters = {"weight": nn.Parameter(weight), "bias": None}  # type: ignore[assignment]
+    twin.__dict__.update(in_channels=2, out_channels=2, groups=2)
+    try:
+        with torch.no_grad():
+            return all(
+                torch.allclose(type(conv).forward(twin, x), convolved_same(x, weight, None, conv.stride, 2), atol=1e-5)
+                for x in (torch.linspace(-2.0, 2.0, 2 * h * w).reshape(1, 2, h, w) for h, w in ((8, 9), (11, 10)))
+            )
+    except Exception:  # whatever its own code raises for a copy of other channels
+        return False
+
+
+def convolved_same(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], groups: int) -> Tensor:
+    """The convolution with TensorFlow's "same" padding."""
+    padding: list[int] = []
+    for size, kernel, step in zip(x.shape[:1:-1], weight.shape[:1:-1], reversed(stride), strict=True):
+        total = max((-(-size // step) - 1) * step + kernel - size, 0)
+        padding += [total // 2, total - total // 2]
+    return F.conv2d(F.pad(x, padding), weight, bias, stride, 0, 1, groups)
