@@ -157,11 +157,13 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
   const int64_t begin = sample_begin(tile.sample, grid.rows, grid.columns, grid.channels) + lane.channel;
   for (unsigned item = lane.worker; item < items; item += lane.workers) {
     const unsigned row = item / items_across * kRows, column = item % items_across * kColumns;
-    if (tile.row + row >= grid.rows || tile.column + column >= grid.columns) continue;
-    const int64_t first = begin + ((tile.row + row) * grid.columns + tile.column + column) * grid.channels;
-    const unsigned rows_left = grid.rows - (tile.row + row), columns_left = grid.columns - (tile.column + column);
+    // In the map. What lies before it has very large coordinates, and a negative place.
+    const unsigned top = tile.row + row - Window::missing(grid.row_shift);
+    const unsigned left = tile.column + column - Window::missing(grid.column_shift);
+    if (int(top) >= int(grid.rows) || int(left) >= int(grid.columns)) continue;
+    const int64_t first = begin + int((top * grid.columns + left) * grid.channels);
     const unsigned next = recomputed(grid.channels), below = grid.columns * next;
-    const auto exists = [&](unsigned r, unsigned c) { return r < rows_left && c < columns_left; };
+    const auto exists = [&](unsigned r, unsigned c) { return top + r < grid.rows && left + c < grid.columns; };
     T loaded[kRows][kColumns][kChannels] = {};
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
 #pragma unroll

@@ -146,7 +146,9 @@ DepthwisePlan plan_depthwise(int64_t samples, int64_t channels, int64_t rows, in
                  unsigned(cut.down),
                  unsigned(cut.across),
                  unsigned(tiles_of_block),
-                 false};
+                 false,
+                 0,
+                 0};
     best.slabs = unsigned(slabs);
     best.blocks_of_slab = unsigned(blocks);
     const int64_t pixels = int64_t(Window::extent(int(cut.rows))) * Window::extent(int(cut.columns));
