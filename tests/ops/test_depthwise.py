@@ -166,6 +166,18 @@ def test_more_channels_than_one_group_of_threads_takes(backend: str, stride: int
     cases.compare(("grad_x", "grad_weight", "coefficients"), gradients, reference.depthwise_backward, backward)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_over_no_samples_of_many_wide_channels(backend: str) -> None:
+    """The weights of as many channels as a block works on do not fit into shared memory."""
+    x, weight = maps.channels_last(torch.zeros(0, 128, 4, 3, dtype=torch.float64)), torch.zeros(128, 1, 7, 7).double()
+    y, statistics = op.forward(x, weight, want_statistics=True, backend=backend)
+    assert y.shape == x.shape
+    assert statistics.shape == (4, 128)
+    grad_x, grad_weight, _ = op.backward(x, weight, grad=y, backend=backend)
+    assert grad_x.shape == x.shape
+    assert not grad_weight.any()
+
+
 @st.composite
 def one_of_each(draw: st.DrawFn) -> tuple[Call, Call]:
     return draw(forward_cases()), draw(backward_cases())
