@@ -14,6 +14,7 @@ from biasloss_ext.ops import backends, tracing
 from biasloss_ext.ops.bias_loss import op as bias_loss_op
 from biasloss_ext.ops.bias_loss import reference as bias_loss_reference
 from biasloss_ext.ops.depthwise import convolution
+from biasloss_ext.ops.depthwise import reference as depthwise_reference
 from biasloss_ext.ops.feature_variance import op as feature_variance_op
 from biasloss_ext.ops.feature_variance import reference as feature_variance_reference
 from biasloss_ext.ops.library import accumulation_dtype
@@ -157,6 +158,7 @@ def depthwise_conv2d(
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
     *,
+    same_padding: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """``F.conv2d(x, weight, bias, stride, padding=k // 2, groups=C)``, on kernels of its own.
@@ -166,6 +168,8 @@ def depthwise_conv2d(
         weight: (C, 1, k, k) with k in 3, 5, 7, dtype of ``x``.
         bias: (C,), dtype of ``x``.
         stride: 1 or 2, or a pair of either.
+        same_padding: pad as TensorFlow's "same" does, and timm's Conv2dSame: at stride 2, a dimension of even size with
+            k // 2 - 1 zeros before it and k // 2 behind it, and all else as without.
         backend: "auto", "reference", "cpu" or "cuda". "auto" runs ``F.conv2d`` itself where no kernels can run, in exported
             graphs, under torch.func and on subclasses of tensors.
 
@@ -186,8 +190,11 @@ def depthwise_conv2d(
         checks.depthwise_tensors(x, weight, bias)
         chosen = backends.choose(backend, x.device, "depthwise")
         if not _needs_plain_convolution(x, weight, bias, backend, chosen):
-            return convolution.convolve_images(x, weight, bias, stride, chosen)
-    return F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+            return convolution.convolve_images(x, weight, bias, stride, same_padding, chosen)
+    padding, around = weight.shape[-1] // 2, depthwise_reference.zeros_around(x, weight.shape[-1], stride, same_padding)
+    if around is not None:
+        x, padding = F.pad(x, around), 0
+    return F.conv2d(x, weight, bias, stride, padding=padding, groups=weight.shape[0])
 
 
 def _needs_plain_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, chosen: str) -> bool:

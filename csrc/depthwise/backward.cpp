@@ -33,7 +33,7 @@ struct Backward {
     auto [of_h, of_dy, workspace] = Scratch::lay_out([&](Scratch& scratch) {
       return Buffers{Ring<Scalar>(scratch, conv.kernel, in.width, conv, vectors, kernels.lanes),
                      Ring<Scalar>(scratch, conv.kernel, std::max(in.width, out.width), conv, vectors, kernels.lanes),
-                     scratch.take<Scalar>(strip_columns(in.width, conv.kernel) * kernels.lanes)};
+                     scratch.take<Scalar>(strip_columns(in.width + conv.column_shift, conv.kernel) * kernels.lanes)};
     });
     of_h.clear();
     of_dy.clear();
@@ -61,7 +61,7 @@ struct Backward {
           of(kernels.input_gradient, conv)(
               output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
               {input_row(x, r), input_row(grad_x, r), normalise, center == nullptr ? nullptr : center + channels.begin,
-               sums, input_row(residual_grad, r)},
+               sums, input_row(residual_grad, r), conv.column_shift},
               workspace);
       }
     }
@@ -73,6 +73,7 @@ struct BackwardTensors {
   const OptionalTensor &affine, &moments;
   Activation activation;
   int64_t stride;
+  bool same_padding;
   const OptionalTensor& residual_grad;
   bool want_x, want_weight;
 
@@ -86,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const BackwardTensors& of,
                                                       T element) {
   const Tensor& x = of.x;
   const MapShape in = map_shape(x, "x");
-  const Convolution conv = convolution(of.weight, in.channels, of.stride);
+  const Convolution conv = convolution(of.weight, in, of.stride, of.same_padding);
   const MapShape out = conv.output(in);
   const ScalarType wide = accumulation_dtype(x.scalar_type());
   Tensor grad_x = of.want_x ? empty_map(in, x.scalar_type()) : empty_tensor({0}, x.scalar_type());
@@ -143,18 +144,19 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cpu(Tensor x, Tensor weigh
                                                           OptionalTensor y_affine, OptionalTensor y_coefficients,
                                                           int64_t y_activation, OptionalTensor affine,
                                                           OptionalTensor moments, int64_t activation, int64_t stride,
-                                                          OptionalTensor residual_grad, bool want_x, bool want_weight,
-                                                          double eps, bool frozen) {
+                                                          bool same_padding, OptionalTensor residual_grad, bool want_x,
+                                                          bool want_weight, double eps, bool frozen) {
   const OutputGradientTensors at_output = {grad,     pool_grad,      y,
                                            y_affine, y_coefficients, checked_activation(y_activation, "y_activation")};
-  const BackwardTensors of = {x,      weight,        affine, moments,    checked_activation(activation, "activation"),
-                              stride, residual_grad, want_x, want_weight};
+  const BackwardTensors of = {
+      x,      weight,       affine,        moments, checked_activation(activation, "activation"),
+      stride, same_padding, residual_grad, want_x,  want_weight};
   STD_TORCH_CHECK(affine.has_value() || !moments.has_value(), "moments need affine, got none");
   STD_TORCH_CHECK(!residual_grad.has_value() || !moments.has_value(),
                   "expected residual_grad or moments, got both: the gradient behind a normalization has no residual");
   if (grad.has_value() && !y.has_value() && of.plain()) {
     auto [grad_x, grad_weight] =
-        plain_depthwise_backward({*grad, x, weight, residual_grad, stride, want_x, want_weight});
+        plain_depthwise_backward({*grad, x, weight, residual_grad, stride, same_padding, want_x, want_weight});
     return {grad_x, grad_weight, empty_tensor({0}, x.scalar_type())};
   }
   auto gradients = with_element(x.scalar_type(), [&](auto element, auto accumulator) {

@@ -3,6 +3,8 @@
 // and the same values that make its gradient make the weight's.
 #pragma once
 
+#include <type_traits>
+
 #include "finish.cuh"
 #include "stage.cuh"
 
@@ -139,6 +141,8 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
   using Cell = typename Tiling::Cell;
   using Window = typename Tiling::Window;
   constexpr unsigned kChannels = Tiling::kChannels, kRows = Tiling::kRows, kColumns = Tiling::kColumns;
+  constexpr int kStride = Tiling::kStride;
+  using Coordinate = std::conditional_t<kStride == 1, unsigned, int>;  // what is missing() lies before the map
   const TileGrid& grid = p.grid;
   const Lane<Tiling> lane(grid);
   if (!lane.works()) return;
@@ -157,11 +161,18 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
   const int64_t begin = sample_begin(tile.sample, grid.rows, grid.columns, grid.channels) + lane.channel;
   for (unsigned item = lane.worker; item < items; item += lane.workers) {
     const unsigned row = item / items_across * kRows, column = item % items_across * kColumns;
-    if (tile.row + row >= grid.rows || tile.column + column >= grid.columns) continue;
-    const int64_t first = begin + ((tile.row + row) * grid.columns + tile.column + column) * grid.channels;
-    const unsigned rows_left = grid.rows - (tile.row + row), columns_left = grid.columns - (tile.column + column);
+    const unsigned top = tile.row + row - Window::missing(grid.row_shift);
+    const unsigned left = tile.column + column - Window::missing(grid.column_shift);
+    if (Coordinate(top) >= Coordinate(grid.rows) || Coordinate(left) >= Coordinate(grid.columns)) continue;
+    const int64_t first = begin + Coordinate((top * grid.columns + left) * grid.channels);
+    const unsigned rows_left = grid.rows - top, columns_left = grid.columns - left;
     const unsigned next = recomputed(grid.channels), below = grid.columns * next;
-    const auto exists = [&](unsigned r, unsigned c) { return r < rows_left && c < columns_left; };
+    const auto exists = [&](unsigned r, unsigned c) {
+      if constexpr (kStride == 1)
+        return r < rows_left && c < columns_left;
+      else
+        return top + r < grid.rows && left + c < grid.columns;
+    };
     T loaded[kRows][kColumns][kChannels] = {};
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
 #pragma unroll

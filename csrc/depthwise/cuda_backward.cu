@@ -47,7 +47,8 @@ void launch_backward(const LaunchContext& context, const DepthwiseShape& shape, 
   p.gate = gate_of<Acc>(b.activation);
   p.residual_grad = data_of<T>(b.residual_grad);
   if (b.grad_x.dim() == 4) p.grad_x = mutable_data_of<T>(b.grad_x);
-  const auto plan = depthwise_plan<Tiling>(context, shape.x, shape.y, {p.grad, p.y, p.x, p.residual_grad, p.grad_x});
+  const auto plan =
+      depthwise_plan<Tiling>(context, shape, shape.x, shape.y, {p.grad, p.y, p.x, p.residual_grad, p.grad_x});
   p.grid = plan.grid;
   const ScalarType wide = b.weight.scalar_type();
   const Tensor partial = new_tensor(b.weight, {b.has_sums() ? plan.partial_values(Tiling::kTaps + 2) : 0}, wide);
@@ -85,9 +86,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cuda(Tensor x, Tensor weig
                                                            OptionalTensor y_affine, OptionalTensor y_coefficients,
                                                            int64_t y_activation, OptionalTensor affine,
                                                            OptionalTensor moments, int64_t activation, int64_t stride,
-                                                           OptionalTensor residual_grad, bool want_x, bool want_weight,
-                                                           double eps, bool frozen) {
-  const DepthwiseShape shape = depthwise_shape(kName, x, weight, stride);
+                                                           bool same_padding, OptionalTensor residual_grad, bool want_x,
+                                                           bool want_weight, double eps, bool frozen) {
+  const DepthwiseShape shape = depthwise_shape(kName, x, weight, stride, same_padding);
   const LaunchContext context(x);
   const ScalarType wide = weight.scalar_type();
   const Tensor grad_x = want_x ? new_map(x, shape.x) : new_tensor(x, {0}, x.scalar_type());

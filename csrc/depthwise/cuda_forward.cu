@@ -25,7 +25,7 @@ void launch_forward(const LaunchContext& context, const DepthwiseShape& shape, c
   DepthwiseForwardParameters<T, Acc> p{};
   p.x = data_of<T>(f.x);
   p.y = mutable_data_of<T>(f.y);
-  const auto plan = depthwise_plan<Tiling>(context, shape.y, shape.x, {p.x, p.y});
+  const auto plan = depthwise_plan<Tiling>(context, shape, shape.y, shape.x, {p.x, p.y});
   p.grid = plan.grid;
   p.weight = values_of<Acc>(f.weight, shape.x.channels * kernel * kernel, "weight");
   p.affine = values_of<Acc>(f.affine, 2 * shape.x.channels, "affine");
@@ -44,11 +44,11 @@ void launch_forward(const LaunchContext& context, const DepthwiseShape& shape, c
 }  // namespace
 
 std::tuple<Tensor, Tensor> depthwise_cuda(Tensor x, Tensor weight, OptionalTensor affine, int64_t activation,
-                                          int64_t stride, bool want_statistics, OptionalTensor norm_weight,
-                                          OptionalTensor norm_bias, OptionalTensor running_mean,
-                                          OptionalTensor running_var, OptionalTensor num_batches_tracked,
-                                          double momentum, double eps) {
-  const DepthwiseShape shape = depthwise_shape(kName, x, weight, stride);
+                                          int64_t stride, bool same_padding, bool want_statistics,
+                                          OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                          OptionalTensor running_mean, OptionalTensor running_var,
+                                          OptionalTensor num_batches_tracked, double momentum, double eps) {
+  const DepthwiseShape shape = depthwise_shape(kName, x, weight, stride, same_padding);
   const Activation function = checked_activation(activation, "activation");
   STD_TORCH_CHECK(affine.has_value() || function == Activation::identity, kName,
                   ": expected activation 0 (identity) without affine, got ", activation);

@@ -14,6 +14,7 @@
 #include "../cuda/vector_load.cuh"
 #include "../op_types.h"
 #include "cuda_plan.h"
+#include "window_shift.h"
 
 namespace biasloss {
 
@@ -21,10 +22,12 @@ struct DepthwiseShape {
   MapShape x;
   MapShape y;
   int64_t kernel, stride;
+  int64_t row_shift, column_shift;
 };
 
 // Raises where the arguments that both directions have do not fit together.
-inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& weight, int64_t stride) {
+inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& weight, int64_t stride,
+                                      bool same_padding) {
   const MapShape shape = map_shape(x, op);
   STD_TORCH_CHECK(
       weight.dim() == 4 && weight.size(0) == shape.channels && weight.size(1) == 1 && weight.size(2) == weight.size(3),
@@ -37,7 +40,12 @@ inline DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Ten
   STD_TORCH_CHECK(shape.positions() * shape.channels <= std::numeric_limits<int32_t>::max(), op,
                   ": a sample has too many elements: ", shape.positions() * shape.channels);
   const auto halved = [stride](int64_t size) { return (size + stride - 1) / stride; };
-  return {shape, {shape.samples, shape.channels, halved(shape.height), halved(shape.width)}, kernel, stride};
+  return {shape,
+          {shape.samples, shape.channels, halved(shape.height), halved(shape.width)},
+          kernel,
+          stride,
+          window_shift(shape.height, stride, same_padding),
+          window_shift(shape.width, stride, same_padding)};
 }
 
 // Raises unless an optional map has this shape and the dtype of x.
@@ -91,12 +99,20 @@ DepthwisePlan remembered_plan(const MapShape& computed, const MapShape& staged, 
   return found->second;
 }
 
-// `computed` from `staged`.
+// `computed` from `staged`, which are the maps of `shape`.
 template <class Tiling>
-DepthwisePlan depthwise_plan(const LaunchContext& context, const MapShape& computed, const MapShape& staged,
-                             std::initializer_list<const void*> maps) {
-  DepthwisePlan plan = remembered_plan<Tiling>(computed, staged, multiprocessors(context.device()));
+DepthwisePlan depthwise_plan(const LaunchContext& context, const DepthwiseShape& shape, const MapShape& computed,
+                             const MapShape& staged, std::initializer_list<const void*> maps) {
+  const unsigned row_shift = unsigned(shape.row_shift), column_shift = unsigned(shape.column_shift);
+  MapShape tiled = computed;
+  tiled.height += Tiling::Window::missing(row_shift);
+  tiled.width += Tiling::Window::missing(column_shift);
+  DepthwisePlan plan = remembered_plan<Tiling>(tiled, staged, multiprocessors(context.device()));
   STD_TORCH_CHECK(plan.slabs > 0, "depthwise: too many samples: ", computed.samples);
+  plan.grid.rows = unsigned(computed.height);
+  plan.grid.columns = unsigned(computed.width);
+  plan.grid.row_shift = row_shift;
+  plan.grid.column_shift = column_shift;
   plan.grid.vectors = computed.channels % Tiling::kVector == 0;
   for (const void* map : maps) plan.grid.vectors = plan.grid.vectors && aligned_to_vectors(map);
   return plan;

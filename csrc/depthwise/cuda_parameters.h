@@ -24,10 +24,13 @@ struct alignas(sizeof(Acc) * channels) Channels {
   Acc value[channels];
 };
 
-// Where the windows of outputs lie in the input: the outputs from o on need inputs from scaled(o) - kHalo on.
+// Where the windows of outputs lie in the input: the outputs from o on need inputs from scaled(o) - halo() on. With a
+// shift, which only stride 2 has, they lie one input later: see window_shift.h.
 template <int kernel, int stride>
 struct InputWindow {
   static constexpr int kHalo = kernel / 2;
+  BIASLOSS_HOST_DEVICE static constexpr int halo(unsigned shift) { return stride == 1 ? kHalo : kHalo - int(shift); }
+  BIASLOSS_HOST_DEVICE static constexpr unsigned missing(unsigned) { return 0; }
   static constexpr int kProducts = kernel * kernel;  // a computed value and channel
   BIASLOSS_HOST_DEVICE static constexpr int scaled(int output) { return output * stride; }
   BIASLOSS_HOST_DEVICE static constexpr int extent(int outputs) { return (outputs - 1) * stride + kernel; }
@@ -39,9 +42,13 @@ struct InputWindow {
 
 // Where the outputs lie that inputs have a part in. The first input and the number of inputs are multiples of the
 // stride: with stride 2 the parity of an input, and so the taps that reach it, are known when the kernel is compiled.
+// With a shift they would be others: tiles begin one input before the map instead, which is missing() there, and the
+// window one output earlier.
 template <int kernel, int stride>
 struct OutputWindow {
   static constexpr int kHalo = kernel / 2 / stride;
+  BIASLOSS_HOST_DEVICE static constexpr int halo(unsigned shift) { return stride == 1 ? kHalo : kHalo + int(shift); }
+  BIASLOSS_HOST_DEVICE static constexpr unsigned missing(unsigned shift) { return stride == 1 ? 0 : shift; }
   static constexpr int kProducts = 2 * kernel * kernel / (stride * stride);
   BIASLOSS_HOST_DEVICE static constexpr int scaled(int input) { return input / stride; }
   BIASLOSS_HOST_DEVICE static constexpr int extent(int inputs) { return inputs / stride + kernel / 2 * 2 / stride; }
@@ -100,6 +107,7 @@ struct TileGrid {
   unsigned tiles_down, tiles_across;     // of one sample
   unsigned tiles_of_block;               // one after another, down the strips
   bool vectors;                          // whether 16-byte accesses are possible
+  unsigned row_shift, column_shift;      // of the windows
 };
 
 template <class T, class Acc>

@@ -21,8 +21,10 @@ struct DepthwisePlan {
 
 namespace plan {
 
-// Besides coefficients and the like: without asking for more a block may have 48 KiB in all.
-constexpr int64_t kSharedBytes = 44 << 10;
+// Besides coefficients and the like, which are twice as large in float64: without asking for more a block may have
+// 48 KiB in all.
+template <class Tiling>
+constexpr int64_t kSharedBytes = (Tiling::kDouble ? 41 : 44) << 10;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -100,12 +102,16 @@ template <class Tiling>
 DepthwisePlan plan_nothing(int64_t channels) {
   DepthwisePlan plan{};
   const int64_t vectors = std::max<int64_t>(plan::divide_up(channels, Tiling::kVector), 1);
-  const int64_t slab = std::min<int64_t>(vectors * Tiling::kVector, kWidestSlab);
+  const auto bytes = [](int64_t slab) {
+    return plan::cells<Tiling>(0, slab / Tiling::kChannels) * int64_t(sizeof(typename Tiling::Cell));
+  };
+  int64_t slab = std::min<int64_t>(vectors * Tiling::kVector, kWidestSlab);
+  while (bytes(slab) > plan::kSharedBytes<Tiling>) slab -= Tiling::kVector;  // weights of 7 x 7 in float64
   plan.grid.channels = unsigned(channels);
   plan.grid.slab = unsigned(slab);
   plan.slabs = unsigned(std::max<int64_t>(plan::divide_up(channels, slab), 1));
   plan.blocks_of_slab = 1;
-  plan.shared_bytes = size_t(plan::cells<Tiling>(0, slab / Tiling::kChannels)) * sizeof(typename Tiling::Cell);
+  plan.shared_bytes = size_t(bytes(slab));
   return plan;
 }
 
@@ -113,7 +119,8 @@ DepthwisePlan plan_nothing(int64_t channels) {
 // item fits.
 template <class Tiling>
 DepthwisePlan plan_depthwise(int64_t samples, int64_t channels, int64_t rows, int64_t columns, int64_t staged_rows,
-                             int64_t staged_columns, int multiprocessors, int64_t shared_bytes = plan::kSharedBytes) {
+                             int64_t staged_columns, int multiprocessors,
+                             int64_t shared_bytes = plan::kSharedBytes<Tiling>) {
   using namespace plan;
   if (samples * channels * rows * columns == 0) return plan_nothing<Tiling>(channels);
   using Window = typename Tiling::Window;
@@ -146,7 +153,9 @@ DepthwisePlan plan_depthwise(int64_t samples, int64_t channels, int64_t rows, in
                  unsigned(cut.down),
                  unsigned(cut.across),
                  unsigned(tiles_of_block),
-                 false};
+                 false,
+                 0,
+                 0};
     best.slabs = unsigned(slabs);
     best.blocks_of_slab = unsigned(blocks);
     const int64_t pixels = int64_t(Window::extent(int(cut.rows))) * Window::extent(int(cut.columns));

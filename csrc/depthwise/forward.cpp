@@ -46,14 +46,14 @@ struct ForwardTensors {
   const OptionalTensor& affine;
   Activation activation;
   int64_t stride;
-  bool want_statistics;
+  bool same_padding, want_statistics;
 };
 
 template <class T, class Scalar>
 std::tuple<Tensor, Tensor> depthwise(const ForwardTensors& of, const NormArguments& norm, T element) {
   const Tensor &x = of.x, &weight = of.weight;
   const MapShape in = map_shape(x, "x");
-  const Convolution conv = convolution(weight, in.channels, of.stride);
+  const Convolution conv = convolution(weight, in, of.stride, of.same_padding);
   const MapShape out = conv.output(in);
   Tensor y = empty_map(out, x.scalar_type());
 
@@ -86,16 +86,16 @@ std::tuple<Tensor, Tensor> depthwise(const ForwardTensors& of, const NormArgumen
 }  // namespace
 
 std::tuple<Tensor, Tensor> depthwise_cpu(Tensor x, Tensor weight, OptionalTensor affine, int64_t activation,
-                                         int64_t stride, bool want_statistics, OptionalTensor norm_weight,
-                                         OptionalTensor norm_bias, OptionalTensor running_mean,
-                                         OptionalTensor running_var, OptionalTensor num_batches_tracked,
-                                         double momentum, double eps) {
+                                         int64_t stride, bool same_padding, bool want_statistics,
+                                         OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                         OptionalTensor running_mean, OptionalTensor running_var,
+                                         OptionalTensor num_batches_tracked, double momentum, double eps) {
   const Activation function = checked_activation(activation, "activation");
   if (!affine.has_value() && function == Activation::identity && !want_statistics && plain_depthwise_runs(x))
-    return {plain_depthwise(x, weight, stride), empty_tensor({0}, x.scalar_type())};
+    return {plain_depthwise(x, weight, stride, same_padding), empty_tensor({0}, x.scalar_type())};
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     return depthwise<decltype(element), decltype(accumulator)>(
-        {x, weight, affine, function, stride, want_statistics},
+        {x, weight, affine, function, stride, same_padding, want_statistics},
         {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps}, element);
   });
 }

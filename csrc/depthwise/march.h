@@ -12,11 +12,13 @@
 #include "../cpu/scratch.h"
 #include "partition.h"
 #include "rows_simd.h"
+#include "window_shift.h"
 
 namespace biasloss {
 
 struct Convolution {
   int64_t kernel, stride;
+  int64_t row_shift, column_shift;  // see window_shift.h
   int64_t padding() const { return kernel / 2; }
   int64_t taps() const { return kernel * kernel; }
   int64_t output_size(int64_t size) const { return (size + stride - 1) / stride; }
@@ -25,22 +27,26 @@ struct Convolution {
   }
   // Rows of the input that output row `row` reads, and rows of the output that input row `row` is read by.
   Range inputs(int64_t row, int64_t height) const {
-    return {std::max<int64_t>(0, row * stride - padding()), std::min(height, row * stride + padding() + 1)};
+    const int64_t first = first_input(row);
+    return {std::max<int64_t>(0, first), std::min(height, first + kernel)};
   }
   Range outputs(int64_t row, int64_t output_height) const {
-    return {std::max<int64_t>(0, (row - padding() + stride - 1) / stride),
-            std::min(output_height, (row + padding()) / stride + 1)};
+    const int64_t last = row + padding() - row_shift;  // times the stride
+    return {std::max<int64_t>(0, (last - kernel + stride) / stride), std::min(output_height, last / stride + 1)};
   }
+  // Where the window of an output row begins, maybe outside of the map.
+  int64_t first_input(int64_t row) const { return row * stride - padding() + row_shift; }
 };
 
-inline Convolution convolution(const Tensor& weight, int64_t channels, int64_t stride) {
+// Of a map of the shape `in`.
+inline Convolution convolution(const Tensor& weight, const MapShape& in, int64_t stride, bool same_padding) {
   STD_TORCH_CHECK(
-      weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == 1 && weight.size(2) == weight.size(3),
-      "weight: expected (", channels, ", 1, k, k)");
+      weight.dim() == 4 && weight.size(0) == in.channels && weight.size(1) == 1 && weight.size(2) == weight.size(3),
+      "weight: expected (", in.channels, ", 1, k, k)");
   const int64_t kernel = weight.size(2);
   STD_TORCH_CHECK(kernel == 3 || kernel == 5 || kernel == 7, "weight: expected a kernel of 3, 5 or 7, got ", kernel);
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2, got ", stride);
-  return {kernel, stride};
+  return {kernel, stride, window_shift(in.height, stride, same_padding), window_shift(in.width, stride, same_padding)};
 }
 
 template <class Function>
@@ -63,32 +69,38 @@ class Ring {
       : slots_(slots),
         columns_(strip_columns(width, c.kernel)),
         padding_(c.padding() * lanes),
+        lanes_(lanes),
         row_(vectors * columns_ * lanes) {
     data_ = scratch.take<Scalar>(slots * row_);
   }
   void clear() { std::fill_n(data_, slots_ * row_, Scalar(0)); }
-  Strip<Scalar> operator[](int64_t row) const { return {data_ + row % slots_ * row_ + padding_, columns_}; }
+  Strip<Scalar> operator[](int64_t row) const { return from(row, 0); }
+  // Of which `column` is the first column. There are kernel / 2 columns of zeros before column 0.
+  Strip<Scalar> from(int64_t row, int64_t column) const {
+    return {data_ + row % slots_ * row_ + padding_ + column * lanes_, columns_};
+  }
 
  private:
   Scalar* data_ = nullptr;
-  int64_t slots_ = 0, columns_ = 0, padding_ = 0, row_ = 0;
+  int64_t slots_ = 0, columns_ = 0, padding_ = 0, lanes_ = 0, row_ = 0;
 };
 
-// Rows of h that output row `row` reads.
+// Rows of h that output row `row` reads, from the column on that lies in the middle of the first window.
 template <class Scalar>
 Taps<Scalar> input_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t row, Range inputs) {
   Taps<Scalar> taps = {};
-  for (int64_t r = inputs.begin; r < inputs.end; ++r) taps.add(ring[r], r - (row * c.stride - c.padding()));
+  for (int64_t r = inputs.begin; r < inputs.end; ++r) taps.add(ring.from(r, c.column_shift), r - c.first_input(row));
   return taps;
 }
 
-// Rows of dy that input row `row` gets its gradient from; at stride 1 the kernel is turned round.
+// Rows of dy that input row `row` gets its gradient from; at stride 1 the kernel is turned round. Where the windows are
+// shifted, so is what `input_gradient` computes: from one pair of columns further left on.
 template <class Scalar>
 Taps<Scalar> output_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t row, Range outputs) {
   Taps<Scalar> taps = {};
   for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-    const int64_t index = row + c.padding() - o * c.stride;
-    taps.add(ring[o], c.stride == 1 ? c.kernel - 1 - index : index);
+    const int64_t index = row - c.first_input(o);
+    taps.add(ring.from(o, -c.column_shift), c.stride == 1 ? c.kernel - 1 - index : index);
   }
   return taps;
 }

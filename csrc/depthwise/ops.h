@@ -7,15 +7,15 @@ namespace biasloss {
 
 // (y, statistics)
 std::tuple<Tensor, Tensor> depthwise_cpu(Tensor x, Tensor weight, OptionalTensor affine, int64_t activation,
-                                         int64_t stride, bool want_statistics, OptionalTensor norm_weight,
-                                         OptionalTensor norm_bias, OptionalTensor running_mean,
-                                         OptionalTensor running_var, OptionalTensor num_batches_tracked,
-                                         double momentum, double eps);
+                                         int64_t stride, bool same_padding, bool want_statistics,
+                                         OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                         OptionalTensor running_mean, OptionalTensor running_var,
+                                         OptionalTensor num_batches_tracked, double momentum, double eps);
 std::tuple<Tensor, Tensor> depthwise_cuda(Tensor x, Tensor weight, OptionalTensor affine, int64_t activation,
-                                          int64_t stride, bool want_statistics, OptionalTensor norm_weight,
-                                          OptionalTensor norm_bias, OptionalTensor running_mean,
-                                          OptionalTensor running_var, OptionalTensor num_batches_tracked,
-                                          double momentum, double eps);
+                                          int64_t stride, bool same_padding, bool want_statistics,
+                                          OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                          OptionalTensor running_mean, OptionalTensor running_var,
+                                          OptionalTensor num_batches_tracked, double momentum, double eps);
 
 // (grad_x, grad_weight, coefficients)
 std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cpu(Tensor x, Tensor weight, OptionalTensor grad,
@@ -23,14 +23,14 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cpu(Tensor x, Tensor weigh
                                                           OptionalTensor y_affine, OptionalTensor y_coefficients,
                                                           int64_t y_activation, OptionalTensor affine,
                                                           OptionalTensor moments, int64_t activation, int64_t stride,
-                                                          OptionalTensor residual_grad, bool want_x, bool want_weight,
-                                                          double eps, bool frozen);
+                                                          bool same_padding, OptionalTensor residual_grad, bool want_x,
+                                                          bool want_weight, double eps, bool frozen);
 std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cuda(Tensor x, Tensor weight, OptionalTensor grad,
                                                            OptionalTensor pool_grad, OptionalTensor y,
                                                            OptionalTensor y_affine, OptionalTensor y_coefficients,
                                                            int64_t y_activation, OptionalTensor affine,
                                                            OptionalTensor moments, int64_t activation, int64_t stride,
-                                                           OptionalTensor residual_grad, bool want_x, bool want_weight,
-                                                           double eps, bool frozen);
+                                                           bool same_padding, OptionalTensor residual_grad, bool want_x,
+                                                           bool want_weight, double eps, bool frozen);
 
 }  // namespace biasloss

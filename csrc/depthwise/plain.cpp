@@ -21,9 +21,9 @@ struct Plain {
   std::vector<Scalar> weights;
 
   // `more_rows` than the kernel's are passed over at a time.
-  Plain(const Tensor& x, const Tensor& weight, int64_t stride, int64_t more_rows)
+  Plain(const Tensor& x, const Tensor& weight, int64_t stride, bool same_padding, int64_t more_rows)
       : in(map_shape(x, "x")),
-        conv(convolution(weight, in.channels, stride)),
+        conv(convolution(weight, in, stride, same_padding)),
         out(conv.output(in)),
         partition(in.samples, out.height,
                   ChannelBlocks(in.channels, depthwise_tables().of(Scalar()).lanes,
@@ -85,7 +85,8 @@ struct Plain {
   void for_each_band(Range samples, Range rows, int64_t stride, Range channels, const Function& function) const {
     const int64_t row_bytes = std::max<int64_t>(1, stride * in.width * channels.size() * int64_t(sizeof(Scalar)));
     const int64_t bands = divide_up(rows.size(), std::max<int64_t>(1, kBandBytes / row_bytes));
-    Band band = {in.height, in.width, out.height, out.width, channels.size(), in.channels, 0, 0};
+    Band band = {in.height,   in.width,       out.height,        out.width, channels.size(),
+                 in.channels, conv.row_shift, conv.column_shift, 0,         0};
     for (int64_t sample = samples.begin; sample < samples.end; ++sample)
       for (int64_t i = 0; i < bands; ++i) {
         const Range of_band = part_of(rows.size(), bands, i);
@@ -113,8 +114,8 @@ struct Plain {
 };
 
 template <class Scalar>
-Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride) {
-  const Plain<Scalar> plain(x, weight, stride, 0);
+Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride, bool same_padding) {
+  const Plain<Scalar> plain(x, weight, stride, same_padding, 0);
   Tensor y = empty_map(plain.out, x.scalar_type());
   const auto* from = static_cast<const Scalar*>(x.const_data_ptr());
   auto* to = static_cast<Scalar*>(y.mutable_data_ptr());
@@ -128,7 +129,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride) {
 
 template <class Scalar>
 std::tuple<Tensor, Tensor> backward(const PlainBackward& of) {
-  const Plain<Scalar> plain(of.x, of.weight, of.stride, 2);
+  const Plain<Scalar> plain(of.x, of.weight, of.stride, of.same_padding, 2);
   const MapShape& in = plain.in;
   const Convolution& conv = plain.conv;
   const Partition& partition = plain.partition;
@@ -167,8 +168,9 @@ bool plain_depthwise_runs(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double && channels >= depthwise_tables().float64.lanes;
 }
 
-Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride) {
-  return x.scalar_type() == ScalarType::Float ? forward<float>(x, weight, stride) : forward<double>(x, weight, stride);
+Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride, bool same_padding) {
+  return x.scalar_type() == ScalarType::Float ? forward<float>(x, weight, stride, same_padding)
+                                              : forward<double>(x, weight, stride, same_padding);
 }
 
 std::tuple<Tensor, Tensor> plain_depthwise_backward(const PlainBackward& of) {

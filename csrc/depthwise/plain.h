@@ -10,13 +10,13 @@ namespace biasloss {
 // Whether there are kernels for it: elements of the accumulation dtype, whole channel vectors.
 bool plain_depthwise_runs(const Tensor& x);
 
-Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride);
+Tensor plain_depthwise(const Tensor& x, const Tensor& weight, int64_t stride, bool same_padding);
 
 struct PlainBackward {
   const Tensor &dy, &x, &weight;
   const OptionalTensor& residual_grad;  // added to grad_x
   int64_t stride;
-  bool want_x, want_weight;
+  bool same_padding, want_x, want_weight;
 };
 
 // (grad_x, grad_weight)

@@ -92,11 +92,10 @@ inline void for_each_strip(const Band& band, int64_t width, const Body& body) {
   }
 }
 
-// sum[t] = y at columns column + t.
+// sum[t] = y at columns column + t, of which the windows begin at columns first + t * stride of x.
 template <int kernel, int stride, Outside outside, class Scalar>
-inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t distance, const Scalar* weight, int64_t column,
+inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t distance, const Scalar* weight, int64_t first,
                              VectorOf<Scalar> (&sum)[kTileColumns]) {
-  const int64_t first = column * stride - kernel / 2;
   for (auto& s : sum) s = VectorOf<Scalar>{};
   for (int64_t row = 0; row < taps.count; ++row) {
     const Scalar* in = taps.rows[row].data;
@@ -110,12 +109,18 @@ inline void convolve_columns(const MapTaps<Scalar>& taps, int64_t distance, cons
   }
 }
 
+// Where windows begin that belong to row or column `output`.
+template <int kernel, int stride>
+inline int64_t first_input(int64_t output, int64_t shift) {
+  return output * stride - kernel / 2 + (stride == 1 ? 0 : shift);
+}
+
 template <int kernel, int stride, class Scalar>
 MapTaps<Scalar> input_rows(const Scalar* x, const Band& band, int64_t row) {
   MapTaps<Scalar> taps;
   taps.count = 0;
   taps.width = band.width;
-  const int64_t first = row * stride - kernel / 2;
+  const int64_t first = first_input<kernel, stride>(row, band.row_shift);
   for (int64_t i = 0; i < kernel; ++i)
     if (first + i >= 0 && first + i < band.height) taps.add(x + (first + i) * band.width * band.distance, i);
   return taps;
@@ -131,11 +136,11 @@ void convolve(const Scalar* x, const Scalar* weight, const Band& band, Scalar* y
     const auto taps = input_rows<kernel, stride>(x + channel, band, row);
     Scalar* to = y + row * width * band.distance + channel;
     for (int64_t column = columns.begin; column < columns.end; column += tile) {
-      const int64_t first = column * stride - kernel / 2;
+      const int64_t first = first_input<kernel, stride>(column, band.column_shift);
       fetching.step();
       with_outside<Scalar>(first >= 0 && first + reach <= band.width, column + tile <= width, [&](auto at_columns) {
         VectorOf<Scalar> sum[tile];
-        convolve_columns<kernel, stride, at_columns.outside>(taps, band.distance, w, column, sum);
+        convolve_columns<kernel, stride, at_columns.outside>(taps, band.distance, w, first, sum);
 #pragma GCC unroll 8
         for (int t = 0; t < tile; ++t)
           if (at_columns.outside != Outside::any || column + t < width)
@@ -151,7 +156,8 @@ constexpr int kGradientColumns = 7, kGradientPairs = 4;
 constexpr int kGradientColumns = 4, kGradientPairs = 2;
 #endif
 
-// Column `stride` * (group + t) + phase of x meets column group + t + (distance of tap j) of dy.
+// Column `stride` * (group + t) + phase + shift of x meets column group + t + (distance of tap j) of dy. Where the
+// shift is 1, the first group is -1, of which the first column lies before the map.
 template <int kernel, int stride>
 struct Meeting {
   static constexpr int padding = kernel / 2;
@@ -169,14 +175,14 @@ struct GradientRow {
   Scalar* grad_x;
 };
 
-// A tile of columns of x, one channel vector: every value of dy is loaded once, and serves both gradients.
+// A tile of columns of x from `column` on, one channel vector: every value of dy is loaded once, and serves both
+// gradients.
 template <int kernel, int stride, bool want_x, bool want_weight, Outside outside, class Scalar>
 inline void gradient_columns(const GradientRow<Scalar>& row, int64_t distance, const Scalar* weight, int64_t group,
-                             int64_t width, Scalar* grad_weight) {
+                             int64_t column, int64_t width, Scalar* grad_weight) {
   using Vector = VectorOf<Scalar>;
   using M = Meeting<kernel, stride>;
   constexpr int lanes = Compute<Scalar>::lanes;
-  const int64_t column = group * stride;
   Vector x[stride][M::tile], sum[stride][M::tile];
 #pragma GCC unroll 16
   for (int t = 0; t < M::tile; ++t)
@@ -219,7 +225,7 @@ inline void gradient_columns(const GradientRow<Scalar>& row, int64_t distance, c
 #pragma GCC unroll 2
       for (int phase = 0; phase < stride; ++phase) {
         const int64_t q = column + t * stride + phase;
-        if (outside != Outside::any || q < width) store(row.grad_x + q * distance, sum[phase][t]);
+        if (outside != Outside::any || uint64_t(q) < uint64_t(width)) store(row.grad_x + q * distance, sum[phase][t]);
       }
   }
 }
@@ -233,7 +239,7 @@ GradientRow<Scalar> gradient_row(const PlainGradients<Scalar>& maps, const Band&
   of_row.dy.count = 0;
   of_row.dy.width = band.out_width;
   for (int64_t i = kernel - 1; i >= 0; --i) {  // in order of their place in memory
-    const int64_t from = row + kernel / 2 - i;
+    const int64_t from = row - first_input<kernel, stride>(0, band.row_shift) - i;
     if (from >= 0 && from % stride == 0 && from / stride < band.out_height)
       of_row.dy.add(maps.dy + from / stride * band.out_width * band.distance + channel, i);
   }
@@ -245,17 +251,19 @@ void gradients_of_band(const PlainGradients<Scalar>& maps, const Scalar* weight,
                        const NextBand& next) {
   using M = Meeting<kernel, stride>;
   constexpr int lanes = Compute<Scalar>::lanes, taps = kernel * kernel * lanes;
-  const int64_t width = band.width, groups = (width + stride - 1) / stride;
+  const int64_t width = band.width, shift = stride == 1 ? 0 : band.column_shift;
+  const int64_t groups = (width + stride - 1) / stride + shift;
   Fetching fetching(next, steps_of(band, (groups + M::tile - 1) / M::tile, lanes));
   for_each_strip<M::tile, stride, lanes>(band, groups, [&](int64_t v, int64_t channel, int64_t row, Columns columns) {
     const auto of_row = gradient_row<kernel, stride>(maps, band, row, channel);
-    for (int64_t group = columns.begin; group < columns.end; group += M::tile) {
-      const bool fits = (group + M::tile) * stride <= width;
+    for (int64_t group = columns.begin - shift; group < columns.end - shift; group += M::tile) {
+      const int64_t column = group * stride + shift;
+      const bool fits = (stride == 1 || column >= 0) && column + M::tile * stride <= width;
       fetching.step();
       with_outside<Scalar>(fits && group + M::first >= 0 && group + M::last < band.out_width, fits,
                            [&](auto at_columns) {
                              gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
-                                 of_row, band.distance, weight + v * taps, group, width,
+                                 of_row, band.distance, weight + v * taps, group, column, width,
                                  want_weight ? maps.grad_weight + v * taps : nullptr);
                            });
     }

@@ -14,7 +14,8 @@ struct Band {
   int64_t height, width;          // of x
   int64_t out_height, out_width;  // of y
   int64_t channels, distance;
-  int64_t begin, end;  // the rows: of y for convolve, of x for gradients
+  int64_t row_shift, column_shift;  // see window_shift.h
+  int64_t begin, end;               // the rows: of y for convolve, of x for gradients
 };
 
 // Memory that is fetched while a band is worked on: what the next one reads and writes.

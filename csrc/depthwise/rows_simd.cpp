@@ -216,9 +216,10 @@ void input_gradient(Taps<Scalar> taps, const Scalar* weight, RowSize size, const
     if (to.affine.activation == int(Activation::identity) && to.center == nullptr && to.residual_grad.data == nullptr)
       return convolve_row<kernel, 1, false>(taps, weight, size, to.grad_x, {});
   for (int64_t v = 0; v < vectors; ++v) {
-    data_gradient<kernel, stride>(taps, v * taps.columns * lanes, weight + v * kernel * kernel * lanes, size.width,
-                                  workspace);
-    finish_input_gradient(workspace, size, v, to);
+    const int64_t skipped = stride == 1 ? 0 : to.skipped;
+    data_gradient<kernel, stride>(taps, v * taps.columns * lanes, weight + v * kernel * kernel * lanes,
+                                  skipped + size.width, workspace);
+    finish_input_gradient(workspace + skipped * lanes, size, v, to);
   }
 }
 

@@ -80,6 +80,7 @@ struct InputGradient {
   const Scalar* center;           // null: no sums
   Scalar* sums;                   // [vectors][2][lanes], added to
   MapRow<const T> residual_grad;  // added to what is stored, behind the derivative; data may be null
+  int64_t skipped;                // of what the taps yield, columns that lie before the row; at stride 2 alone
 };
 
 // Strips, each to be multiplied with the kernel's row `index`. Rows outside of the map are not listed.
@@ -116,7 +117,7 @@ struct DepthwiseKernels {
   void (*convolve[3][2])(Taps<Scalar> taps, const Scalar* weight, RowSize size, MapRow<T> y,
                          RunningMoments<Scalar> moments);
   // A row of du; taps are rows of dy. At stride 1 the weights are packed with the kernel turned round. `workspace`
-  // holds strip_columns() vectors.
+  // holds strip_columns() vectors, of the width and what is skipped.
   void (*input_gradient[3][2])(Taps<Scalar> taps, const Scalar* weight, RowSize size,
                                const InputGradient<T, Scalar>& to, Scalar* workspace);
   // Adds the products of a row of dy with rows of h to grad_weight, which is packed. The width is that of dy.

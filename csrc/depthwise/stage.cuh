@@ -16,7 +16,7 @@ struct NewRows {
 template <class Tiling>
 __device__ __forceinline__ NewRows whole_window(const TileGrid& grid, const Tile& tile) {
   using Window = typename Tiling::Window;
-  if (grid.tiles_down == 1) return {tile, Window::kHalo, grid.staged_rows, 0};
+  if (grid.tiles_down == 1) return {tile, unsigned(Window::halo(grid.row_shift)), grid.staged_rows, 0};
   return {tile, 0, unsigned(Window::extent(int(grid.tile_rows))), 0};
 }
 
@@ -109,14 +109,17 @@ class Stager {
   __device__ __forceinline__ unsigned columns() const {
     return whole_width() ? p.grid.staged_columns : unsigned(Window::extent(int(p.grid.tile_columns)));
   }
-  __device__ __forceinline__ unsigned first_column() const { return whole_width() ? Window::kHalo : 0; }
+  __device__ __forceinline__ unsigned first_column() const {
+    return whole_width() ? unsigned(Window::halo(p.grid.column_shift)) : 0;
+  }
 
   // Where the pixel lies in the map. Negative coordinates are very large ones.
   __device__ __forceinline__ unsigned map_row(const NewRows& rows, const Walk& walk) const {
-    return unsigned(Window::scaled(int(rows.tile.row)) - Window::kHalo) + rows.first + walk.row;
+    return unsigned(Window::scaled(int(rows.tile.row)) - Window::halo(p.grid.row_shift)) + rows.first + walk.row;
   }
   __device__ __forceinline__ unsigned map_column(const NewRows& rows, const Walk& walk) const {
-    return unsigned(Window::scaled(int(rows.tile.column)) - Window::kHalo) + first_column() + walk.column;
+    return unsigned(Window::scaled(int(rows.tile.column)) - Window::halo(p.grid.column_shift)) + first_column() +
+           walk.column;
   }
   __device__ __forceinline__ bool inside(const NewRows& rows, const Part& part, const Walk& walk) const {
     return walk.row < rows.count && map_row(rows, walk) < p.grid.staged_rows &&

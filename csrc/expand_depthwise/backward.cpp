@@ -108,10 +108,11 @@ struct Backward {
     };
     const int64_t vectors = vectors_of(blocks.most_channels(), e.rows.lanes);
     Buffers buffers = Scratch::lay_out([&](Scratch& scratch) {
-      return Buffers{ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand),
-                     Ring<Scalar>(scratch, e.conv.kernel, e.in.width, e.conv, vectors, e.rows.lanes),
-                     ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, buffer_stride<Scalar>(blocks.most_channels())),
-                     scratch.take<Scalar>(strip_columns(e.in.width, e.conv.kernel) * e.rows.lanes)};
+      return Buffers{
+          ExpandedRows<T, Scalar>(e, scratch, blocks.most_channels(), expand),
+          Ring<Scalar>(scratch, e.conv.kernel, e.in.width, e.conv, vectors, e.rows.lanes),
+          ReducedRows<T, Scalar>(e, x_mean, grad_x, scratch, buffer_stride<Scalar>(blocks.most_channels())),
+          scratch.take<Scalar>(strip_columns(e.in.width + e.conv.column_shift, e.conv.kernel) * e.rows.lanes)};
     });
     buffers.expanded.h.clear();
     buffers.of_dy.clear();
@@ -160,10 +161,15 @@ struct Backward {
       of(e.rows.weight_gradient, conv)(of_dy[row], input_taps(expanded.h, conv, row, reads), out_row,
                                        to.grad_weight + first * conv.taps());
       for (int64_t r = inputs.begin; r < inputs.end; ++r) {
-        of(e.rows.input_gradient, conv)(
-            output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
-            {expanded.y1(r), reduced.next(), e.affine.at(channels.begin), center + channels.begin, to.sums + first * 2},
-            workspace);
+        of(e.rows.input_gradient, conv)(output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
+                                        {expanded.y1(r),
+                                         reduced.next(),
+                                         e.affine.at(channels.begin),
+                                         center + channels.begin,
+                                         to.sums + first * 2,
+                                         {},
+                                         conv.column_shift},
+                                        workspace);
         reduced.keep();
       }
     }
@@ -261,7 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward(const Expan
 std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward_cpu(
     Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor moments, Tensor weight, Tensor y,
     Tensor y_affine, Tensor y_coefficients, OptionalTensor grad, OptionalTensor pool_grad, int64_t y_activation,
-    int64_t activation, int64_t stride, double eps, bool frozen) {
+    int64_t activation, int64_t stride, bool same_padding, double eps, bool frozen) {
   const Activation function = checked_activation(activation, "activation");
   const OptionalTensor of_y = y, of_affine = y_affine, of_coefficients = y_coefficients;
   const OutputGradientTensors at_output = {
@@ -269,8 +275,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_depthwise_backward_cpu(
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Scalar = decltype(accumulator);
-    return expand_depthwise_backward(expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride),
-                                     at_output, x_mean, expand_weight, {affine, moments, eps, frozen}, weight);
+    return expand_depthwise_backward(
+        expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride, same_padding), at_output, x_mean,
+        expand_weight, {affine, moments, eps, frozen}, weight);
   });
 }
 

@@ -110,7 +110,7 @@ class ExpandedRows {
 
 template <class T, class Scalar>
 Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, const Tensor& affine,
-                                  Activation activation, const Tensor& weight, int64_t stride) {
+                                  Activation activation, const Tensor& weight, int64_t stride, bool same_padding) {
   const MapShape in = map_shape(x, "x");
   STD_TORCH_CHECK(weight.dim() == 4, "weight: expected (E, 1, k, k), got ", weight.dim(), " dimensions");
   const int64_t channels = weight.size(0);
@@ -123,7 +123,7 @@ Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, 
                   "expand_weight: expected the accumulation dtype of x");
   return {expansion_tables().of(T()),
           depthwise_tables().of(Scalar()),
-          convolution(weight, channels, stride),
+          convolution(weight, {in.samples, channels, in.height, in.width}, stride, same_padding),
           in,
           channels,
           static_cast<const T*>(x.const_data_ptr()),

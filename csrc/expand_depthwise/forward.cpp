@@ -137,29 +137,30 @@ std::tuple<Tensor, Tensor> expand_depthwise_activate(const Expansion<T, Scalar>&
 }  // namespace
 
 std::tuple<Tensor, Tensor> expand_depthwise_cpu(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight,
-                                                int64_t activation, int64_t stride, bool want_statistics,
-                                                OptionalTensor norm_weight, OptionalTensor norm_bias,
-                                                OptionalTensor running_mean, OptionalTensor running_var,
-                                                OptionalTensor num_batches_tracked, double momentum, double eps) {
+                                                int64_t activation, int64_t stride, bool same_padding,
+                                                bool want_statistics, OptionalTensor norm_weight,
+                                                OptionalTensor norm_bias, OptionalTensor running_mean,
+                                                OptionalTensor running_var, OptionalTensor num_batches_tracked,
+                                                double momentum, double eps) {
   const Activation function = checked_activation(activation, "activation");
   const NormArguments norm = {norm_weight, norm_bias, running_mean, running_var, num_batches_tracked, momentum, eps};
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Scalar = decltype(accumulator);
-    return expand_depthwise(expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride), expand_weight,
-                            weight, x.scalar_type(), want_statistics ? &norm : nullptr);
+    return expand_depthwise(expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride, same_padding),
+                            expand_weight, weight, x.scalar_type(), want_statistics ? &norm : nullptr);
   });
 }
 
 std::tuple<Tensor, Tensor> expand_depthwise_activate_cpu(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight,
                                                          Tensor y_affine, int64_t activation, int64_t stride,
-                                                         int64_t y_activation, bool want_pool) {
+                                                         bool same_padding, int64_t y_activation, bool want_pool) {
   const Activation function = checked_activation(activation, "activation");
   const Activation of_output = checked_activation(y_activation, "y_activation");
   return with_element(x.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Scalar = decltype(accumulator);
-    const auto e = expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride);
+    const auto e = expansion_of<T, Scalar>(x, expand_weight, affine, function, weight, stride, same_padding);
     const Scalar* of_y = values_of<Scalar>(y_affine, 2 * e.channels, "y_affine");
     return expand_depthwise_activate(e, expand_weight, weight, affine_of(of_y, e.channels, of_output), x.scalar_type(),
                                      want_pool);

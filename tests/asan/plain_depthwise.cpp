@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../../csrc/depthwise/plain_simd.h"
+#include "../../csrc/depthwise/window_shift.h"
 #include "cases.h"
 
 namespace biasloss {
@@ -10,7 +11,7 @@ namespace {
 
 template <class Scalar>
 void run_sample(const PlainKernels<Scalar>& kernels, int64_t lanes, int64_t channels, int64_t size, int64_t kernel,
-                int64_t stride) {
+                int64_t stride, bool same_padding) {
   const int64_t height = size, width = size + 1, distance = channels + 1;
   const int64_t out_height = (height + stride - 1) / stride, out_width = (width + stride - 1) / stride;
   const int64_t taps = vectors_of(channels, lanes) * kernel * kernel * lanes, which = (kernel - 3) / 2;
@@ -20,7 +21,16 @@ void run_sample(const PlainKernels<Scalar>& kernels, int64_t lanes, int64_t chan
   const NextBand next = {{{reinterpret_cast<const char*>(x.data()), reinterpret_cast<const char*>(x.data() + x.size())},
                           {nullptr, nullptr},
                           {nullptr, nullptr}}};
-  Band band = {height, width, out_height, out_width, channels, distance, 0, 0};
+  Band band = {height,
+               width,
+               out_height,
+               out_width,
+               channels,
+               distance,
+               window_shift(height, stride, same_padding),
+               window_shift(width, stride, same_padding),
+               0,
+               0};
   for (; band.begin < out_height; band.begin = band.end) {
     band.end = band.begin + 3 < out_height ? band.begin + 3 : out_height;
     kernels.convolve[which][stride - 1](x.data(), weight.data(), band, y.data(), next);
@@ -45,9 +55,10 @@ void run_plain_depthwise() {
     for (const int64_t kernel : {3, 5, 7})
       for (const int64_t stride : {1, 2}) {
         for (const int64_t channels : {lanes, 2 * lanes, 2 * lanes + 1})
-          run_sample(tables.float32, lanes, channels, size, kernel, stride);
+          for (const bool same_padding : {false, stride == 2})
+            run_sample(tables.float32, lanes, channels, size, kernel, stride, same_padding);
         for (const int64_t channels : {wide, wide + 1})
-          run_sample(tables.float64, wide, channels, size, kernel, stride);
+          run_sample(tables.float64, wide, channels, size, kernel, stride, channels == wide);
       }
 }
 

@@ -145,6 +145,7 @@ def _pointwise_backward(s: _Source) -> list[Call]:
 def _depthwise(s: _Source) -> list[Call]:
     x, weight = s.map(), s.values(CHANNELS, 1, 3, 3)
     options = {"affine": s.statistics(x)[1], "activation": maps.RELU6, "stride": 2, "want_statistics": True}
+    options["same_padding"] = True
     return [Call((x, weight), {**options, **s.norm(CHANNELS)}), Call((x, weight))]
 
 
@@ -162,7 +163,7 @@ def _depthwise_backward(s: _Source) -> list[Call]:
     before: dict[str, Any] = {"affine": affine, "moments": moments, "activation": maps.SILU, "eps": EPS}
     return [
         Call((x, weight), {**after, **before}),
-        Call((x, weight), {**after, **before, "frozen": True}),
+        Call((x, weight), {**after, **before, "frozen": True, "same_padding": True}),
         Call((x, weight), {**after, "residual_grad": s.map()}),
         Call((x, weight), {"grad": s.map(), "want_x": False}),
         Call((x, weight), {"grad": s.map(), "want_weight": False}),
@@ -190,12 +191,14 @@ def _expand(s: _Source) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
 def _expand_depthwise(s: _Source) -> list[Call]:
     given, _ = _expand(s)
     options = {"activation": maps.RELU6, "stride": 2, "want_statistics": True, **s.norm(OUTPUTS)}
+    options["same_padding"] = True
     return [Call(given, options), Call(given)]
 
 
 def _expand_activate(s: _Source) -> list[Call]:
     given = (*_expand(s)[0], torch.stack((1 + 0.2 * s.values(OUTPUTS), s.values(OUTPUTS))))
     options = {"activation": maps.RELU6, "stride": 2, "y_activation": maps.HARDSWISH, "want_pool": True}
+    options["same_padding"] = True
     return [Call(given, options), Call(given)]
 
 

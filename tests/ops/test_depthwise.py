@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from biasloss_ext import functional
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import op, reference
 from tests import depthwise_cases as cases
@@ -29,6 +31,7 @@ def forward_cases(draw: st.DrawFn) -> Call:
         affine, activation, mean = None, maps.IDENTITY, draw(st.sampled_from((0.0, 100.0)))
     weight = source.values(channels, 1, kernel, kernel)
     options = {"affine": affine, "activation": activation, "stride": draw(st.integers(1, 2))}
+    options["same_padding"] = draw(st.booleans())
     options |= {"want_statistics": draw(st.booleans()), **norm_cases.drawn(channels, source.dtype, source.generator)}
     return Call((source.map(*shape, mean=mean), weight), options)
 
@@ -40,7 +43,7 @@ def backward_cases(draw: st.DrawFn) -> Call:
     stride = draw(st.integers(1, 2))
     out = (samples, channels, op.output_size(height, stride), op.output_size(width, stride))
     grad, pool_grad = source.gradient(*out), source.values(samples, channels)
-    options: dict[str, Any] = {"grad": grad, "stride": stride}
+    options: dict[str, Any] = {"grad": grad, "stride": stride, "same_padding": draw(st.booleans())}
     if draw(st.booleans()):
         given_grad, given_pool = draw(st.sampled_from(((grad, None), (None, pool_grad), (grad, pool_grad))))
         options |= {"grad": given_grad, "pool_grad": given_pool, "y": source.map(*out)}
@@ -80,6 +83,73 @@ def test_backward_agrees_with_float64(backend: str, call: Call) -> None:
     cases.compare(("grad_x", "grad_weight", "coefficients"), gradients, reference.depthwise_backward, call)
 
 
+def padded_as_by_tensorflow(x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None) -> Tensor:
+    kernel, around = weight.shape[-1], []
+    for size in (x.shape[-1], x.shape[-2]):  # `F.pad` begins with the last
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        around += [total // 2, total - total // 2]
+    return F.conv2d(F.pad(x, around), weight, bias, stride, groups=weight.shape[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stride", [1, 2])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_same_padding_is_that_of_tensorflow(backend: str, stride: int, data: st.DataObject) -> None:
+    """Of values so few bits wide that float32 is exact. With an affine, other kernels compute than without."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    dtype, kernel = data.draw(st.sampled_from((torch.float32, torch.float64))), data.draw(st.sampled_from((3, 5, 7)))
+    sizes = st.sampled_from((1, 2, 3, 4, 15, 16, 30))
+    channels, height, width = data.draw(st.sampled_from((3, 16, 40))), data.draw(sizes), data.draw(sizes)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randint(-8, 9, shape, generator=generator).double()
+
+    u = drawn(2, channels, height, width).requires_grad_()
+    weight = drawn(channels, 1, kernel, kernel).requires_grad_()
+    y = padded_as_by_tensorflow(u, weight, stride)
+    grad = drawn(*y.shape)
+    expected = (y, *torch.autograd.grad(y, (u, weight), grad))
+
+    affine = torch.stack((torch.full((channels,), 0.5), torch.full((channels,), 0.25)))
+    options: dict[str, Any] = {"stride": stride, "same_padding": True, "backend": backend}
+    x = u.detach()
+    if data.draw(st.booleans()):
+        x, options["affine"] = (x - 0.25) * 2, affine.to(dtype)
+    x, grad, taps = maps.channels_last(x.to(dtype)), maps.channels_last(grad.to(dtype)), weight.detach().to(dtype)
+    found = (op.forward(x, taps, **options)[0], *op.backward(x, taps, grad=grad, **options)[:2])
+    for name, mine, exact in zip(("y", "grad_x", "grad_weight"), found, expected, strict=True):
+        assert torch.equal(mine.double(), exact), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(5, 8), (6, 6), (7, 1)])
+def test_the_function_pads_as_tensorflow_does(backend: str, size: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=g) for shape in ((2, 16, *size), (16, 1, 5, 5), (16,)))
+    for stride in (1, 2):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        wide = [t.double().requires_grad_() for t in (x, weight, bias)]
+        y = functional.depthwise_conv2d(*leaves, stride, same_padding=True, backend=backend)
+        expected = padded_as_by_tensorflow(wide[0], wide[1], stride, wide[2])
+        grad = torch.randn(y.shape, generator=g)
+        found = (y, *torch.autograd.grad(y, leaves, grad, create_graph=True))
+        for mine, exact in zip(found, (expected, *torch.autograd.grad(expected, wide, grad.double())), strict=True):
+            torch.testing.assert_close(mine, exact.float())
+        image = functional.depthwise_conv2d(x[0], weight, bias, stride, same_padding=True, backend=backend)
+        torch.testing.assert_close(image, expected[0].float())
+    mapped = torch.func.vmap(lambda x: functional.depthwise_conv2d(x, weight, None, 2, same_padding=True))
+    torch.testing.assert_close(mapped(x), padded_as_by_tensorflow(x, weight, 2))
+
+
+def test_a_graph_with_same_padding_holds_for_odd_and_even_sizes() -> None:
+    weight = torch.randn(4, 1, 3, 3)
+    traced = torch.fx.symbolic_trace(lambda x: functional.depthwise_conv2d(x, weight, None, 2, same_padding=True))
+    for size in ((6, 9), (9, 6), (1, 2)):
+        x = torch.randn(2, 4, *size)
+        torch.testing.assert_close(traced(x), padded_as_by_tensorflow(x, weight, 2))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_more_channels_than_one_group_of_threads_takes(backend: str, stride: int) -> None:
@@ -94,6 +164,18 @@ def test_more_channels_than_one_group_of_threads_takes(backend: str, stride: int
     backward = Call((x, weight), {"grad": grad, "stride": stride})
     gradients = backward(op.backward, backend=backend)
     cases.compare(("grad_x", "grad_weight", "coefficients"), gradients, reference.depthwise_backward, backward)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_over_no_samples_of_many_wide_channels(backend: str) -> None:
+    """The weights of as many channels as a block works on do not fit into shared memory."""
+    x, weight = maps.channels_last(torch.zeros(0, 128, 4, 3, dtype=torch.float64)), torch.zeros(128, 1, 7, 7).double()
+    y, statistics = op.forward(x, weight, want_statistics=True, backend=backend)
+    assert y.shape == x.shape
+    assert statistics.shape == (4, 128)
+    grad_x, grad_weight, _ = op.backward(x, weight, grad=y, backend=backend)
+    assert grad_x.shape == x.shape
+    assert not grad_weight.any()
 
 
 @st.composite
@@ -119,9 +201,9 @@ g = torch.Generator().manual_seed(0)
 normal = lambda *s: torch.randn(s, generator=g)
 last = lambda t: t.contiguous(memory_format=torch.channels_last)
 outputs = []
-for kernel, stride in ((3, 1), (5, 2), (7, 1), (7, 2)):
-    x, weight, affine = last(normal(2, 200, 29, 31)), normal(200, 1, kernel, kernel), normal(2, 200)
-    before = {"affine": affine, "activation": 2, "stride": stride, "backend": "cpu"}
+for kernel, stride, same in ((3, 1, False), (5, 2, False), (7, 1, False), (7, 2, False), (5, 2, True)):
+    x, weight, affine = last(normal(2, 200, 29 + same, 31 + same)), normal(200, 1, kernel, kernel), normal(2, 200)
+    before = {"affine": affine, "activation": 2, "stride": stride, "same_padding": same, "backend": "cpu"}
     y, statistics = op.forward(x, weight, **before, want_statistics=True)
     after = {"grad": last(normal(*y.shape)), "y": y, "y_affine": normal(2, 200), "y_coefficients": normal(6, 200)}
     moments = torch.stack((normal(200), normal(200).square() + 0.5))

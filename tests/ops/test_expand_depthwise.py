@@ -28,13 +28,14 @@ MOMENTS = 4  # of backward
 
 @st.composite
 def operands(draw: st.DrawFn) -> tuple[Source, Call]:
-    """x, expand_weight, affine, weight, activation and stride"""
+    """x, expand_weight, affine, weight, activation, stride and padding"""
     source, narrow, channels = Source(draw), draw(st.sampled_from((1, 3, 16, 24))), draw(st.sampled_from(CHANNELS))
     kernel, activation, stride = (draw(st.sampled_from(values)) for values in ((3, 5, 7), ACTIVATIONS, (1, 2)))
     x = source.map(draw(st.integers(0, 3)), narrow, draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES)))
     weight = source.values(channels, 1, kernel, kernel)
     arguments = (x, source.exact(channels, narrow, 1, 1), source.affine(channels), weight)
-    return source, Call(arguments, {"activation": activation, "stride": stride})
+    options = {"activation": activation, "stride": stride, "same_padding": draw(st.booleans())}
+    return source, Call(arguments, options)
 
 
 @st.composite
@@ -96,7 +97,7 @@ def test_weights_as_the_kernels_read_them_change_no_bit(call: Call) -> None:
     assert torch.equal(views[EXPAND_WEIGHT], expand_weight)
     assert torch.equal(views[WEIGHT], weight)
     cases.assert_same(call(op.activate, backend="cpu"), call.but(views)(op.activate, backend="cpu"))
-    options = {name: call.options[name] for name in ("activation", "stride")}
+    options = {name: call.options[name] for name in ("activation", "stride", "same_padding")}
     plain = Call(call.arguments[:4], options)
     cases.assert_same(plain(op.forward, backend="cpu"), plain.but(views)(op.forward, backend="cpu"))
 
@@ -117,15 +118,16 @@ g = torch.Generator().manual_seed(0)
 normal = lambda *s: torch.randn(s, generator=g)
 last = lambda t: t.contiguous(memory_format=torch.channels_last)
 outputs = []
-for kernel, stride, narrow in ((3, 1, 16), (5, 2, 24), (7, 1, 40)):
-    x, weight, affine = last(normal(2, narrow, 29, 31)), normal(330, 1, kernel, kernel), normal(2, 330)
+for kernel, stride, narrow, same in ((3, 1, 16, False), (5, 2, 24, False), (7, 1, 40, False), (3, 2, 16, True)):
+    x, weight, affine = last(normal(2, narrow, 29 + same, 31 + same)), normal(330, 1, kernel, kernel), normal(2, 330)
     expand = normal(330, narrow, 1, 1) / narrow**0.5
-    y, statistics = op.forward(x, expand, affine, weight, stride=stride, want_statistics=True, backend="cpu")
+    padded = {"stride": stride, "same_padding": same, "backend": "cpu"}
+    y, statistics = op.forward(x, expand, affine, weight, want_statistics=True, **padded)
     moments = torch.stack((normal(330), normal(330).square() + 0.5))
     grad, y_affine = last(normal(*y.shape)), normal(2, 330)
     given = (x, normal(narrow), expand, affine, moments, weight, y, y_affine, normal(6, 330))
-    *gradients, coefficients = op.backward(*given, grad=grad, stride=stride, backend="cpu")
-    options = {"activation": 3, "stride": stride, "y_activation": 3, "want_pool": True, "backend": "cpu"}
+    *gradients, coefficients = op.backward(*given, grad=grad, **padded)
+    options = {"activation": 3, "y_activation": 3, "want_pool": True, **padded}
     h, pooled = op.activate(x, expand, affine, weight, y_affine, **options)
     outputs += [y, *statistics, *gradients, *coefficients, h, pooled]
 """

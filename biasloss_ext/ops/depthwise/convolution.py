@@ -17,32 +17,33 @@ class _Convolution(torch.autograd.Function):
     """x channels_last; weight in any dtype and layout."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, backend: str) -> Tensor:
-        y: Tensor = op.forward(x, _accumulated(weight, x), stride=stride, backend=backend)[0]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, same_padding: bool, backend: str) -> Tensor:
+        geometry = {"stride": stride, "same_padding": same_padding}
+        y: Tensor = op.forward(x, _accumulated(weight, x), **geometry, backend=backend)[0]
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.backend = stride, backend
+        ctx.geometry, ctx.backend = geometry, backend
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         want_x, want_weight = ctx.needs_input_grad[:2]
-        options = {
-            "grad": maps.channels_last(grad), "stride": ctx.stride, "want_x": want_x, "want_weight": want_weight,
-        }  # fmt: skip
+        options = {"grad": maps.channels_last(grad), **ctx.geometry, "want_x": want_x, "want_weight": want_weight}
         if torch.is_grad_enabled():  # create_graph=True: the reference can be differentiated again
             grad_x, grad_weight, _ = reference.depthwise_backward(x, _accumulated(weight, x), **options)
         else:
             grad_x, grad_weight, _ = op.backward(x, _accumulated(weight, x), **options, backend=ctx.backend)
         of_weight = maps.in_layout_of(weight, grad_weight) if want_weight else None
-        return grad_x if want_x else None, of_weight, None, None
+        return grad_x if want_x else None, of_weight, None, None, None
 
 
 def _accumulated(weight: Tensor, x: Tensor) -> Tensor:
     return weight.to(accumulation_dtype(x.dtype)).contiguous()
 
 
-def convolve_images(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, backend: str) -> Tensor:
+def convolve_images(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, same_padding: bool, backend: str
+) -> Tensor:
     """As `functional.depthwise_conv2d`, of which the arguments are, on a backend.
 
     Raises:
@@ -55,7 +56,7 @@ def convolve_images(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
     format_is_channels_last = maps.is_channels_last(images) or maps.is_channels_last(weight)
     if autocast and x.dtype != torch.float64:
         images = images.to(torch.get_autocast_dtype(kind))
-    y: Tensor = _Convolution.apply(maps.channels_last(images), weight, stride, backend)
+    y: Tensor = _Convolution.apply(maps.channels_last(images), weight, stride, same_padding, backend)
     if bias is not None:
         y = y + bias.to(y.dtype)[:, None, None]
     if not format_is_channels_last:

@@ -2,7 +2,9 @@
 
 The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`.
 
-depthwise: ``y = conv(act(affine(x)), weight)``, zero padding of half the kernel *after* the activation.
+depthwise: ``y = conv(act(affine(x)), weight)``, zero padding of half the kernel *after* the activation; with same_padding
+    TensorFlow's "same" instead, which differs at stride 2 alone: a dimension of even size has one zero fewer before it, half the
+    kernel - 1, and as many as else behind it.
     x (N, C, H, W) channels_last; weight (C, 1, k, k), k in 3, 5, 7, accumulation dtype. Without an affine x is taken as it is,
     and the activation must be the identity. y (N, C, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last;
     statistics (4, C) of y, or no elements where they are not wanted.
@@ -13,7 +15,7 @@ depthwise_backward: from the gradient at ``h2 = act(affine(y))`` to the gradient
     Then ``dh`` is the data gradient of the convolution at dy and ``du = dh * act'(u)``, u = x where affine is None.
     grad_x is ``du + residual_grad`` (which is given only without moments), dtype of x; grad_weight (C, 1, k, k) in the
     accumulation dtype; coefficients (6, C) of the normalization whose moments are given, no elements without moments. Either
-    gradient has no elements where it is not wanted. Deterministic.
+    gradient has no elements where it is not wanted. stride and same_padding are those of the convolution. Deterministic.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ def _fake_backward(
 
 forward = Op(
     "depthwise",
-    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, int stride=1, bool want_statistics=False, "
-    f"{maps.NORM}) -> (Tensor y, Tensor statistics)",
+    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, int stride=1, bool same_padding=False, "
+    f"bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
     fake=_fake,
     reference=reference.depthwise,
     native=("cpu", "cuda"),
@@ -66,7 +68,8 @@ backward = Op(
     "depthwise_backward",
     "(Tensor x, Tensor weight, *, Tensor? grad=None, Tensor? pool_grad=None, Tensor? y=None, Tensor? y_affine=None, "
     "Tensor? y_coefficients=None, int y_activation=0, Tensor? affine=None, Tensor? moments=None, int activation=0, "
-    f"int stride=1, Tensor? residual_grad=None, bool want_x=True, bool want_weight=True, {maps.BACK}) -> "
+    "int stride=1, bool same_padding=False, Tensor? residual_grad=None, bool want_x=True, bool want_weight=True, "
+    f"{maps.BACK}) -> "
     "(Tensor grad_x, Tensor grad_weight, Tensor coefficients)",
     fake=_fake_backward,
     reference=reference.depthwise_backward,

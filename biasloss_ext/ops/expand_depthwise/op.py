@@ -12,7 +12,7 @@ channel_gram_product: from weight (E, C) and weight_gram, their product (E, C), 
     of the result: where the variance is below 1/64 of that of uncorrelated channels, moments and row are computed from x.
     Deterministic, whatever the number of threads.
 
-expand_depthwise: ``y = depthwise(act(affine(conv(x, expand_weight))), weight)``.
+expand_depthwise: ``y = depthwise(act(affine(conv(x, expand_weight))), weight)``, stride and same_padding as in depthwise.
     x (N, C, H, W) channels_last; expand_weight (E, C, 1, 1), weight (E, 1, k, k), k in 3, 5, 7, accumulation dtype;
     affine (2, E). y (N, E, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last; statistics (4, E) of y as asked.
     The expanded map is recomputed in the accumulation dtype wherever it is needed, and never stored.
@@ -118,7 +118,7 @@ product = Op(
 forward = Op(
     "expand_depthwise",
     "(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight, *, int activation=0, int stride=1, "
-    f"bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
+    f"bool same_padding=False, bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
     fake=_fake,
     reference=reference.expand_depthwise,
     native=("cpu",),
@@ -126,7 +126,7 @@ forward = Op(
 activate = Op(
     "expand_depthwise_activate",
     "(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight, Tensor y_affine, *, int activation=0, int stride=1, "
-    "int y_activation=0, bool want_pool=False) -> (Tensor h, Tensor pooled)",
+    "bool same_padding=False, int y_activation=0, bool want_pool=False) -> (Tensor h, Tensor pooled)",
     fake=_fake_activate,
     reference=reference.activate,
     native=("cpu",),
@@ -135,7 +135,7 @@ backward = Op(
     "expand_depthwise_backward",
     "(Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor moments, Tensor weight, Tensor y, "
     "Tensor y_affine, Tensor y_coefficients, *, Tensor? grad=None, Tensor? pool_grad=None, int y_activation=0, "
-    f"int activation=0, int stride=1, {maps.BACK}) -> "
+    f"int activation=0, int stride=1, bool same_padding=False, {maps.BACK}) -> "
     "(Tensor grad_x, Tensor grad_expand, Tensor grad_weight, Tensor coefficients)",
     fake=_fake_backward,
     reference=reference.expand_depthwise_backward,

@@ -39,10 +39,10 @@ def _expanded(x: Tensor, expand_weight: Tensor) -> Tensor:
 
 
 def _convolved(
-    x: Tensor, expand_weight: Tensor, affine: Tensor, activation: int, weight: Tensor, stride: int
+    x: Tensor, expand_weight: Tensor, affine: Tensor, activation: int, weight: Tensor, stride: int, same_padding: bool
 ) -> Tensor:
     h = maps.activate(maps.normalized(_expanded(x, expand_weight), affine), activation)
-    return depthwise.convolve(h, weight, stride)
+    return depthwise.convolve(h, weight, stride, same_padding)
 
 
 def expand_depthwise(
@@ -53,10 +53,11 @@ def expand_depthwise(
     *,
     activation: int = 0,
     stride: int = 1,
+    same_padding: bool = False,
     want_statistics: bool = False,
     **norm: Any,
 ) -> tuple[Tensor, Tensor]:
-    y = maps.channels_last(_convolved(x, expand_weight, affine, activation, weight, stride).to(x.dtype))
+    y = maps.channels_last(_convolved(x, expand_weight, affine, activation, weight, stride, same_padding).to(x.dtype))
     return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
@@ -69,11 +70,12 @@ def activate(
     *,
     activation: int = 0,
     stride: int = 1,
+    same_padding: bool = False,
     y_activation: int = 0,
     want_pool: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``biasloss_ext::expand_depthwise_activate``"""
-    y = _convolved(x, expand_weight, affine, activation, weight, stride)
+    y = _convolved(x, expand_weight, affine, activation, weight, stride, same_padding)
     h = maps.channels_last(maps.activate(maps.normalized(y, y_affine), y_activation).to(x.dtype))
     return h, h.to(y.dtype).mean((2, 3)) if want_pool else maps.none_like(x)
 
@@ -94,12 +96,13 @@ def expand_depthwise_backward(
     y_activation: int = 0,
     activation: int = 0,
     stride: int = 1,
+    same_padding: bool = False,
     eps: float = 1e-5,
     frozen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dy = depthwise.gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
     y1 = _expanded(x, expand_weight)
-    du, grad_weight, _ = depthwise.gradients(dy, y1, weight, affine, activation, stride)
+    du, grad_weight, _ = depthwise.gradients(dy, y1, weight, affine, activation, stride, same_padding)
     scaled = du * maps.per_channel(affine[0])
     grad_x = torch.einsum("nohw,oi->nihw", scaled, expand_weight[:, :, 0, 0].to(du.dtype))
     centered = x.to(du.dtype) - maps.per_channel(x_mean)
