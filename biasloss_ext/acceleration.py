@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, twin_of, without_kernel
@@ -43,12 +44,13 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
     Raises:
         TypeError: ``model`` is no module.
         ValueError: ``fused`` is True, and there is no kernel for a depthwise convolution; it names the layer and the reason, and
-            nothing is swapped. Or ``model`` is itself a block: there is nothing to swap it in.
+            nothing is swapped. Or ``model`` is itself a block: there is nothing to swap it in. Or it is compiled or scripted.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if fused not in ("auto", True):
         raise ValueError(f"fused must be 'auto' or True, got {fused!r}")
+    _check_kind(model)
     if _is_block(model):
         raise ValueError(f"the model is itself a block ({type(model).__name__}); pass the model that contains it")
     found = list(_candidates(model, ""))
@@ -67,6 +69,15 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
         if isinstance(module, FUSED):
             module.fused = fused
     return Report(entries, layers_of(model, reasons))
+
+
+def _check_kind(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "a scripted model cannot be changed; accelerate the model before torch.jit.script or torch.jit.trace"
+        )
+    if "_orig_mod" in model._modules:
+        raise ValueError("the model is compiled already; accelerate it first, then torch.compile it")
 
 
 class _Candidate(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from biasloss_ext.nn.fold import fold_normalizations, reparameterize
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise
@@ -41,10 +42,11 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: a normalization has no running statistics.
+        ValueError: a normalization has no running statistics; or the model is compiled, scripted or on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_parameters(model)
     optimized = reparameterize(copy.deepcopy(model).eval())
     prepared = _prepared(optimized)
     if prepared is None:
@@ -54,6 +56,16 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     if refuse_state_dict not in prepared._load_state_dict_pre_hooks.values():
         prepared.register_load_state_dict_pre_hook(refuse_state_dict)
     return prepared
+
+
+def _check_parameters(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a scripted model cannot be changed; optimize the model that it was made of")
+    if "_orig_mod" in model._modules:
+        raise ValueError("the model is compiled already; optimize it first, then torch.compile the copy")
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device, and has no values to fold; load the weights first")
 
 
 def _swap_children(module: nn.Module) -> None:

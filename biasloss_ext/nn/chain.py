@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from biasloss_ext.nn.chain_function import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Weights
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.members import parameter
+from biasloss_ext.nn.padding import pads_same
 from biasloss_ext.ops import maps
 
 KERNEL_SIZES = (3, 5, 7)
@@ -40,6 +41,14 @@ class Step(NamedTuple):
         if self.convolution is None or is_scaling(self.convolution):
             return NO_CONVOLUTION
         return POINTWISE if self.convolution.kernel_size == (1, 1) and self.convolution.groups == 1 else DEPTHWISE
+
+    @property
+    def same_padding(self) -> bool:
+        return type(self.convolution) not in EXACT_LAYERS and self.kind == DEPTHWISE
+
+    @property
+    def dilation(self) -> int:
+        return self.convolution.dilation[0] if self.convolution is not None and self.kind == DEPTHWISE else 1
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -94,8 +103,11 @@ def why_not_convolved(convolution: nn.Conv2d) -> str | None:
         return f"the kernel is {kernel[0]} x {kernel[1]}, there are {', '.join(f'{k} x {k}' for k in KERNEL_SIZES)}"
     if convolution.stride[0] != convolution.stride[1] or convolution.stride[0] not in STRIDES:
         return f"the stride is {convolution.stride}, there are 1 and 2"
-    same = convolution.padding == "same" and convolution.stride == (1, 1)
-    if convolution.dilation != (1, 1) or not (same or convolution.padding == (kernel[0] // 2,) * 2):
+    same = (convolution.padding == "same" and convolution.stride == (1, 1)) or pads_same(convolution)
+    dilation = convolution.dilation[0]
+    if dilation > 1 and convolution.stride != (1, 1):
+        return f"the dilation is {dilation} and the stride {convolution.stride}"
+    if convolution.dilation != (dilation,) * 2 or not (same or convolution.padding == (kernel[0] // 2 * dilation,) * 2):
         return (
             f"the padding is {convolution.padding} and the dilation {convolution.dilation}, not those of the same size"
         )
@@ -115,7 +127,7 @@ def why_not_bypassed(chain: Chain) -> str | None:
     """Why a module of the chain must be called, rather than only its parameters read; None where none must."""
     for step in chain.steps:
         for module in step.modules:
-            if module is not step.norm and type(module) not in EXACT_LAYERS:
+            if module is not step.norm and type(module) not in EXACT_LAYERS and not pads_same(module):
                 return f"{type(module).__name__} may compute something else than its base class"
             if is_watched(module):
                 return f"a {type(module).__name__} has hooks or a forward method of its own"

@@ -27,6 +27,7 @@ from biasloss_ext.nn.norm_functions import refuse_second_derivative, without_aut
 from biasloss_ext.nn.prepared_weights import prepared
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm
+from biasloss_ext.ops.depthwise import dilated
 from biasloss_ext.ops.depthwise import op as depthwise
 from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
 from biasloss_ext.ops.library import accumulation_dtype
@@ -42,6 +43,8 @@ class StepOptions(NamedTuple):
 
     kind: int
     stride: int
+    same_padding: bool  # of a depthwise convolution: TensorFlow's
+    dilation: int
     activation: int
     excite_activation: int
     gate_activation: int
@@ -276,11 +279,15 @@ class _Forward:
                 weight,
                 activation=activation,
                 stride=step.stride,
+                same_padding=step.same_padding,
                 backend=backend,
                 **finish,
             )
             return result
-        result = depthwise.forward(loaded.x, weight, stride=step.stride, **on_load, **finish)
+        if step.dilation > 1:
+            return dilated.forward(loaded.x, weight, dilation=step.dilation, **on_load, **finish)
+        geometry: dict[str, Any] = {"stride": step.stride, "same_padding": step.same_padding}
+        result = depthwise.forward(loaded.x, weight, **geometry, **on_load, **finish)
         return result
 
     def _gate(self, index: int, y: Tensor, affine: Tensor) -> tuple[Tensor | None, ...]:
@@ -442,20 +449,21 @@ class _Backward:
         return coefficients  # type: ignore[no-any-return]
 
     def _behind_depthwise(self, index: int) -> dict[str, Any]:
-        """The arguments about the gradient at what a depthwise convolution writes."""
-        return {
-            "grad": self.grad,
-            "pool_grad": self.pool_grad,
-            "y_activation": self.activation,
-            "stride": self.options.steps[index].stride,
-            "backend": self.backend,
-        }
+        """The arguments about the convolution, and about the gradient at what it writes."""
+        step = self.options.steps[index]
+        dilates = step.dilation > 1
+        geometry = (
+            {"dilation": step.dilation} if dilates else {"stride": step.stride, "same_padding": step.same_padding}
+        )
+        gradient = {"grad": self.grad, "pool_grad": self.pool_grad, "y_activation": self.activation}
+        return {**gradient, **geometry, "backend": self.backend}
 
     def _depthwise(self, index: int) -> None:
         coefficients = self.coefficients
-        self.grad, of_weight, before = depthwise.backward(
+        run = dilated.backward if self.options.steps[index].dilation > 1 else depthwise.backward
+        self.grad, of_weight, before = run(
             self._map(index - 1),
-            self.weights[index].convolution,
+            self.weights[index].convolution,  # type: ignore[arg-type]
             y=self._map(index),
             y_affine=self.saved[index].statistics[2:],
             y_coefficients=coefficients,

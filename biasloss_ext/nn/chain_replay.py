@@ -25,7 +25,7 @@ def is_recorded(options: Options, x: Tensor) -> bool:
     on_triton = choose(options.backend, x.device, "pointwise") == "triton"
     if not on_triton or is_traced(x):
         return False
-    return not any(step.is_recomputed or step.norm.sync is not None for step in options.steps)
+    return not any(step.is_recomputed or step.norm.sync is not None or step.dilation > 1 for step in options.steps)
 
 
 def forward(
@@ -75,7 +75,7 @@ def _dtypes(tensors: Tensors) -> Hashable:
 def _of_options(options: Options, x: Tensor) -> tuple[Hashable, ...]:
     steps = tuple(
         [
-            (*step[:5], norm.eps, norm.frozen, None if norm.running is None else norm.running.momentum)
+            (*step[:7], norm.eps, norm.frozen, None if norm.running is None else norm.running.momentum)
             for step in options.steps
             for norm in (step.norm,)
         ]

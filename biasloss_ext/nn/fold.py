@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +11,7 @@ from biasloss_ext.nn.chain import Step, is_watched
 from biasloss_ext.nn.chain_search import Search
 from biasloss_ext.nn.data_flow import Flow, Unfamiliar
 from biasloss_ext.nn.fused_chain import constants_of
+from biasloss_ext.nn.padding import pads_same
 from biasloss_ext.nn.recognise import norm_of
 from biasloss_ext.ops.library import accumulation_dtype
 
@@ -70,7 +71,7 @@ def fold_normalizations(module: nn.Module) -> None:
             calls[layer] = calls.get(layer, 0) + 1
     for node in list(flow.graph.nodes):
         convolution = flow.layer(node)
-        if type(convolution) is not nn.Conv2d or convolution in in_chains or len(node.users) != 1:
+        if not _is_plain(convolution) or convolution in in_chains or len(node.users) != 1:
             continue
         (user,) = node.users
         norm = flow.layer(user)
@@ -80,6 +81,10 @@ def fold_normalizations(module: nn.Module) -> None:
         if activation is not None:
             _fold(convolution, norm)
             _replace(module, user, activation)
+
+
+def _is_plain(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    return type(layer) is nn.Conv2d or (layer is not None and pads_same(layer))
 
 
 def _activation_after(norm: nn.Module) -> nn.Module | None:

@@ -131,13 +131,15 @@ def fused_chain(
 
 def _is_recomputable(chain: Chain, norm: Norm) -> bool:
     first, second = chain.steps[:2]
-    return first.kind == POINTWISE and second.kind == DEPTHWISE and first.gate is None and norm.sync is None
+    is_plain = first.gate is None and norm.sync is None and second.dilation == 1
+    return first.kind == POINTWISE and second.kind == DEPTHWISE and is_plain
 
 
 def _options(step: Step, stride: int, norm: Norm, is_recomputed: bool) -> StepOptions:
     gate = step.gate
     of_gate = (maps.IDENTITY,) * 2 if gate is None else (gate.activation, gate.gate_activation)
-    return StepOptions(step.kind, stride, step.activation, *of_gate, norm, is_recomputed)
+    geometry = (stride, step.same_padding, step.dilation)
+    return StepOptions(step.kind, *geometry, step.activation, *of_gate, norm, is_recomputed)
 
 
 def constants_of(step: Step, dtype: torch.dtype, *, backend: str = "auto") -> Tensor:

@@ -10,6 +10,7 @@ from biasloss_ext.nn.chain import Chain, Step, is_watched, why_not_convolved
 from biasloss_ext.nn.fused_chain import Fused, autocast_input, check_channels, fused_chain, takes_fused_path
 from biasloss_ext.nn.members import children
 from biasloss_ext.nn.norm_functions import NormOptions, NormPool, Pointwise, without_autocast
+from biasloss_ext.nn.scripting import NotScriptable
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import accumulation_dtype
 
@@ -34,7 +35,7 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return plain and conv.bias is None and conv.padding in ((0, 0), 0)
 
 
-class FusedConvNormActivation(nn.Sequential):
+class FusedConvNormActivation(NotScriptable, nn.Sequential):
     """A sequence of convolution, batch normalization and (perhaps) activation, with the latter two in one pass each way; a 1x1
     or depthwise convolution too is one of the fused kernels.
 

@@ -13,6 +13,7 @@ from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
 from biasloss_ext.nn.inverted_residual import InvertedResidual
 from biasloss_ext.nn.members import child, children
 from biasloss_ext.nn.pooling import average_to
+from biasloss_ext.nn.scripting import NotScriptable
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 
@@ -95,7 +96,7 @@ def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
     return fused
 
 
-class FusedInvertedResidual(InvertedResidual):
+class FusedInvertedResidual(NotScriptable, InvertedResidual):
     """`InvertedResidual` on the fused ops; saves its input, y2, y3 and per-channel values for backward, see
     `nn.chain_function`.
 
@@ -119,7 +120,7 @@ class FusedInvertedResidual(InvertedResidual):
         return fused_chain(x, chain, x if self.has_residual else None)
 
 
-class FusedSkipBlock(SkipBlock):
+class FusedSkipBlock(NotScriptable, SkipBlock):
     """`SkipBlock` on the fused ops; arguments and errors as of `FusedInvertedResidual`."""
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:

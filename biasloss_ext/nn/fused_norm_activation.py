@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from biasloss_ext.nn.chain import Chain, Step
 from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
 from biasloss_ext.nn.recognise import activation_of_norm
+from biasloss_ext.nn.scripting import NotScriptable
 
 
-class FusedNormActivation:
+class FusedNormActivation(NotScriptable):
     """Goes before timm's BatchNormAct2d in the bases of a class: what asks for that class, as conversions do, finds it.
 
     Input and output as of the plain one; the output is channels_last.

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
 from biasloss_ext.nn.plan import Plan, fits, plan_of
+from biasloss_ext.nn.scripting import NotScriptable
 
 _OWN = ("plain", "fused", "training")
 _Tree = list[tuple[nn.Module, type[nn.Module], tuple[nn.Module | None, ...]]]
 
 
-class FusedBlock(nn.Module):
+class FusedBlock(NotScriptable, nn.Module):
     """Stands in the place of `plain` and shares everything with it: children, parameters, buffers, hooks of all kinds, and so
     the names in the state_dict; attributes and methods that it lacks are those of `plain`. Runs it as it was where no fused
     kernels can.
@@ -74,7 +75,6 @@ class FusedBlock(nn.Module):
             self._make_plans()
         return plans[self.training]
 
-    @torch.compiler.disable
     def _make_plans(self) -> None:
         """For both modes, which its code may ask for, before a compiler follows the calls."""
         modes = [(module, module.training) for module in self.plain.modules()]
@@ -84,6 +84,8 @@ class FusedBlock(nn.Module):
             self.__dict__["_plans"][training] = plan_of(self.plain)
         for module, mode in modes:
             module.training = mode
+
+    _make_plans._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, which imports much
 
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan()

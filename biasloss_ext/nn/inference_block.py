@@ -14,8 +14,10 @@ from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, G
 from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
 from biasloss_ext.nn.plan import Plan, fits
 from biasloss_ext.nn.pooling import average_to
+from biasloss_ext.nn.scripting import NotScriptable
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
+from biasloss_ext.ops.depthwise import dilated
 from biasloss_ext.ops.depthwise import op as depthwise
 from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
 from biasloss_ext.ops.library import accumulation_dtype
@@ -60,7 +62,7 @@ def refuse_state_dict(*_: Any) -> None:
     )
 
 
-class Prepared(nn.Module):
+class Prepared(NotScriptable, nn.Module):
     """Runs `plain` from tensors that are made of it once, and again whenever it is moved or converted.
 
     `plain` is a child; where no kernels can run it runs itself.
@@ -125,6 +127,8 @@ class PreparedStep(NamedTuple):
 
     kind: int
     stride: int
+    same_padding: bool
+    dilation: int
     activation: int
     affine: Tensor
     gate: PreparedGate | None
@@ -133,12 +137,22 @@ class PreparedStep(NamedTuple):
     expand: Tensor | None = None
     taps: Tensor | None = None
 
+    def convolved(self, x: Tensor, affine: Tensor | None, activation: int) -> Tensor:
+        """Of a depthwise convolution."""
+        on_load: dict[str, Any] = {"affine": affine, "activation": activation}
+        if self.dilation > 1:
+            return dilated.forward(x, self.weight, dilation=self.dilation, **on_load)[0]  # type: ignore[arg-type]
+        geometry: dict[str, Any] = {"stride": self.stride, "same_padding": self.same_padding}
+        y: Tensor = depthwise.forward(x, self.weight, **on_load, **geometry)[0]
+        return y
+
     @staticmethod
     def of(step: Step, dtype: torch.dtype) -> PreparedStep:
         affine = constants_of(step, dtype)[2:].contiguous()
         convolution = step.convolution
         stride = 1 if convolution is None else convolution.stride[0]
-        made = PreparedStep(step.kind, stride, step.activation, affine, PreparedGate.of(step.gate, dtype))
+        gate = PreparedGate.of(step.gate, dtype)
+        made = PreparedStep(step.kind, stride, step.same_padding, step.dilation, step.activation, affine, gate)
         if convolution is None or step.kind == NO_CONVOLUTION:
             return made
         weight = convolution.weight.detach().to(dtype)
@@ -176,6 +190,7 @@ class PreparedChain:
                     after.affine,
                     activation=step.activation,
                     stride=after.stride,
+                    same_padding=after.same_padding,
                     y_activation=after.activation,
                     want_pool=after.gate is not None,
                 )
@@ -189,7 +204,7 @@ class PreparedChain:
                 residual = None if is_last else residual
             else:
                 if step.kind == DEPTHWISE:
-                    x = depthwise.forward(x, step.weight, affine=affine, activation=activation, stride=step.stride)[0]
+                    x = step.convolved(x, affine, activation)
                 affine, activation = step.affine, step.activation
             gate = None
             if step.gate is not None:
@@ -205,7 +220,8 @@ class PreparedChain:
 
 
 def _are_one_op(x: Tensor, step: PreparedStep, after: PreparedStep) -> bool:
-    return (step.kind, after.kind) == (POINTWISE, DEPTHWISE) and step.gate is None and can_recompute(x, "auto")
+    is_plain = step.gate is None and after.dilation == 1
+    return (step.kind, after.kind) == (POINTWISE, DEPTHWISE) and is_plain and can_recompute(x, "auto")
 
 
 class InferenceBlock(Prepared):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_PLAIN = nn.Conv2d(1, 1, 1).__dict__.keys()
 _padding: dict[tuple[Any, ...], bool] = {}
 
 
@@ -18,12 +19,16 @@ def pads_same(conv: nn.Module) -> bool:
 
     Tried on even and odd sizes, on a copy of two channels.
     """
-    if not isinstance(conv, nn.Conv2d) or type(conv).forward is nn.Conv2d.forward or conv._modules or conv.dilation != (1, 1):
+    if (
+        not isinstance(conv, nn.Conv2d)
+        or type(conv).forward is nn.Conv2d.forward
+        or conv._modules
+        or conv.dilation != (1, 1)
+    ):
         return False
-    attributes = conv.__dict__.keys() - nn.Conv2d(1, 1, 1).__dict__.keys()
+    if conv.__dict__.keys() - _PLAIN:
+        return False
     key = (type(conv), conv.kernel_size, conv.stride, str(conv.padding), conv.padding_mode)
-    if attributes:
-        return False
     if key not in _padding:
         _padding[key] = _agrees(conv)
     return _padding[key]

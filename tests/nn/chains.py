@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,17 @@ class FrozenNorm(nn.Module):
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return x * scale[:, None, None] + shift[:, None, None]
+
+
+class Conv2dSame(nn.Conv2d):
+    """Pads as TensorFlow does, written by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = []
+        for size in reversed(x.shape[2:]):
+            total = max((math.ceil(size / self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - size, 0)
+            around += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, around), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class Scale(nn.Module):
@@ -110,8 +122,10 @@ def _step(choose: random.Random, channels: int, stride: int) -> tuple[list[nn.Mo
     if choose.random() < 0.5:
         kernel = choose.choice((1, 3, 5, 7))
         own_stride = 2 if kernel > 1 and stride == 1 and choose.random() < 0.3 else 1
-        options: dict[str, Any] = {"padding": kernel // 2, "groups": channels, "bias": bias}
-        convolution = nn.Conv2d(channels, channels, kernel, own_stride, **options)
+        dilation = choose.choice((1, 1, 2)) if kernel > 1 and own_stride == 1 else 1
+        kind = choose.choice((nn.Conv2d, Conv2dSame)) if dilation == 1 else nn.Conv2d
+        options: dict[str, Any] = {"padding": kernel // 2 * dilation, "groups": channels, "bias": bias}
+        convolution = kind(channels, channels, kernel, own_stride, dilation=dilation, **options)
     else:
         outputs = choose.choice((channels, 5, 16))
         convolution = nn.Conv2d(channels, outputs, 1, bias=bias)
