@@ -117,12 +117,15 @@ def test_python_of_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not names["model"].training  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("number", range(len(blocks("fused-blocks.md", "python"))))
+FUSED = [(page, block) for page in ("fused-blocks.md", "accelerate.md") for block in blocks(page, "python")]
+
+
+@pytest.mark.parametrize("number", range(len(FUSED)))
 def test_python_of_fused_blocks(number: int) -> None:
-    block = blocks("fused-blocks.md", "python")[number]
+    page, block = FUSED[number]
     if reason := needs(block):
         pytest.skip(reason)
-    exec(compile(block, "fused-blocks.md", "exec"), {})
+    exec(compile(block, page, "exec"), {})
 
 
 def _own_model_blocks() -> list[str]:

@@ -168,6 +168,12 @@ class Search:
         if len(node.args) != 2 or not all(isinstance(value, fx.Node) for value in node.args):
             return None
         first, second = node.args
+        for scaled, factors in ((first, second), (second, first)):
+            found, of_channels = self._alone(scaled, node), self.flow.channel_factors(factors)  # type: ignore[arg-type]
+            if found is not None and found.drop is None and of_channels is not None:
+                parameter, nodes = of_channels
+                extended = self._scale(node, parameter, found)
+                return None if extended is None else extended._replace(nodes=(*extended.nodes, *self._own(nodes, node)))
         for gated, gate in ((first, second), (second, first)):
             found = self._open.get(gated)  # type: ignore[arg-type]
             if found is not None and found.residual is None and found.drop is None and found.last.gate is None:
@@ -179,6 +185,15 @@ class Search:
                     followed = found.followed(node, *attention.others, steps=(*found.chain.steps[:-1], step))
                     return followed._replace(nodes=(*followed.nodes, *attention.nodes))
         return None
+
+    @staticmethod
+    def _own(nodes: list[fx.Node], user: fx.Node) -> list[fx.Node]:
+        """Those that lead to a node alone."""
+        own = {user}
+        for node in nodes:
+            if own.issuperset(node.users):
+                own.add(node)
+        return [node for node in nodes if node in own]
 
     def _feeds_pointwise(self, node: fx.Node) -> bool:
         """Whether the only user of a node is a 1x1 convolution of a chain: the ops gate what those load."""

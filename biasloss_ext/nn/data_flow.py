@@ -129,6 +129,31 @@ class Flow:
         """The layer that a node calls."""
         return self._modules[str(node.target)] if node.op == "call_module" else None
 
+    def channel_factors(self, node: fx.Node) -> tuple[tuple[nn.Module, str], list[fx.Node]] | None:
+        """The parameter, by its module and its name there, that a node gives in a shape that multiplies the channels of a map;
+        and the nodes that lead there."""
+        nodes, shapes = [node], []
+        while self.is_call(node, (*RESHAPES, operator.getitem)) and node.args:
+            shapes.append(node)
+            node = node.args[0]  # type: ignore[assignment]
+            nodes.append(node)
+        if node.op != "get_attr":
+            return None
+        owner, _, name = str(node.target).rpartition(".")
+        parameter = self._modules[owner]._parameters.get(name)
+        if parameter is None:
+            return None
+        given = torch.empty(parameter.shape, device="meta")
+        try:
+            for shape in reversed(shapes):
+                function = getattr(given, shape.target) if shape.op == "call_method" else shape.target  # type: ignore[arg-type]
+                arguments = shape.args[1:] if shape.op == "call_method" else (given, *shape.args[1:])
+                given = function(*arguments, **shape.kwargs)  # type: ignore[operator]
+        except Exception:  # sizes that are not known before the call
+            return None
+        count = parameter.numel()
+        return ((self._modules[owner], name), nodes) if given.shape in ((count, 1, 1), (1, count, 1, 1)) else None
+
     @property
     def called(self) -> set[nn.Module]:
         """The layers that are called; all other modules are looked into."""

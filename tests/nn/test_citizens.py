@@ -20,7 +20,7 @@ from tests.nn.blocks import randomise
 
 
 class UniversalBottleneck(nn.Module):
-    """The block of MobileNetV4 by somebody else: a depthwise convolution before the expansion, one after it, and a layer scale."""
+    """The block of MobileNetV4 by somebody else: depthwise convolutions before and after the expansion, and a layer scale."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, first: int, second: int, stride: int = 1) -> None:
         super().__init__()
@@ -31,8 +31,9 @@ class UniversalBottleneck(nn.Module):
         if second:
             self.layers["middle"] = self.convolution(hidden, hidden, second, stride, hidden, nn.ReLU())
         self.layers["narrow"] = self.convolution(hidden, outputs, 1, 1, 1, None)
-        self.gamma = nn.Parameter(torch.full((outputs, 1, 1), 0.5))
         self.same = inputs == outputs and stride == 1
+        if self.same:
+            self.gamma = nn.Parameter(torch.full((outputs, 1, 1), 0.5))
 
     @staticmethod
     def convolution(
@@ -48,7 +49,7 @@ class UniversalBottleneck(nn.Module):
         h = x
         for layer in self.layers.values():
             h = layer(h)
-        return x + h if self.same else h
+        return x + h * self.gamma if self.same else h
 
 
 def network() -> nn.Sequential:

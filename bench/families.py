@@ -1,0 +1,173 @@
+"""Families of networks: how much of each `accelerate` puts on fused kernels, and what it gains; the tables of docs/accelerate.md.
+
+    python -m bench.coverage --out bench/results/coverage.json
+    python -m bench.families --out bench/results/families.json [--models NAME ...]
+    python -m bench.families --write
+
+The first two need timm and torchvision, and the second a quiet machine; the last writes the tables from their results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biasloss_ext import accelerate, optimize_for_inference
+from biasloss_ext.accelerate_command import as_data
+from biasloss_ext.benchmarks.machine import describe, versions
+from biasloss_ext.benchmarks.timing import WallClock
+from biasloss_ext.recipes.models import ready_made
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "accelerate.md"
+MODELS = (
+    "timm:mobilenetv4_conv_small",
+    "timm:mobilenetv4_conv_medium",
+    "torchvision:mnasnet1_0",
+    "timm:lcnet_100",
+    "timm:efficientnet_b0",
+    "timm:mobilenetv3_large_100",
+    "torchvision:mobilenet_v2",
+    "timm:repvit_m0_9",
+    "timm:fastvit_t8",
+    "timm:ghostnet_100",
+)
+BATCH, SIZE = 16, 224
+
+
+def measured(name: str, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a training step and of inference: eager in both layouts, accelerated, and optimized for inference."""
+    plain = ready_made(name, 1000)
+    fused = copy.deepcopy(plain)
+    report = accelerate(fused)
+    images = torch.randn(BATCH, 3, SIZE, SIZE)
+    last = images.contiguous(memory_format=torch.channels_last)
+    plain_last, fused = (m.to(memory_format=torch.channels_last) for m in (copy.deepcopy(plain), fused))  # type: ignore[call-overload]
+    training = {"contiguous": (plain, images), "channels_last": (plain_last, last), "accelerated": (fused, last)}
+    inference = {**training, "optimized": (optimize_for_inference(fused), last)}
+    for module in (plain, plain_last, fused):
+        module.eval()
+    found = {"inference": _in_turns({key: _inference(*pair) for key, pair in inference.items()}, rounds)}
+    for module in (plain, plain_last, fused):
+        module.train()
+    found["training"] = _in_turns({key: _training(*pair) for key, pair in training.items()}, rounds)
+    return {"model": name, **as_data(report), **found}
+
+
+def _in_turns(calls: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    clocks = {name: WallClock(call, torch.device("cpu")) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in clocks}
+    for _ in range(rounds):
+        for name, clock in clocks.items():
+            samples[name].append(clock.sample() * 1e3)
+    return samples
+
+
+def _inference(model: nn.Module, images: Tensor) -> Any:
+    def call(_: int) -> Tensor:
+        with torch.inference_mode():
+            scores: Tensor = model(images)
+        return scores
+
+    return call
+
+
+def _training(model: nn.Module, images: Tensor) -> Any:
+    def call(_: int) -> None:
+        model.zero_grad()
+        model(images).square().mean().backward()
+
+    return call
+
+
+def ratios(samples: dict[str, list[float]], ours: str) -> tuple[float, float, float]:
+    """Median, least and largest ratio of the faster eager layout over ours, round by round."""
+    medians = {layout: statistics.median(samples[layout]) for layout in ("contiguous", "channels_last")}
+    best = samples[min(medians, key=lambda layout: medians[layout])]
+    found = [theirs / own for theirs, own in zip(best, samples[ours], strict=True)]
+    return statistics.median(found), min(found), max(found)
+
+
+def gains(results: dict[str, Any]) -> str:
+    """The table of measured gains."""
+    lines = [
+        "| model | depthwise | 1x1 | normalizations | training step | inference, accelerated | `optimize_for_inference` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["models"]:
+        layers = [f"{kind['fused']} of {kind['total']}" for kind in row["layers"].values()]
+        pairs = (("training", "accelerated"), ("inference", "accelerated"), ("inference", "optimized"))
+        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*ratios(row[part], ours)) for part, ours in pairs]
+        lines.append(f"| {' | '.join([row['model'], *layers, *cells])} |")
+    return "\n".join([*lines, "", f"Measured on {results['machine']}: {BATCH} images of {SIZE} x {SIZE}, float32."])
+
+
+def families(coverage: list[dict[str, Any]]) -> str:
+    """The table of coverage by family."""
+    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for row in coverage:
+        groups[row["family"]].append(row)
+    lines = ["| family of timm | models | all depthwise convolutions | depthwise convolutions |", "|---|---|---|---|"]
+    total = [0, 0, 0, 0]
+    for family, rows in sorted(groups.items()):
+        full = sum(row["depthwise convolution"][0] == row["depthwise convolution"][1] for row in rows)
+        fused, of = (sum(row["depthwise convolution"][i] for row in rows) for i in (0, 1))
+        lines.append(f"| {family} | {len(rows)} | {full} | {fused} of {of} |")
+        total = [a + b for a, b in zip(total, (len(rows), full, fused, of), strict=True)]
+    return "\n".join([*lines, f"| **all** | {total[0]} | {total[1]} | {total[2]} of {total[3]} |"])
+
+
+def write() -> None:
+    """Put the tables between their marks in the page."""
+    text = PAGE.read_text()
+    tables = {
+        "gains": gains(json.loads((RESULTS / "families.json").read_text())),
+        "families": families(json.loads((RESULTS / "coverage.json").read_text())),
+    }
+    for name, table in tables.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        text = f"{before}{start}{table}\n{end}{after}"
+    PAGE.write_text(text)
+
+
+def _machine() -> str:
+    found, threads = describe(torch.device("cpu")), torch.get_num_threads()
+    return f"{found['name']}, {threads} threads, torch {versions()['torch']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file for the times")
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", action="store_true", help="write the tables of the page from committed results")
+    options = parser.parse_args()
+    if options.write:
+        write()
+        return
+    found = []
+    for name in options.models:
+        found.append(measured(name, options.rounds))
+        row = found[-1]
+        pairs = (("training", "accelerated"), ("inference", "accelerated"), ("inference", "optimized"))
+        print(
+            name,
+            *("{}: {:.2f} ({:.2f} to {:.2f})".format(ours, *ratios(row[part], ours)) for part, ours in pairs),
+            flush=True,
+        )
+    if options.out is not None:
+        options.out.write_text(json.dumps({"machine": _machine(), "models": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
