@@ -88,7 +88,7 @@ def _prepared(module: nn.Module) -> nn.Module | None:
         return None if isinstance(chain, str) else InferenceBlock(module, whole(chain, module.has_residual))
     if isinstance(module, FusedConvNormActivation):
         return None if module.objection() is not None else InferenceConvNorm(module, is_pointwise(module[0]))  # type: ignore[arg-type]
-    if not isinstance(module, FusedBlock) and not is_unit(module):
+    if isinstance(module, Prepared) or (not isinstance(module, FusedBlock) and not is_unit(module)):
         return None
     plain = module.plain if isinstance(module, FusedBlock) else module
     fold_normalizations(plain)

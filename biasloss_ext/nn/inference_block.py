@@ -229,27 +229,27 @@ class InferenceBlock(Prepared):
 
     def __init__(self, plain: nn.Module, plan: Plan) -> None:
         super().__init__(plain)
-        self.plan = plan
+        self.inference_plan = plan
         self.prepare()
 
     @torch.no_grad()
     def prepare(self) -> None:
         dtype = accumulation_dtype(next(self.plain.parameters()).dtype)
-        self.chains = [PreparedChain(planned.chain, dtype) for planned in self.plan.chains]
+        self.chains = [PreparedChain(planned.chain, dtype) for planned in self.inference_plan.chains]
 
     def forward(self, x: Tensor) -> Tensor:
         if not takes_fused_path(x, "auto", None, type(self).__name__):
             result: Tensor = self.plain(x)
             return result
-        if self.plan.adds_input is not None:
-            return self.run_chain(0, x, x if self.plan.adds_input else None)
-        assert self.plan.forward is not None
-        return self.plan.forward(self.plain, self, x)
+        if self.inference_plan.adds_input is not None:
+            return self.run_chain(0, x, x if self.inference_plan.adds_input else None)
+        assert self.inference_plan.forward is not None
+        return self.inference_plan.forward(self.plain, self, x)
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """As the functions of a plan ask for it."""
         chain = self.chains[index]
-        if residual is None or fits(x, self.plan.chains[index].chain, residual):
+        if residual is None or fits(x, self.inference_plan.chains[index].chain, residual):
             return chain(x, residual)
         return chain(x, None) + residual
 

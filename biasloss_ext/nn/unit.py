@@ -25,7 +25,7 @@ def is_unit(module: nn.Module) -> bool:
     depthwise = sum(map(is_depthwise, convolutions))
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return _is_unit_sequence(module, len(convolutions), depthwise)
-    return depthwise > 0 or len(convolutions) == 1
+    return depthwise > 0 or len(convolutions) == 1 or all(c.kernel_size == (1, 1) for c in convolutions)
 
 
 def _is_unit_sequence(module: nn.Sequential, convolutions: int, depthwise: int) -> bool:
