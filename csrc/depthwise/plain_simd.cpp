@@ -17,20 +17,24 @@ struct Tile {
 
 // In float64 every column is checked: that costs little beside its arithmetic, and leaves two of three versions to
 // compile for float32 alone.
-template <class Scalar, class Body>
+template <class Scalar, bool with_halo = true, class Body>
 inline void with_outside(bool all_inside, bool fits, const Body& body) {
   if constexpr (sizeof(Scalar) == 8) return body(Tile<Outside::any>());
   if (all_inside) return body(Tile<Outside::none>());
-  fits ? body(Tile<Outside::halo>()) : body(Tile<Outside::any>());
+  if constexpr (with_halo)
+    fits ? body(Tile<Outside::halo>()) : body(Tile<Outside::any>());
+  else
+    body(Tile<Outside::any>());
 }
 
 constexpr int64_t kStripTiles = 4;
 
-// The value of a row at a column, for all lanes of a channel vector. `inside`: the column is known to be in the map.
+// The value of a row at a column, for all lanes of a channel vector. `inside`: the column is known to be in the map, of
+// which the first column is number `first`.
 template <bool inside, class Scalar>
-inline VectorOf<Scalar> at(const Scalar* row, int64_t column, int64_t stride, int64_t width) {
+inline VectorOf<Scalar> at(const Scalar* row, int64_t column, int64_t stride, int64_t width, int64_t first = 0) {
   alignas(64) static constexpr Scalar zeros[Compute<Scalar>::lanes] = {};
-  return load(inside || uint64_t(column) < uint64_t(width) ? row + column * stride : zeros);
+  return load(inside || uint64_t(column - first) < uint64_t(width) ? row + column * stride : zeros);
 }
 
 // Rows of a map, each to be multiplied with the kernel's row `index`. Rows outside of the map are not listed.
@@ -156,8 +160,8 @@ constexpr int kGradientColumns = 7, kGradientPairs = 4;
 constexpr int kGradientColumns = 4, kGradientPairs = 2;
 #endif
 
-// Column `stride` * (group + t) + phase + shift of x meets column group + t + (distance of tap j) of dy. Where the
-// shift is 1, the first group is -1, of which the first column lies before the map.
+// Column `stride` * (group + t) + phase of x meets column group + t + (distance of tap j) of dy. Where windows are
+// shifted by 1, the columns of both maps are numbered from 1 on: it is the same ones that meet.
 template <int kernel, int stride>
 struct Meeting {
   static constexpr int padding = kernel / 2;
@@ -167,7 +171,7 @@ struct Meeting {
   static constexpr int distance(int j) { return (phase(j) + padding - j) / stride; }
 };
 
-// A row of the maps of PlainGradients.
+// A row of the maps of PlainGradients, given by their columns 0.
 template <class Scalar>
 struct GradientRow {
   MapTaps<Scalar> dy;
@@ -175,21 +179,21 @@ struct GradientRow {
   Scalar* grad_x;
 };
 
-// A tile of columns of x from `column` on, one channel vector: every value of dy is loaded once, and serves both
-// gradients.
-template <int kernel, int stride, bool want_x, bool want_weight, Outside outside, class Scalar>
+// A tile of columns of x, one channel vector: every value of dy is loaded once, and serves both gradients.
+template <int kernel, int stride, int shift, bool want_x, bool want_weight, Outside outside, class Scalar>
 inline void gradient_columns(const GradientRow<Scalar>& row, int64_t distance, const Scalar* weight, int64_t group,
-                             int64_t column, int64_t width, Scalar* grad_weight) {
+                             int64_t width, Scalar* grad_weight) {
   using Vector = VectorOf<Scalar>;
   using M = Meeting<kernel, stride>;
   constexpr int lanes = Compute<Scalar>::lanes;
+  const int64_t column = group * stride;
   Vector x[stride][M::tile], sum[stride][M::tile];
 #pragma GCC unroll 16
   for (int t = 0; t < M::tile; ++t)
 #pragma GCC unroll 2
     for (int phase = 0; phase < stride; ++phase) {
       if constexpr (want_weight)
-        x[phase][t] = at<outside != Outside::any>(row.x, column + t * stride + phase, distance, width);
+        x[phase][t] = at<outside != Outside::any>(row.x, column + t * stride + phase, distance, width, shift);
       sum[phase][t] = Vector{};
     }
   for (int64_t i = 0; i < row.dy.count; ++i) {
@@ -201,8 +205,8 @@ inline void gradient_columns(const GradientRow<Scalar>& row, int64_t distance, c
 #pragma GCC unroll 16
     for (int q = M::first; q <= M::last; ++q) {
       const bool inside = outside == Outside::none || (outside == Outside::halo && q >= 0 && q < M::tile);
-      const Vector value =
-          inside ? at<true>(in, group + q, distance, row.dy.width) : at<false>(in, group + q, distance, row.dy.width);
+      const Vector value = inside ? at<true>(in, group + q, distance, row.dy.width)
+                                  : at<false>(in, group + q, distance, row.dy.width, shift);
 #pragma GCC unroll 8
       for (int j = 0; j < kernel; ++j) {
         const int t = q - M::distance(j);
@@ -225,14 +229,19 @@ inline void gradient_columns(const GradientRow<Scalar>& row, int64_t distance, c
 #pragma GCC unroll 2
       for (int phase = 0; phase < stride; ++phase) {
         const int64_t q = column + t * stride + phase;
-        if (outside != Outside::any || uint64_t(q) < uint64_t(width)) store(row.grad_x + q * distance, sum[phase][t]);
+        const bool begun = shift == 0 || t > 0 || phase > 0 || q >= shift;
+        if (outside != Outside::any || (begun && q < width + shift)) store(row.grad_x + q * distance, sum[phase][t]);
       }
   }
 }
 
+// Inlined, so that the loops over its rows know how many there can be.
 template <int kernel, int stride, class Scalar>
-GradientRow<Scalar> gradient_row(const PlainGradients<Scalar>& maps, const Band& band, int64_t row, int64_t channel) {
+inline __attribute__((always_inline)) GradientRow<Scalar> gradient_row(const PlainGradients<Scalar>& maps,
+                                                                       const Band& band, int64_t row, int64_t channel,
+                                                                       int64_t shift) {
   GradientRow<Scalar> of_row;
+  channel -= shift * band.distance;
   const int64_t offset = row * band.width * band.distance + channel;
   of_row.x = maps.x + offset;
   of_row.grad_x = maps.grad_x == nullptr ? nullptr : maps.grad_x + offset;
@@ -246,38 +255,46 @@ GradientRow<Scalar> gradient_row(const PlainGradients<Scalar>& maps, const Band&
   return of_row;
 }
 
-template <int kernel, int stride, bool want_x, bool want_weight, class Scalar>
+template <int kernel, int stride, int shift, bool want_x, bool want_weight, class Scalar>
 void gradients_of_band(const PlainGradients<Scalar>& maps, const Scalar* weight, const Band& band,
                        const NextBand& next) {
   using M = Meeting<kernel, stride>;
   constexpr int lanes = Compute<Scalar>::lanes, taps = kernel * kernel * lanes;
-  const int64_t width = band.width, shift = stride == 1 ? 0 : band.column_shift;
-  const int64_t groups = (width + stride - 1) / stride + shift;
+  const int64_t width = band.width, groups = (width + stride - 1) / stride + shift;
   Fetching fetching(next, steps_of(band, (groups + M::tile - 1) / M::tile, lanes));
   for_each_strip<M::tile, stride, lanes>(band, groups, [&](int64_t v, int64_t channel, int64_t row, Columns columns) {
-    const auto of_row = gradient_row<kernel, stride>(maps, band, row, channel);
-    for (int64_t group = columns.begin - shift; group < columns.end - shift; group += M::tile) {
-      const int64_t column = group * stride + shift;
-      const bool fits = (stride == 1 || column >= 0) && column + M::tile * stride <= width;
+    const auto of_row = gradient_row<kernel, stride>(maps, band, row, channel, shift);
+    for (int64_t group = columns.begin; group < columns.end; group += M::tile) {
+      const bool fits = (group + M::tile) * stride <= width + shift;
       fetching.step();
-      with_outside<Scalar>(fits && group + M::first >= 0 && group + M::last < band.out_width, fits,
-                           [&](auto at_columns) {
-                             gradient_columns<kernel, stride, want_x, want_weight, at_columns.outside>(
-                                 of_row, band.distance, weight + v * taps, group, column, width,
-                                 want_weight ? maps.grad_weight + v * taps : nullptr);
-                           });
+      with_outside<Scalar, shift == 0>(
+          fits && group + M::first >= shift && group + M::last < band.out_width + shift, fits, [&](auto at_columns) {
+            gradient_columns<kernel, stride, shift, want_x, want_weight, at_columns.outside>(
+                of_row, band.distance, weight + v * taps, group, width,
+                want_weight ? maps.grad_weight + v * taps : nullptr);
+          });
     }
   });
 }
 
+template <int kernel, int stride, int shift, class Scalar>
+void wanted_gradients(const PlainGradients<Scalar>& maps, const Scalar* weight, const Band& band,
+                      const NextBand& next) {
+  if (maps.grad_weight == nullptr)
+    gradients_of_band<kernel, stride, shift, true, false>(maps, weight, band, next);
+  else if (maps.grad_x == nullptr)
+    gradients_of_band<kernel, stride, shift, false, true>(maps, weight, band, next);
+  else
+    gradients_of_band<kernel, stride, shift, true, true>(maps, weight, band, next);
+}
+
+// Compiled apart with shifted columns, but for tiles that are partly outside: what else decides about a tile would cost
+// as much as a few of its columns.
 template <int kernel, int stride, class Scalar>
 void gradients(const PlainGradients<Scalar>& maps, const Scalar* weight, const Band& band, const NextBand& next) {
-  if (maps.grad_weight == nullptr)
-    gradients_of_band<kernel, stride, true, false>(maps, weight, band, next);
-  else if (maps.grad_x == nullptr)
-    gradients_of_band<kernel, stride, false, true>(maps, weight, band, next);
-  else
-    gradients_of_band<kernel, stride, true, true>(maps, weight, band, next);
+  if constexpr (stride > 1)
+    if (band.column_shift > 0) return wanted_gradients<kernel, stride, 1>(maps, weight, band, next);
+  wanted_gradients<kernel, stride, 0>(maps, weight, band, next);
 }
 
 template <class Scalar>
