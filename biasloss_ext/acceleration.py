@@ -14,6 +14,7 @@ from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
+from biasloss_ext.nn.inference_block import Prepared
 from biasloss_ext.nn.plan import Plan, plan_of
 from biasloss_ext.nn.recognise import activation_of_norm, is_norm_with_activation
 from biasloss_ext.nn.unit import is_unit
@@ -120,7 +121,7 @@ def _candidates(model: nn.Module, prefix: str) -> Iterator[_Candidate]:
 
 def _within(parent: nn.Module, prefix: str, seen: dict[nn.Module, _Candidate | None]) -> Iterator[_Candidate]:
     for name, child in parent._modules.items():
-        if child is None:
+        if child is None or isinstance(child, Prepared):
             continue
         known = seen.get(child)
         if known is not None:  # shared
@@ -175,7 +176,8 @@ def _check_depthwise(model: nn.Module, fused_layers: set[nn.Module], reasons: di
 def _swap_depthwise(model: nn.Module, fused_layers: set[nn.Module]) -> None:
     """Put the depthwise convolutions that are left on their kernels."""
     twins: dict[nn.Module, DepthwiseConv2d] = {}
-    for parent in list(model.modules()):
+    prepared = {inner for module in model.modules() if isinstance(module, Prepared) for inner in module.modules()}
+    for parent in set(model.modules()) - prepared:
         for name, child in parent._modules.items():
             if type(child) is not nn.Conv2d or child in fused_layers or "forward" in child.__dict__:
                 continue

@@ -15,6 +15,7 @@ from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwis
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock, chain_of
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation
 from biasloss_ext.nn.fused_wrapper import FusedBlock
+from biasloss_ext.nn.inference_block import Prepared
 from biasloss_ext.nn.recognise import is_frozen_norm
 
 DEPTHWISE, POINTWISE, NORMALIZATION = "depthwise convolution", "1x1 convolution", "normalization"
@@ -163,6 +164,8 @@ def _fused_alone(module: nn.Module) -> set[nn.Module]:
         return set() if without_kernel(module) else {module}
     if isinstance(module, FusedNormActivation):
         return {module}
+    if isinstance(module, Prepared):
+        return set(module.modules())
     if isinstance(module, FusedConvNormActivation) and module.objection() is None:
         convolution = module[0]
         assert isinstance(convolution, nn.Conv2d)

@@ -96,8 +96,8 @@ class FusedBlock(NotScriptable, nn.Module):
             return result
         if plan.adds_input is not None:
             return self.run_chain(0, x, x if plan.adds_input else None)
-        assert plan.forward is not None
-        return plan.forward(self.plain, self, x)
+        assert plan.generated is not None
+        return plan.generated.forward(self.plain, self, x)
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """``drop(chain(x)) + residual``"""

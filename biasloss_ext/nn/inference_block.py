@@ -243,8 +243,8 @@ class InferenceBlock(Prepared):
             return result
         if self.inference_plan.adds_input is not None:
             return self.run_chain(0, x, x if self.inference_plan.adds_input else None)
-        assert self.inference_plan.forward is not None
-        return self.inference_plan.forward(self.plain, self, x)
+        assert self.inference_plan.generated is not None
+        return self.inference_plan.generated.forward(self.plain, self, x)
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """As the functions of a plan ask for it."""

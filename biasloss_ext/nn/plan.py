@@ -23,13 +23,29 @@ class PlannedChain(NamedTuple):
     drop: nn.Module | None
 
 
+class Generated:
+    """The function ``forward`` of a source that torch.fx wrote from a graph; unlike a function it can be pickled."""
+
+    def __init__(self, source: str, names: dict[str, Any]) -> None:
+        self.source, self.names = source, dict(names)
+        name = f"<biasloss_ext plan {next(_numbers)}>"
+        # So that tracebacks show the source, and torch.compile finds it.
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        values = dict(names)
+        exec(compile(source, name, "exec"), values)
+        self.forward: Callable[[nn.Module, Any, Tensor], Tensor] = values["forward"]
+
+    def __reduce__(self) -> Any:
+        return Generated, (self.source, self.names)
+
+
 class Plan(NamedTuple):
     """What is known of a module.
 
     Attributes:
         chains: of the module, in order.
         adds_input: for a module that is one chain and nothing else, whether its input is added to the result; None for others.
-        forward: for the others, the function (module, owner, x) that computes the module; it asks ``owner.run_chain`` for the
+        generated: for the others, the function (module, owner, x) that computes the module; it asks ``owner.run_chain`` for the
             results of the chains.
         bypassed: modules that are looked into, and so never called.
         reasons: why layers are in no chain, by layer.
@@ -37,7 +53,7 @@ class Plan(NamedTuple):
 
     chains: tuple[PlannedChain, ...]
     adds_input: bool | None
-    forward: Callable[[nn.Module, Any, Tensor], Tensor] | None
+    generated: Generated | None
     bypassed: tuple[nn.Module, ...]
     reasons: dict[nn.Module, str]
 
@@ -70,8 +86,8 @@ def plan_of(module: nn.Module) -> Plan | str:
     bypassed = tuple(m for m in module.modules() if m is not module and m not in called and m not in inner | in_chains)
     reasons = {layer: reason for layer, reason in search.reasons.items() if layer not in in_chains}
     adds_input = _of_whole(flow, found)
-    forward = None if adds_input is not None else _compiled(flow, found)
-    return Plan(chains, adds_input, forward, bypassed, reasons)
+    generated = None if adds_input is not None else _compiled(flow, found)
+    return Plan(chains, adds_input, generated, bypassed, reasons)
 
 
 def whole(chain: Chain, adds_input: bool) -> Plan:
@@ -94,7 +110,7 @@ def run_chain(owner: Any, index: int, x: Tensor, residual: Tensor | None = None)
     return result
 
 
-def _compiled(flow: Flow, found: list[FoundChain]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _compiled(flow: Flow, found: list[FoundChain]) -> Generated:
     """The function of a graph in which each chain is one call."""
     graph = fx.Graph()
     of_node: dict[fx.Node, fx.Node] = {}
@@ -111,13 +127,7 @@ def _compiled(flow: Flow, found: list[FoundChain]) -> Callable[[nn.Module, Any, 
         elif node not in inner:
             of_node[node] = graph.node_copy(node, lambda n: of_node[n])
     code = graph.python_code("self")
-    name = f"<biasloss_ext plan {next(_numbers)}>"
-    # So that tracebacks show the source, and torch.compile finds it.
-    linecache.cache[name] = (len(code.src), None, code.src.splitlines(True), name)
-    values = dict(code.globals)
-    exec(compile(code.src, name, "exec"), values)  # written by torch.fx, from a graph that it traced
-    forward: Callable[[nn.Module, Any, Tensor], Tensor] = values["forward"]
-    return forward
+    return Generated(code.src, code.globals)
 
 
 def fits(x: Tensor, chain: Chain, residual: Tensor) -> bool:

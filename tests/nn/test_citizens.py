@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -162,6 +163,21 @@ def test_averaged_shared_and_functional() -> None:
         )
     shared = nn.Sequential(plain[0], plain[1], plain[3], plain[3], *plain[5:])
     assert_same(accelerated(shared), shared)
+
+
+def test_inference_copies_of_partly_fused_blocks_can_be_pickled() -> None:
+    class Split(UniversalBottleneck):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).roll(1, 1)
+
+    globals()["Split"] = Split  # where pickle looks for it
+    Split.__qualname__ = "Split"
+    plain = nn.Sequential(Split(8, 16, 8, 3, 5), nn.Identity()).double().eval()
+    optimized = optimize_for_inference(plain)
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        for twin in (optimized, pickle.loads(pickle.dumps(optimized)), copy.deepcopy(optimized)):
+            torch.testing.assert_close(twin(x), plain(x), rtol=1e-8, atol=1e-8)
 
 
 def test_a_parametrized_layer_is_called() -> None:
