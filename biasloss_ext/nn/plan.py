@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import linecache
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -36,7 +38,13 @@ class Generated:
         self.forward: Callable[[nn.Module, Any, Tensor], Tensor] = values["forward"]
 
     def __reduce__(self) -> Any:
-        return Generated, (self.source, self.names)
+        modules = {name: value.__name__ for name, value in self.names.items() if isinstance(value, ModuleType)}
+        others = {name: value for name, value in self.names.items() if name not in modules}
+        return _generated, (self.source, others, modules)
+
+
+def _generated(source: str, names: dict[str, Any], modules: dict[str, str]) -> Generated:
+    return Generated(source, {**names, **{name: importlib.import_module(module) for name, module in modules.items()}})
 
 
 class Plan(NamedTuple):
