@@ -15,3 +15,4 @@ FAMILIES = (
 # Importing an op declares it, so that whoever asks for the ops finds all of them.
 for _family in FAMILIES:
     importlib.import_module(f"biasloss_ext.ops.{_family}.op")
+importlib.import_module("biasloss_ext.ops.flops").register()

@@ -11,6 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from biasloss_ext import accelerate
 from biasloss_ext.models import skipblocknet_xs
+from biasloss_ext.nn import DepthwiseConv2d
+from biasloss_ext.ops.flops import FORMULAS
+from biasloss_ext.ops.registry import OPS
 from tests.nn import lookalikes
 
 
@@ -75,3 +78,24 @@ def test_operations_are_counted(networks: tuple[nn.Module, nn.Module]) -> None:
             model(IMAGES)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_of_a_depthwise_convolution_are_counted(stride: int) -> None:
+    """Forward as PyTorch's; backward twice that. PyTorch counts the gradient of a grouped weight as if it were not grouped."""
+    counts = []
+    for kind in (nn.Conv2d, DepthwiseConv2d):
+        layer = kind(16, 16, 5, stride, 2, groups=16)
+        x = torch.randn(2, 16, 9, 7, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            out = layer(x)
+            counts.append(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counts[0] == counts[1] > 0
+    assert counter.get_total_flops() == 2 * counts[1]
+
+
+def test_operations_of_every_op_with_convolutions_have_a_formula() -> None:
+    convolving = {name for name in OPS if "pointwise" in name or "depthwise" in name}
+    assert convolving == set(FORMULAS)

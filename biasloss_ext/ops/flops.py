@@ -1,0 +1,78 @@
+"""Floating-point operations of the ops, for `torch.utils.flop_counter.FlopCounterMode`: two per multiply-add of the convolutions
+that an op stands for, as PyTorch counts its own; what kernels recompute, activations and normalizations count nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.flop_counter import register_flop_formula
+
+from biasloss_ext.ops.registry import OPS
+
+Shape = tuple[int, ...]
+
+
+def _positions(shape: Shape, stride: int = 1) -> int:
+    samples, _, height, width = shape
+    return samples * -(-height // stride) * -(-width // stride)
+
+
+def _depthwise(x: Shape, weight: Shape, *_: Any, stride: int = 1, **__: Any) -> int:
+    channels, _one, height, width = weight
+    return 2 * _positions(x, stride) * channels * height * width
+
+
+def _depthwise_backward(
+    x: Shape, weight: Shape, *_: Any, stride: int = 1, want_x: bool = True, want_weight: bool = True, **__: Any
+) -> int:
+    return (want_x + want_weight) * _depthwise(x, weight, stride=stride)
+
+
+def _pointwise(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * _positions(x) * weight[0] * weight[1]
+
+
+def _pointwise_backward(
+    grad: Shape, x: Shape, weight: Shape, *_: Any, want_x: bool = True, want_weight: bool = True, **__: Any
+) -> int:
+    return (want_x + want_weight) * _pointwise(x, weight)
+
+
+def _expand_depthwise(
+    x: Shape, expand: Shape, affine: Shape, weight: Shape, *_: Any, stride: int = 1, **__: Any
+) -> int:
+    return _pointwise(x, expand) + _depthwise(x, weight, stride=stride)
+
+
+def _expand_depthwise_backward(
+    x: Shape,
+    mean: Shape,
+    expand: Shape,
+    affine: Shape,
+    moments: Shape,
+    weight: Shape,
+    *_: Any,
+    stride: int = 1,
+    **__: Any,
+) -> int:
+    return 2 * _expand_depthwise(x, expand, affine, weight, stride=stride)
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    "depthwise": _depthwise,
+    "depthwise_backward": _depthwise_backward,
+    "pointwise": _pointwise,
+    "pointwise_backward": _pointwise_backward,
+    "expand_depthwise": _expand_depthwise,
+    "expand_depthwise_activate": _expand_depthwise,
+    "expand_depthwise_backward": _expand_depthwise_backward,
+}
+
+
+def register() -> None:
+    """Tell PyTorch's counter; once."""
+    for name, formula in FORMULAS.items():
+        for overload in (OPS[name].native, OPS[name].triton):
+            if overload is not None:
+                register_flop_formula(overload._overloadpacket)(formula)
