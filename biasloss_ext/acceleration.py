@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -66,9 +66,11 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
         if replacement is not candidate.module:
             for parent, name in candidate.places:
                 parent._modules[name] = replacement
-    for module in model.modules():
+    for module in list(model.modules()):
         if isinstance(module, FUSED):
             module.fused = fused
+        elif callable(getattr(module, "fuse_model", None)):
+            module.__dict__["fuse_model"] = _refuse_fuse_model
     return Report(entries, layers_of(model, reasons))
 
 
@@ -79,6 +81,13 @@ def _check_kind(model: nn.Module) -> None:
         )
     if "_orig_mod" in model._modules:
         raise ValueError("the model is compiled already; accelerate it first, then torch.compile it")
+
+
+def _refuse_fuse_model(*_: object, **__: object) -> NoReturn:
+    """In the place of a method of torchvision's quantizable models, which would silently leave most blocks as they are."""
+    raise RuntimeError(
+        "fuse_model() looks for the classes of blocks that accelerate() has replaced: call it before accelerate()"
+    )
 
 
 class _Candidate(NamedTuple):

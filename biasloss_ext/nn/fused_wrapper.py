@@ -87,17 +87,22 @@ class FusedBlock(NotScriptable, nn.Module):
 
     _make_plans._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, which imports much
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        if len(arguments) != 1 or options or not hasattr(arguments[0], "dim"):  # a stand-in of a tensor is one
+            return self._forward_plain(*arguments, **options)
+        (x,) = arguments
         plan = self.plan()
         objection = plan if isinstance(plan, str) else plan.objection()
         if not takes_fused_path(x, self.fused, objection, type(self.plain).__name__) or isinstance(plan, str):
-            self.plain.training = self.training
-            result: Tensor = type(self.plain).forward(self.plain, x)
-            return result
+            return self._forward_plain(x)
         if plan.adds_input is not None:
             return self.run_chain(0, x, x if plan.adds_input else None)
         assert plan.generated is not None
         return plan.generated.forward(self.plain, self, x)
+
+    def _forward_plain(self, *arguments: Any, **options: Any) -> Any:
+        self.plain.training = self.training
+        return type(self.plain).forward(self.plain, *arguments, **options)
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """``drop(chain(x)) + residual``"""

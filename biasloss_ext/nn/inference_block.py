@@ -237,10 +237,12 @@ class InferenceBlock(Prepared):
         dtype = accumulation_dtype(next(self.plain.parameters()).dtype)
         self.chains = [PreparedChain(planned.chain, dtype) for planned in self.inference_plan.chains]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        if len(arguments) != 1 or options or not hasattr(arguments[0], "dim"):  # a stand-in of a tensor is one
+            return self.plain(*arguments, **options)
+        (x,) = arguments
         if not takes_fused_path(x, "auto", None, type(self).__name__):
-            result: Tensor = self.plain(x)
-            return result
+            return self.plain(x)
         if self.inference_plan.adds_input is not None:
             return self.run_chain(0, x, x if self.inference_plan.adds_input else None)
         assert self.inference_plan.generated is not None

@@ -180,6 +180,23 @@ def test_inference_copies_of_partly_fused_blocks_can_be_pickled() -> None:
             torch.testing.assert_close(twin(x), plain(x), rtol=1e-8, atol=1e-8)
 
 
+def test_blocks_that_take_something_else_than_one_map() -> None:
+    """Maps by name, as the head of LRASPP takes them, and an argument by its keyword."""
+
+    class Named(UniversalBottleneck):
+        def forward(self, maps: Any) -> Tensor:
+            return super().forward(maps["low"] if isinstance(maps, dict) else maps)
+
+    plain = nn.Sequential(Named(8, 16, 8, 3, 5), nn.Identity()).double().eval()
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        expected = plain(x)
+        for model in (accelerated(plain), optimize_for_inference(plain)):
+            torch.testing.assert_close(model({"low": x}), expected)
+            torch.testing.assert_close(model[0](maps=x), expected)  # type: ignore[index, operator]
+            torch.testing.assert_close(model(x), expected)
+
+
 def test_a_parametrized_layer_is_called() -> None:
     plain = network()
     parametrizations.weight_norm(plain[1].layers["middle"][0])  # type: ignore[index, union-attr]
@@ -248,6 +265,19 @@ def test_modules_fused_in_place_by_torch() -> None:
     torch.ao.quantization.fuse_modules(model, names, inplace=True)
     with torch.no_grad():
         torch.testing.assert_close(model(images().float()), plain(images().float()), rtol=1e-4, atol=1e-4)
+
+
+def test_fuse_model_of_quantizable_models_is_refused() -> None:
+    class Quantizable(nn.Sequential):
+        def fuse_model(self) -> None:
+            """Looks for blocks by their exact class."""
+
+    plain = Quantizable(*network())
+    plain.fuse_model()
+    model = accelerated(plain)
+    for twin in (model, copy.deepcopy(model)):
+        with pytest.raises(RuntimeError, match=r"call it before accelerate\(\)"):
+            twin.fuse_model()  # type: ignore[operator]
 
 
 def test_dynamic_quantization() -> None:
