@@ -129,9 +129,9 @@ def _element_size(pointers: Any) -> int:
 def count_step(batch: int, size: int) -> dict[str, Bytes]:
     """One training step on the kernels that a GPU would take; depthwise convolutions run as plain PyTorch."""
     from biasloss_ext.models import skipblocknet_m
-    from biasloss_ext.nn import fused_block
+    from biasloss_ext.nn import fused_chain
 
-    fused_block._why_no_kernels = lambda device: None  # type: ignore[assignment]
+    fused_chain._why_no_kernels = lambda device: None  # type: ignore[assignment]
     backends._fastest = lambda op, _: "triton" if "triton" in backends.BACKENDS_OF[op] else "reference"
     torch.manual_seed(0)
     model = skipblocknet_m(1000, drop_rate=0.0, fused=True, return_features="variance")

@@ -57,7 +57,7 @@ def _ours(workload: Workload, x: Tensor, gradient: Tensor, parameters: Parameter
         _, affine = composition.statistics_of(workload, x, parameters)
         y, _ = op.forward(x, expand, affine, weight, activation=ACTIVATION, stride=stride)
         return (y,)
-    # As in `nn.block_function`, where the formulas are.
+    # As in `nn.chain_function`, where the formulas are.
     matrix, count = expand.flatten(1), x.numel() // x.shape[1]
     mean_x, gram = op.gram(x)
     weight_gram, moments = op.product(x, mean_x, gram, matrix, matrix @ gram)

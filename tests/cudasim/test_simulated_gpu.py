@@ -152,7 +152,7 @@ def test_networks_on_simulated_kernels_and_interpreted_triton(library: Path) -> 
 def test_replayed_blocks(library: Path) -> None:
     pytest.importorskip("triton")
     environment = {**variables(library), "TRITON_INTERPRET": "1"}
-    files = "tests/triton_interpreter/test_block_replay.py"
+    files = "tests/triton_interpreter/test_chain_replay.py"
     run_tests(files, f"--whole={Path(files).name}", "--fill-with-nan", environment=environment)
 
 
