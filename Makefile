@@ -40,7 +40,7 @@ test-integrations:
 	$(VENV)-integrations/bin/pip install -q torch torchvision timm
 	$(VENV)-integrations/bin/pip install -q 'setuptools>=77' wheel ninja pybind11
 	$(VENV)-integrations/bin/pip install -q --no-build-isolation -e '.[train,dev]'
-	$(VENV)-integrations/bin/python -m pytest tests/models tests/recipes tests/nn tests/test_acceleration.py tests/test_docs.py
+	$(VENV)-integrations/bin/python -m pytest tests/models tests/recipes tests/nn tests/test_acceleration.py tests/test_families.py tests/test_docs.py
 
 $(VENV)/.environment: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

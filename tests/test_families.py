@@ -138,3 +138,58 @@ def test_results_are_the_plain_models(name: str) -> None:
         # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
         scale = max(truth.abs().max().item(), 1e-3 * largest)
         torch.testing.assert_close(value, truth, rtol=0, atol=1e-6 * scale if math.isfinite(scale) else 0)
+
+
+@pytest.mark.parametrize("location", ["bottleneck", "expansion"])
+def test_feature_maps_of_timm(location: str) -> None:
+    """Those within a block are taken by hooks, for which it runs its plain layers."""
+    options = {"features_only": True, "feature_location": location}
+    model = timm.create_model("efficientnet_b0", **options).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        accelerate(model)
+        found = model(x)
+    assert len(found) == len(expected) == 5
+    for ours, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_feature_maps_of_torchvision() -> None:
+    model = torchvision.models.mobilenet_v3_small().eval()
+    accelerate(model)
+    extract = torchvision.models.feature_extraction.create_feature_extractor(
+        model, {"features.3": "a", "features.12": "b"}
+    )
+    assert {name: tuple(found.shape) for name, found in extract(torch.randn(1, 3, 64, 64)).items()} == {
+        "a": (1, 24, 8, 8),
+        "b": (1, 576, 2, 2),
+    }
+
+
+def test_quantizable_models_are_fused_before() -> None:
+    model = torchvision.models.quantization.mobilenet_v2(quantize=False).eval()
+    accelerate(model)
+    with pytest.raises(RuntimeError, match=r"call it before accelerate\(\)"):
+        model.fuse_model()
+
+
+DENSE = {
+    "segmentation": ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"),
+    "detection": ("ssdlite320_mobilenet_v3_large",),
+}
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, names in DENSE.items() for name in names])
+def test_dilated_backbones_and_heads(task: str, name: str) -> None:
+    torch.manual_seed(0)
+    builder = getattr(getattr(torchvision.models, task), name)
+    model = builder(weights=None, weights_backbone=None).eval()
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = model(x)
+        report = accelerate(model)
+        found = model(x)
+    assert report.count(DEPTHWISE).fused == report.count(DEPTHWISE).total, report
+    if task == "segmentation":
+        torch.testing.assert_close(found["out"], expected["out"], rtol=1e-3, atol=1e-4)
