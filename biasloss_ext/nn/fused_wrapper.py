@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,39 @@ from biasloss_ext.nn.plan import Plan, fits, plan_of
 from biasloss_ext.nn.scripting import NotScriptable
 
 _OWN = ("plain", "fused", "training")
-_Tree = list[tuple[nn.Module, type[nn.Module], tuple[nn.Module | None, ...]]]
+MOST_PLANS = 16  # of one block; modules that are in other modes than ever begin anew
+_SETTINGS = {bool, int, float, str, type(None)}
+_Modes = tuple[bool, ...]
+
+
+class _Node(NamedTuple):
+    """A module of the tree as it was when plans were made. Of layers without inner ones the settings do not matter: they are
+    called, or looked at in each call."""
+
+    module: nn.Module
+    kind: type[nn.Module]
+    inner: tuple[nn.Module | None, ...]
+    settings: list[tuple[str, Any]]
+
+    def holds(self) -> bool:
+        module, inner = self.module, self.inner
+        if type(module) is not self.kind or tuple(module._modules.values()) != inner:
+            return False
+        return not inner or _settings_of(module) == self.settings
+
+
+_Tree = list[_Node]
+
+
+def _settings_of(module: nn.Module) -> list[tuple[str, Any]]:
+    """Attributes that code may decide by; the mode has its own plans."""
+    return [(n, v) for n, v in module.__dict__.items() if v.__class__ in _SETTINGS and n != "training"]
+
+
+def _tree_of(module: nn.Module) -> _Tree:
+    return [
+        _Node(m, type(m), tuple(m._modules.values()), _settings_of(m) if m._modules else []) for m in module.modules()
+    ]
 
 
 class FusedBlock(NotScriptable, nn.Module):
@@ -34,7 +66,7 @@ class FusedBlock(NotScriptable, nn.Module):
         self.__dict__.update(plain.__dict__)
         self.__dict__.update(plain=plain, fused=fused)  # no child: it has the children
         self._forget_plans()
-        self._make_plans()
+        self.plan()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -59,31 +91,39 @@ class FusedBlock(NotScriptable, nn.Module):
         self._forget_plans()
 
     def _forget_plans(self) -> None:
-        tree = [(module, type(module), tuple(module._modules.values())) for module in self.plain.modules()]
-        self.__dict__.update(_tree=tree, _plans={})
+        self.__dict__.update(_tree=_tree_of(self.plain), _plans={})
 
     def plan(self) -> Plan | str:
-        """How the module is computed as it is now: layers may have been exchanged, or converted to another class."""
+        """How the module is computed as it is now: layers may have been exchanged or converted to another class, and settings
+        that its code asks for may have changed."""
         tree: _Tree = self.__dict__["_tree"]
         # A compiler guards the modules itself.
-        if not torch.compiler.is_compiling() and any(
-            type(module) is not kind or tuple(module._modules.values()) != inner for module, kind, inner in tree
-        ):
+        if not torch.compiler.is_compiling() and not all(node.holds() for node in tree):
             self._forget_plans()
-        plans: dict[bool, Plan | str] = self.__dict__["_plans"]
-        if self.training not in plans:
-            self._make_plans()
-        return plans[self.training]
+            tree = self.__dict__["_tree"]
+        modes = (self.training, *[node.module.training for node in tree[1:] if node.inner])
+        plans: dict[_Modes, Plan | str] = self.__dict__["_plans"]
+        if modes not in plans:
+            self._make_plans(modes)
+        return plans[modes]
 
-    def _make_plans(self) -> None:
-        """For both modes, which its code may ask for, before a compiler follows the calls."""
-        modes = [(module, module.training) for module in self.plain.modules()]
-        for training in (True, False):
-            for module, _ in modes:
+    def _make_plans(self, modes: _Modes) -> None:
+        """For these modes of the modules that are looked into, whose code may ask for them; and at first for training and
+        evaluation as wholes, before a compiler follows the calls."""
+        looked_into = [node.module for node in self.__dict__["_tree"] if node.inner]
+        before = [module.training for module in looked_into]
+        plans: dict[_Modes, Plan | str] = self.__dict__["_plans"]
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        wanted = {modes} if plans else {modes, (True,) * len(modes), (False,) * len(modes)}
+        try:
+            for each in wanted:
+                for module, training in zip(looked_into, each, strict=True):
+                    module.training = training
+                plans[each] = plan_of(self.plain)
+        finally:
+            for module, training in zip(looked_into, before, strict=True):
                 module.training = training
-            self.__dict__["_plans"][training] = plan_of(self.plain)
-        for module, mode in modes:
-            module.training = mode
 
     _make_plans._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, which imports much
 
@@ -106,7 +146,8 @@ class FusedBlock(NotScriptable, nn.Module):
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """``drop(chain(x)) + residual``"""
-        plan: Plan = self.__dict__["_plans"][self.training]
+        plan = self.plan()
+        assert isinstance(plan, Plan)
         chain, drop = plan.chains[index]
         drops = drop is not None and drop.training and type(drop) is not nn.Identity
         if residual is None or (not drops and fits(x, chain, residual)):

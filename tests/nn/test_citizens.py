@@ -197,6 +197,45 @@ def test_blocks_that_take_something_else_than_one_map() -> None:
             torch.testing.assert_close(model(x), expected)
 
 
+class Deciding(UniversalBottleneck):
+    """Its code asks for settings, its own and those of a module within."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 16, 8, 3, 5)
+        self.within = nn.Sequential(nn.Identity())
+        self.within.factor = 1  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x) * self.within.factor  # type: ignore[operator]
+        return y * 3 if self.within.training else y
+
+
+def test_settings_that_change_later_are_seen() -> None:
+    """Also those of modules within, and through the block that was replaced."""
+    plain = nn.Sequential(Deciding(), nn.Identity()).double().eval()
+    model = accelerated(plain)
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+
+    def change(made: nn.Sequential, number: int) -> None:
+        block: Any = made[0]
+        if number == 1:
+            block.within.train()
+        elif number == 2:
+            block.within.factor = 5
+        elif number == 3:
+            getattr(block, "plain", block).same = False
+        elif number == 4:
+            block.train()
+        else:
+            block.eval()
+
+    with torch.no_grad():
+        for number in range(6):
+            for made in (plain, model):
+                change(made, number)  # type: ignore[arg-type]
+            torch.testing.assert_close(model(x), plain(x), msg=lambda m, n=number: f"change {n}: {m}")
+
+
 def test_a_parametrized_layer_is_called() -> None:
     plain = network()
     parametrizations.weight_norm(plain[1].layers["middle"][0])  # type: ignore[index, union-attr]
