@@ -16,7 +16,7 @@ from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, ChainFunction, 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.tracing import exporting
+from biasloss_ext.ops.tracing import exporting, transformed
 
 Fused = Literal["auto", True, False]
 
@@ -53,7 +53,10 @@ def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) 
     """
     if fused is False or objection is not None or exporting(x) or _has_any_global_hook():
         return False
-    reason = why_not_here(x)
+    if not torch.compiler.is_compiling() and transformed(x):
+        reason: str | None = "the fused ops have no torch.func transforms and no forward-mode derivatives"
+    else:
+        reason = why_not_here(x)
     if reason is not None and fused is True:
         raise RuntimeError(f"{name}(fused=True) cannot run here: {reason}; fused='auto' takes the plain layers instead")
     return reason is None

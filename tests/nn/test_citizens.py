@@ -236,6 +236,36 @@ def test_settings_that_change_later_are_seen() -> None:
             torch.testing.assert_close(model(x), plain(x), msg=lambda m, n=number: f"change {n}: {m}")
 
 
+def test_transforms_of_torch_func() -> None:
+    """On the plain layers; refused where fused ones are asked for."""
+    plain = network().eval()
+    model = accelerated(plain)
+    buffers = dict(plain.named_buffers())
+
+    def loss(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        scores: Tensor = torch.func.functional_call(module, (parameters, buffers), (x,))
+        return scores.square().sum()
+
+    def transformed(module: nn.Module) -> list[Tensor]:
+        parameters, x = dict(module.named_parameters()), images()
+        gradients = torch.func.grad(lambda p: loss(module, p, x))(parameters)
+        of_samples = torch.func.vmap(torch.func.grad(lambda p, image: loss(module, p, image[None])), in_dims=(None, 0))(
+            parameters, x
+        )
+        derivative = torch.func.jvp(lambda image: module(image), (x,), (x,))[1]
+        return [*gradients.values(), *of_samples.values(), derivative]
+
+    for ours, expected in zip(transformed(model), transformed(plain), strict=True):
+        torch.testing.assert_close(ours, expected)
+    for module in model.modules():
+        if isinstance(module, FusedBlock):
+            module.fused = True
+    with pytest.raises(
+        RuntimeError, match=r"\(fused=True\) cannot run here: the fused ops have no torch.func transforms"
+    ):
+        transformed(model)
+
+
 def test_a_parametrized_layer_is_called() -> None:
     plain = network()
     parametrizations.weight_norm(plain[1].layers["middle"][0])  # type: ignore[index, union-attr]
