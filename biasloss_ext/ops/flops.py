@@ -3,10 +3,11 @@ that an op stands for, as PyTorch counts its own; what kernels recompute, activa
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from typing import Any
-
-from torch.utils.flop_counter import register_flop_formula
 
 from biasloss_ext.ops.registry import OPS
 
@@ -70,8 +71,38 @@ FORMULAS: dict[str, Callable[..., int]] = {
 }
 
 
+COUNTER = "torch.utils.flop_counter"
+
+
+class _WhenImported(MetaPathFinder):
+    """Registers the formulas once the counter's module is imported, which itself imports much."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: Any) -> None:
+                execute(module)
+                _register()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
 def register() -> None:
-    """Tell PyTorch's counter; once."""
+    """Tell PyTorch's counter, now or when it is imported."""
+    if COUNTER in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _WhenImported())
+
+
+def _register() -> None:
+    register_flop_formula = sys.modules[COUNTER].register_flop_formula
     for name, formula in FORMULAS.items():
         for overload in (OPS[name].native, OPS[name].triton):
             if overload is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -99,3 +101,17 @@ def test_operations_of_a_depthwise_convolution_are_counted(stride: int) -> None:
 def test_operations_of_every_op_with_convolutions_have_a_formula() -> None:
     convolving = {name for name in OPS if "pointwise" in name or "depthwise" in name}
     assert convolving == set(FORMULAS)
+
+
+@pytest.mark.parametrize("first", ["import biasloss_ext", "import torch.utils.flop_counter"])
+def test_formulas_are_known_whatever_is_imported_first(first: str) -> None:
+    script = (
+        f"{first}\n"
+        "import torch\n"
+        "from biasloss_ext.nn import DepthwiseConv2d\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    DepthwiseConv2d(8, 8, 3, padding=1, groups=8)(torch.randn(1, 8, 4, 4))\n"
+        "assert counter.get_total_flops() == 2 * 16 * 8 * 9, counter.get_total_flops()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
