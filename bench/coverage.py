@@ -37,7 +37,7 @@ def coverage(name: str) -> dict[str, Any] | None:
     reasons = {reason: sum(layer.kind == DEPTHWISE for layer in layers) for reason, layers in report.reasons().items()}
     return {
         "model": name,
-        "family": timm.models.model_family(name) if hasattr(timm.models, "model_family") else name.split("_")[0],
+        "family": timm.models.model_entrypoint(name).__module__.rpartition(".")[2],
         **{kind: list(report.count(kind)) for kind in KINDS},
         "left": {reason: number for reason, number in reasons.items() if number},
     }
