@@ -11,14 +11,9 @@ from biasloss_ext.nn.fold import fold_normalizations, reparameterize
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, chain_of
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.inference_block import (
-    InferenceBlock,
-    InferenceConvNorm,
-    InferenceSkipBlock,
-    Prepared,
-    refuse_state_dict,
-)
+from biasloss_ext.nn.inference_block import InferenceBlock, InferenceConvNorm, InferenceSkipBlock
 from biasloss_ext.nn.plan import Plan, plan_of, whole
+from biasloss_ext.nn.prepared import Prepared, refuse_state_dict
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.unit import is_unit
 

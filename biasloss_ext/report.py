@@ -15,7 +15,7 @@ from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwis
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock, chain_of
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation
 from biasloss_ext.nn.fused_wrapper import FusedBlock
-from biasloss_ext.nn.inference_block import Prepared
+from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.nn.recognise import is_frozen_norm
 
 DEPTHWISE, POINTWISE, NORMALIZATION = "depthwise convolution", "1x1 convolution", "normalization"

@@ -88,6 +88,16 @@ def test_optimizing_twice_changes_nothing(name: str) -> None:
     assert_same(copy.deepcopy(once), once)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_converted_network_computes_what_it_did(name: str) -> None:
+    """Conversion prepares everything again, from the layers as they were."""
+    once = optimize_for_inference(MODELS[name]())
+    with torch.no_grad():
+        expected = once(IMAGES)
+        torch.testing.assert_close(once.double()(IMAGES.double()).float(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(once.float()(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_optimized_network_can_be_pickled() -> None:
     optimized = optimize_for_inference(network())
     assert_same(pickle.loads(pickle.dumps(optimized)), optimized)

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biasloss_ext.nn.activations import FORMS_OF_GELU
+from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.ops import maps
 
 
@@ -58,7 +59,8 @@ SIZES = ("size", getattr, operator.getitem)
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return not module._modules or isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
+        leaf = not module._modules or isinstance(module, _BatchNorm | Prepared)
+        return leaf or super().is_leaf_module(module, name)
 
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]

@@ -12,6 +12,7 @@ from biasloss_ext.nn.chain_search import Search
 from biasloss_ext.nn.data_flow import Flow, Unfamiliar
 from biasloss_ext.nn.fused_chain import constants_of
 from biasloss_ext.nn.padding import pads_same
+from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.nn.recognise import norm_of
 from biasloss_ext.ops.library import accumulation_dtype
 
@@ -48,8 +49,9 @@ def _merged(model: nn.Module, merge: Any) -> nn.Module:
 
 
 def fold_normalizations(module: nn.Module) -> None:
-    """Fold those that follow a convolution which is in no chain; in all that torch.fx can follow, from the outside in."""
-    if "forward" in module.__dict__ or not module._modules or getattr(module, "is_prepared", False):
+    """Fold those that follow a convolution which is in no chain; in all that torch.fx can follow, from the outside in. What is
+    prepared holds tensors made of its layers, which therefore stay as they are."""
+    if "forward" in module.__dict__ or not module._modules or isinstance(module, Prepared):
         return
     try:
         flow = Flow(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, G
 from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
 from biasloss_ext.nn.plan import Plan, fits
 from biasloss_ext.nn.pooling import average_to
-from biasloss_ext.nn.scripting import NotScriptable
+from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.depthwise import dilated
@@ -52,42 +51,6 @@ def constant_affine(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a normalization without running statistics cannot be folded: track_running_stats is False")
     return batch_norm.constant_statistics(norm, dtype)[2:].contiguous()
-
-
-def refuse_state_dict(*_: Any) -> None:
-    """Also as a hook, before anything is loaded."""
-    raise RuntimeError(
-        "a model from optimize_for_inference takes no state_dict, since its tensors are prepared from it: load it into the model "
-        "that this one was made of, and optimize that again"
-    )
-
-
-class Prepared(NotScriptable, nn.Module):
-    """Runs `plain` from tensors that are made of it once, and again whenever it is moved or converted.
-
-    `plain` is a child; where no kernels can run it runs itself.
-    """
-
-    def __init__(self, plain: nn.Module) -> None:
-        super().__init__()
-        self.plain = plain
-        self.train(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        moved = super()._apply(fn, recurse)
-        self.prepare()
-        return moved
-
-    def prepare(self) -> None:
-        raise AssertionError("each kind has its own")
-
-    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
-        refuse_state_dict()
-
-    def train(self, mode: bool = True) -> Any:
-        if mode:
-            raise RuntimeError("a model from optimize_for_inference cannot be trained; train the one it was made of")
-        return super().train(False)
 
 
 class PreparedGate(NamedTuple):

@@ -1,0 +1,46 @@
+"""What the modules of `optimize_for_inference` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from biasloss_ext.nn.scripting import NotScriptable
+
+
+def refuse_state_dict(*_: Any) -> None:
+    """Also as a hook, before anything is loaded."""
+    raise RuntimeError(
+        "a model from optimize_for_inference takes no state_dict, since its tensors are prepared from it: load it into the model "
+        "that this one was made of, and optimize that again"
+    )
+
+
+class Prepared(NotScriptable, nn.Module):
+    """Runs `plain` from tensors that are made of it once, and again whenever it is moved or converted.
+
+    `plain` is a child; where no kernels can run it runs itself.
+    """
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+        self.train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)
+        self.prepare()
+        return moved
+
+    def prepare(self) -> None:
+        raise AssertionError("each kind has its own")
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
+        refuse_state_dict()
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            raise RuntimeError("a model from optimize_for_inference cannot be trained; train the one it was made of")
+        return super().train(False)
