@@ -3,13 +3,12 @@ that an op stands for, as PyTorch counts its own; what kernels recompute, activa
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 from biasloss_ext.ops.registry import OPS
+from biasloss_ext.when_imported import when_imported
 
 Shape = tuple[int, ...]
 
@@ -74,31 +73,9 @@ FORMULAS: dict[str, Callable[..., int]] = {
 COUNTER = "torch.utils.flop_counter"
 
 
-class _WhenImported(MetaPathFinder):
-    """Registers the formulas once the counter's module is imported, which itself imports much."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: Any) -> None:
-                execute(module)
-                _register()
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
 def register() -> None:
-    """Tell PyTorch's counter, now or when it is imported."""
-    if COUNTER in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _WhenImported())
+    """Tell PyTorch's counter, now or when it is imported: importing it here would import much, Triton too."""
+    when_imported(COUNTER, _register)
 
 
 def _register() -> None:
