@@ -11,6 +11,7 @@ from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.members import parameter
 from biasloss_ext.nn.padding import pads_same
 from biasloss_ext.ops import maps
+from biasloss_ext.ops.depthwise.op import output_size
 
 KERNEL_SIZES = (3, 5, 7)
 STRIDES = (1, 2)
@@ -49,6 +50,11 @@ class Step(NamedTuple):
     @property
     def dilation(self) -> int:
         return self.convolution.dilation[0] if self.convolution is not None and self.kind == DEPTHWISE else 1
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Of the map that the step makes of one of this size."""
+        stride = 1 if self.convolution is None else self.convolution.stride[0]
+        return output_size(height, stride), output_size(width, stride)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -130,11 +136,16 @@ def why_not_bypassed(chain: Chain) -> str | None:
             if module is not step.norm and type(module) not in EXACT_LAYERS and not pads_same(module):
                 return f"{type(module).__name__} may compute something else than its base class"
             if is_watched(module):
-                return f"a {type(module).__name__} has hooks or a forward method of its own"
+                return watched(module)
     for module in chain.others:
         if is_watched(module):
-            return f"a {type(module).__name__} has hooks or a forward method of its own"
+            return watched(module)
     return None
+
+
+def watched(module: nn.Module) -> str:
+    """The sentence about a module that `is_watched`."""
+    return f"a {type(module).__name__} has hooks or a forward method of its own"
 
 
 def is_watched(module: nn.Module) -> bool:

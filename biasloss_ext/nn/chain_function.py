@@ -391,10 +391,7 @@ class _Backward:
 
     def _behind_norm(self, index: int) -> Tensor:
         """The gradient at the map of a step."""
-        grad, y = self.grad, self._map(index)
-        if self.pool_grad is not None:
-            share = self.pool_grad / (y.shape[2] * y.shape[3])
-            grad = maps.channels_last(grad + share[:, :, None, None].to(grad.dtype))
+        grad, y = maps.with_pool_gradient(self.grad, self.pool_grad), self._map(index)
         affine, coefficients = self.saved[index].statistics[2:], self.coefficients
         run: dict[str, Any] = {"activation": self.activation, "backend": self.backend}
         dy: Tensor = batch_norm.backward(grad, y, affine, coefficients, **run)

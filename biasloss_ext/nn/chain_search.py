@@ -9,7 +9,7 @@ from torch import fx, nn
 from biasloss_ext.nn.chain import Chain, Gate, Step, why_not_convolved
 from biasloss_ext.nn.chain_function import NO_CONVOLUTION, POINTWISE
 from biasloss_ext.nn.data_flow import ADDS, PRODUCTS, RESHAPES, SIZES, Flow
-from biasloss_ext.nn.recognise import activation_of, is_channel_scale, is_drop, norm_of
+from biasloss_ext.nn.recognise import is_channel_scale, is_drop, norm_of
 from biasloss_ext.ops import maps
 
 
@@ -106,7 +106,7 @@ class Search:
             return before.followed(node, drop=layer) if added and before is not None and before.drop is None else None
         if before is not None and before.drop is not None:
             before = None
-        number = self.flow.activation(node, activation_of)
+        number = self.flow.activation(node)
         if number is not None:
             return self._activation(node, layer, number, before)
         if layer is not None and is_channel_scale(layer):
@@ -274,7 +274,7 @@ class Attention:
         return node
 
     def _activation(self, node: fx.Node) -> tuple[fx.Node, int]:
-        number = self.flow.activation(node, activation_of) if isinstance(node, fx.Node) else None
+        number = self.flow.activation(node) if isinstance(node, fx.Node) else None
         if number is None:
             return node, maps.IDENTITY
         layer = self.flow.layer(node)

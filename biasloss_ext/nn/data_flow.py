@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from biasloss_ext.nn.activations import FORMS_OF_GELU
 from biasloss_ext.nn.prepared import Prepared
+from biasloss_ext.nn.recognise import activation_of
 from biasloss_ext.ops import maps
 
 
@@ -165,7 +166,7 @@ class Flow:
         """Whether a node calls one of these functions or methods."""
         return node.op in ("call_function", "call_method") and node.target in targets
 
-    def activation(self, node: fx.Node, activation_of: Callable[[nn.Module], int | None]) -> int | None:
+    def activation(self, node: fx.Node) -> int | None:
         """The number of the activation that a node applies to its first argument."""
         layer = self.layer(node)
         if layer is not None:

@@ -114,12 +114,11 @@ def fused_chain(
     weights: list[Tensor | None] = []
     counts: list[int] = []
     for index, step in enumerate(chain.steps):
-        stride = 1 if step.convolution is None else step.convolution.stride[0]
-        height, width = (height + stride - 1) // stride, (width + stride - 1) // stride
+        height, width = step.output_size(height, width)
         count = samples * height * width
         norm = batch_norm.norm_of(step.norm, dtype, count, moves=bias_of(step) is None)
         is_recomputed = recomputes and index == 0 and _is_recomputable(chain, norm)
-        steps.append(_options(step, stride, norm, is_recomputed))
+        steps.append(_options(step, norm, is_recomputed))
         constants.append(constants_of(step, dtype, backend=backend) if norm.frozen else None)
         weights.extend(_weights(step, constants[-1], norm))
         counts.append(count)
@@ -138,9 +137,10 @@ def _is_recomputable(chain: Chain, norm: Norm) -> bool:
     return first.kind == POINTWISE and second.kind == DEPTHWISE and is_plain
 
 
-def _options(step: Step, stride: int, norm: Norm, is_recomputed: bool) -> StepOptions:
+def _options(step: Step, norm: Norm, is_recomputed: bool) -> StepOptions:
     gate = step.gate
     of_gate = (maps.IDENTITY,) * 2 if gate is None else (gate.activation, gate.gate_activation)
+    stride = 1 if step.convolution is None else step.convolution.stride[0]
     geometry = (stride, step.same_padding, step.dilation)
     return StepOptions(step.kind, *geometry, step.activation, *of_gate, norm, is_recomputed)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.activations import number_of
-from biasloss_ext.nn.chain import Chain, Step, is_watched, why_not_convolved
+from biasloss_ext.nn.chain import Chain, Step, is_watched, watched, why_not_convolved
 from biasloss_ext.nn.fused_chain import Fused, autocast_input, check_channels, fused_chain, takes_fused_path
 from biasloss_ext.nn.members import children
 from biasloss_ext.nn.norm_functions import NormOptions, NormPool, Pointwise, without_autocast
@@ -61,7 +61,7 @@ class FusedConvNormActivation(NotScriptable, nn.Sequential):
         layers = children(self)
         for layer in layers:
             if is_watched(layer):
-                return f"a {type(layer).__name__} has hooks or a forward method of its own"
+                return watched(layer)
         return why_not_fusable(layers[0], layers[1], self._activation())
 
     def _activation(self) -> nn.Module:

@@ -27,12 +27,9 @@ def chain_of(layers: nn.Sequential) -> Chain | str:
     if len(modules) not in (8, 9):
         return f"it has {len(modules)} layers, expected 8, or 9 with an attention"
     expand, expand_norm, first, depthwise, depthwise_norm, second, *gates, project, project_norm = modules
-    numbers = []
-    for activation in (first, second):
-        number = number_of(activation)
-        if number is None:
-            return f"the activation is {type(activation).__name__}"
-        numbers.append(number)
+    numbers = _numbers_of("activation", first, second)
+    if isinstance(numbers, str):
+        return numbers
     for norm in (expand_norm, depthwise_norm, project_norm):
         if type(norm) not in EXACT_NORMS:
             return f"{type(norm).__name__} may compute something else than BatchNorm2d"
@@ -68,6 +65,17 @@ def _why_not_in_place(chain: Chain) -> str | None:
     return None
 
 
+def _numbers_of(name: str, *layers: nn.Module) -> list[int] | str:
+    """Of activations, or which of them has none."""
+    numbers = []
+    for layer in layers:
+        number = number_of(layer)
+        if number is None:
+            return f"the {name} is {type(layer).__name__}"
+        numbers.append(number)
+    return numbers
+
+
 def gate_of(module: nn.Module) -> Gate | str:
     """The parts of a `SqueezeExcite`, or why it has no fused kernels."""
     if type(module) is not SqueezeExcite:
@@ -77,12 +85,9 @@ def gate_of(module: nn.Module) -> Gate | str:
     if len(layers) != 4 or kinds[0] is not nn.Linear or kinds[2] is not nn.Linear:
         return f"the attention is made of {', '.join(kind.__name__ for kind in kinds)}"
     reduce, activation, excite, gate = layers
-    numbers = []
-    for layer in (activation, gate):
-        number = number_of(layer)
-        if number is None:
-            return f"the activation of the attention is {type(layer).__name__}"
-        numbers.append(number)
+    numbers = _numbers_of("activation of the attention", activation, gate)
+    if isinstance(numbers, str):
+        return numbers
     return Gate(reduce, excite, *numbers)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
-from biasloss_ext.nn.plan import Plan, fits, plan_of
+from biasloss_ext.nn.fused_chain import Fused, takes_fused_path
+from biasloss_ext.nn.plan import Plan, only_map, plan_of
 from biasloss_ext.nn.scripting import NotScriptable
 
 _OWN = ("plain", "fused", "training")
@@ -128,32 +128,18 @@ class FusedBlock(NotScriptable, nn.Module):
     _make_plans._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, which imports much
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        if len(arguments) != 1 or options or not hasattr(arguments[0], "dim"):  # a stand-in of a tensor is one
+        x = only_map(arguments, options)
+        if x is None:
             return self._forward_plain(*arguments, **options)
-        (x,) = arguments
         plan = self.plan()
         objection = plan if isinstance(plan, str) else plan.objection()
         if not takes_fused_path(x, self.fused, objection, type(self.plain).__name__) or isinstance(plan, str):
             return self._forward_plain(x)
-        if plan.adds_input is not None:
-            return self.run_chain(0, x, x if plan.adds_input else None)
-        assert plan.generated is not None
-        return plan.generated.forward(self.plain, self, x)
+        return plan.run(self.plain, plan, x)
 
     def _forward_plain(self, *arguments: Any, **options: Any) -> Any:
         self.plain.training = self.training
         return type(self.plain).forward(self.plain, *arguments, **options)
-
-    def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
-        """``drop(chain(x)) + residual``"""
-        plan = self.plan()
-        assert isinstance(plan, Plan)
-        chain, drop = plan.chains[index]
-        drops = drop is not None and drop.training and type(drop) is not nn.Identity
-        if residual is None or (not drops and fits(x, chain, residual)):
-            return fused_chain(x, chain, residual)
-        out = fused_chain(x, chain)
-        return torch.add(residual, out if drop is None else drop(out))
 
     def extra_repr(self) -> str:
         return f"fused {type(self.plain).__name__}"

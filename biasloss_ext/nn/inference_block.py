@@ -11,7 +11,7 @@ from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.activations import number_of
 from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, Gate, Step
 from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
-from biasloss_ext.nn.plan import Plan, fits
+from biasloss_ext.nn.plan import Plan, fits, only_map
 from biasloss_ext.nn.pooling import average_to
 from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.ops import maps
@@ -19,7 +19,6 @@ from biasloss_ext.ops.batch_norm import op as batch_norm_op
 from biasloss_ext.ops.depthwise import dilated
 from biasloss_ext.ops.depthwise import op as depthwise
 from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
-from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import op as pointwise
 from biasloss_ext.ops.pool_variance import op as pool_variance
 from biasloss_ext.ops.squeeze_excite import op as squeeze_excite
@@ -197,19 +196,13 @@ class InferenceBlock(Prepared):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        dtype = accumulation_dtype(next(self.plain.parameters()).dtype)
-        self.chains = [PreparedChain(planned.chain, dtype) for planned in self.inference_plan.chains]
+        self.chains = [PreparedChain(planned.chain, self.dtype) for planned in self.inference_plan.chains]
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        if len(arguments) != 1 or options or not hasattr(arguments[0], "dim"):  # a stand-in of a tensor is one
+        x = only_map(arguments, options)
+        if x is None or not takes_fused_path(x, "auto", None, type(self).__name__):
             return self.plain(*arguments, **options)
-        (x,) = arguments
-        if not takes_fused_path(x, "auto", None, type(self).__name__):
-            return self.plain(x)
-        if self.inference_plan.adds_input is not None:
-            return self.run_chain(0, x, x if self.inference_plan.adds_input else None)
-        assert self.inference_plan.generated is not None
-        return self.inference_plan.generated.forward(self.plain, self, x)
+        return self.inference_plan.run(self.plain, self, x)
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """As the functions of a plan ask for it."""
@@ -229,8 +222,7 @@ class InferenceSkipBlock(Prepared):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        dtype = accumulation_dtype(next(self.plain.parameters()).dtype)
-        self.prepared = PreparedChain(self.chain, dtype)
+        self.prepared = PreparedChain(self.chain, self.dtype)
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
         if not takes_fused_path(early, "auto", None, type(self).__name__):
@@ -251,8 +243,7 @@ class InferenceConvNorm(Prepared):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        conv, norm = self.plain[0], self.plain[1]  # type: ignore[index]
-        dtype = accumulation_dtype(conv.weight.dtype)
+        conv, norm, dtype = self.plain[0], self.plain[1], self.dtype  # type: ignore[index]
         self.affine = constant_affine(norm, dtype)
         scale, shift = self.affine
         folded = conv.weight.to(dtype) * scale[:, None, None, None]

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
 from biasloss_ext.nn.chain import Chain, why_not_bypassed, why_not_fusable
 from biasloss_ext.nn.chain_search import FoundChain, Search
 from biasloss_ext.nn.data_flow import Flow, Unfamiliar
+from biasloss_ext.nn.fused_chain import fused_chain
 
 _numbers = itertools.count()
 
@@ -64,6 +66,22 @@ class Plan(NamedTuple):
     generated: Generated | None
     bypassed: tuple[nn.Module, ...]
     reasons: dict[nn.Module, str]
+
+    def run(self, module: nn.Module, owner: Any, x: Tensor) -> Tensor:
+        """The module's result, with the results of chains from ``owner.run_chain(index, x, residual)``."""
+        if self.adds_input is not None:
+            return run_chain(owner, 0, x, x if self.adds_input else None)
+        assert self.generated is not None
+        return self.generated.forward(module, owner, x)
+
+    def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
+        """``drop(chain(x)) + residual`` on the fused ops, with gradients."""
+        chain, drop = self.chains[index]
+        drops = drop is not None and drop.training and type(drop) is not nn.Identity
+        if residual is None or (not drops and fits(x, chain, residual)):
+            return fused_chain(x, chain, residual)
+        out = fused_chain(x, chain)
+        return torch.add(residual, out if drop is None else drop(out))
 
     def objection(self) -> str | None:
         """Why the plan does not hold now; None where it does. Asked in each call, as hooks and attributes may have changed."""
@@ -138,11 +156,16 @@ def _compiled(flow: Flow, found: list[FoundChain]) -> Generated:
     return Generated(code.src, code.globals)
 
 
+def only_map(arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The map, or the stand-in of one, that is all that a module was called with; None where it was called otherwise."""
+    is_map = len(arguments) == 1 and not options and hasattr(arguments[0], "dim")
+    return arguments[0] if is_map else None
+
+
 def fits(x: Tensor, chain: Chain, residual: Tensor) -> bool:
     """Whether the residual has the shape of the chain's output, rather than one that is broadcast."""
     samples, channels, height, width = x.shape
     for step in chain.steps:
-        if step.convolution is not None:
-            stride, channels = step.convolution.stride[0], step.convolution.out_channels
-            height, width = (height + stride - 1) // stride, (width + stride - 1) // stride
+        channels = channels if step.convolution is None else step.convolution.out_channels
+        height, width = step.output_size(height, width)
     return residual.shape == (samples, channels, height, width)

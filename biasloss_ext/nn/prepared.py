@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn.scripting import NotScriptable
+from biasloss_ext.ops.library import accumulation_dtype
 
 
 def refuse_state_dict(*_: Any) -> None:
@@ -33,6 +35,11 @@ class Prepared(NotScriptable, nn.Module):
         moved = super()._apply(fn, recurse)
         self.prepare()
         return moved
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is prepared: that of the sums of its kernels."""
+        return accumulation_dtype(next(self.plain.parameters()).dtype)
 
     def prepare(self) -> None:
         raise AssertionError("each kind has its own")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biasloss_ext.nn.activations import number_of
-from biasloss_ext.nn.chain import is_watched
+from biasloss_ext.nn.chain import is_watched, watched
 from biasloss_ext.ops import maps
 
 
@@ -182,7 +182,7 @@ def activation_of_norm(norm: Any) -> int | str:
         return maps.IDENTITY
     for inner in norm.children():
         if is_watched(inner):
-            return f"a {type(inner).__name__} has hooks or a forward method of its own"
+            return watched(inner)
     number = activation_of(norm.act)
     return f"the activation is {type(norm.act).__name__}" if number is None else number
 

@@ -115,6 +115,14 @@ def gradient_behind_norm(du: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:
     return a * du + b * (y.to(du.dtype) - center) + c
 
 
+def with_pool_gradient(grad: Tensor, pool_grad: Tensor | None) -> Tensor:
+    """The gradient at a map, with the equal shares of all positions in that at its pool (N, C)."""
+    if pool_grad is None:
+        return grad
+    share = per_channel(pool_grad / (grad.shape[2] * grad.shape[3]))
+    return channels_last(grad + share.to(grad.dtype))
+
+
 def moments_of(y: Tensor) -> Tensor:
     """Two passes; zeros for an empty map."""
     wide = y.to(accumulation_dtype(y.dtype))

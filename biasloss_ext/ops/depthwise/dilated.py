@@ -57,9 +57,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `op.backward`, of which the arguments are, with stride 1 and y given."""
     assert y is not None
-    if pool_grad is not None:
-        share = pool_grad / (y.shape[2] * y.shape[3])
-        grad = maps.channels_last(grad + share[:, :, None, None].to(grad.dtype))
+    grad = maps.with_pool_gradient(grad, pool_grad)
     dy = batch_norm.backward(grad, y, y_affine, y_coefficients, activation=y_activation, backend=backend)
     grad_x = maps.empty_map(x, *x.shape[1:])
     grad_weight = torch.zeros_like(weight)
