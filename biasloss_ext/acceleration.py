@@ -54,7 +54,7 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
     _check_kind(model)
     if _is_block(model):
         raise ValueError(f"the model is itself a block ({type(model).__name__}); pass the model that contains it")
-    found = list(_candidates(model, ""))
+    found = list(_candidates(model, "", {}, fused))
     entries = tuple(Entry(c.name, type(c.module).__name__, c.reason) for c in found)
     fused_layers = {layer for candidate in found for layer in candidate.fused_layers}
     reasons = {layer: reason for candidate in found for layer, reason in candidate.reasons.items()}
@@ -62,10 +62,9 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
         _check_depthwise(model, fused_layers, reasons)
     _swap_depthwise(model, fused_layers)
     for candidate in found:
-        replacement = _replacement(candidate, fused)
-        if replacement is not candidate.module:
+        if candidate.replacement is not None:
             for parent, name in candidate.places:
-                parent._modules[name] = replacement
+                parent._modules[name] = candidate.replacement
     for module in list(model.modules()):
         if isinstance(module, FUSED):
             module.fused = fused
@@ -94,41 +93,39 @@ class _Candidate(NamedTuple):
     """A module that may be fused.
 
     Attributes:
-        places: where it is: its parents and its name in each.
+        places: its parents, and its name in each of them.
         name: in the model.
         module: itself.
-        plan: how it is to be computed; None for a normalization, what is fused already, and what is left.
+        replacement: its fused form, which is the module itself where it is fused already; None where it is left.
         reason: why it is left; None where it is not.
     """
 
     places: list[tuple[nn.Module, str]]
     name: str
     module: nn.Module
-    plan: Plan | None
+    replacement: nn.Module | None
     reason: str | None
 
     @property
     def fused_layers(self) -> set[nn.Module]:
         """Layers that run on fused kernels within it."""
-        if self.plan is None:
-            return set() if self.reason is not None else set(self.module.modules())
-        return {layer for planned in self.plan.chains for step in planned.chain.steps for layer in step.modules}
+        if isinstance(self.replacement, FusedBlock) and self.replacement is not self.module:
+            return self.replacement.fused_layers
+        return set() if self.replacement is None else set(self.module.modules())
 
     @property
     def reasons(self) -> dict[nn.Module, str]:
         """Why layers within it are left."""
         if self.reason is not None:
             return dict.fromkeys(self.module.modules(), self.reason)
-        return {} if self.plan is None else self.plan.reasons
+        plan = self.replacement.plan() if isinstance(self.replacement, FusedBlock) else None
+        return plan.reasons if isinstance(plan, Plan) else {}
 
 
-def _candidates(model: nn.Module, prefix: str) -> Iterator[_Candidate]:
+def _candidates(
+    parent: nn.Module, prefix: str, seen: dict[nn.Module, _Candidate | None], fused: Fused
+) -> Iterator[_Candidate]:
     """From the outside in: what is within a fused module is no candidate; what is within one that is left may be."""
-    seen: dict[nn.Module, _Candidate | None] = {}
-    yield from _within(model, prefix, seen)
-
-
-def _within(parent: nn.Module, prefix: str, seen: dict[nn.Module, _Candidate | None]) -> Iterator[_Candidate]:
     for name, child in parent._modules.items():
         if child is None or isinstance(child, Prepared):
             continue
@@ -137,34 +134,36 @@ def _within(parent: nn.Module, prefix: str, seen: dict[nn.Module, _Candidate | N
             known.places.append((parent, name))
         if child in seen:
             continue
-        candidate = _candidate(parent, name, f"{prefix}{name}", child)
+        candidate = _candidate(parent, name, f"{prefix}{name}", child, fused)
         seen[child] = candidate
         if candidate is not None:
             yield candidate
         if candidate is None or candidate.reason is not None:
-            yield from _within(child, f"{prefix}{name}.", seen)
+            yield from _candidates(child, f"{prefix}{name}.", seen, fused)
 
 
-def _candidate(parent: nn.Module, name: str, path: str, module: nn.Module) -> _Candidate | None:
+def _candidate(parent: nn.Module, name: str, path: str, module: nn.Module, fused: Fused) -> _Candidate | None:
     """None where the module is not of a kind that is looked for."""
-    places = [(parent, name)]
+    found = _fused_form(module, fused)
+    if found is None:
+        return None
+    replacement, reason = (None, found) if isinstance(found, str) else (found, None)
+    return _Candidate([(parent, name)], path, module, replacement, reason)
+
+
+def _fused_form(module: nn.Module, fused: Fused) -> nn.Module | str | None:
+    """The module that is to take the place of this one, why there is none, or None where it is of no kind that is looked for."""
     if isinstance(module, FUSED):
-        return _Candidate(places, path, module, None, None)
+        return module
     if is_unit(module):
-        plan = plan_of(module)
+        block = FusedBlock(module, fused)
+        plan = block.plan()
         objection = plan if isinstance(plan, str) else plan.objection()
-        return _Candidate(places, path, module, None if isinstance(plan, str) else plan, objection)
+        return block if objection is None else objection
     if is_norm_with_activation(module) or type(module) is nn.SyncBatchNorm:
         activation = activation_of_norm(module)
-        return _Candidate(places, path, module, None, activation if isinstance(activation, str) else None)
+        return activation if isinstance(activation, str) else fuse_norm(module, fused)
     return None
-
-
-def _replacement(candidate: _Candidate, fused: Fused) -> nn.Module:
-    module = candidate.module
-    if candidate.reason is not None or isinstance(module, FUSED):
-        return module
-    return fuse_norm(module, fused) if candidate.plan is None else FusedBlock(module, fused)
 
 
 def _is_block(model: nn.Module) -> bool:
@@ -173,7 +172,7 @@ def _is_block(model: nn.Module) -> bool:
 
 
 def _check_depthwise(model: nn.Module, fused_layers: set[nn.Module], reasons: dict[nn.Module, str]) -> None:
-    """Raise where a depthwise convolution is to stay on PyTorch's kernels."""
+    """Raise if a depthwise convolution would stay on PyTorch's kernels."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d) or not is_depthwise(module) or module in fused_layers:
             continue

@@ -147,15 +147,12 @@ def _fused_layers(model: nn.Module) -> set[nn.Module]:
     found: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, FusedBlock):
-            plan = module.plan()
-            chains = [] if isinstance(plan, str) else [planned.chain for planned in plan.chains]
+            found |= module.fused_layers
         elif isinstance(module, FusedInvertedResidual | FusedSkipBlock):
             chain = chain_of(module.conv if isinstance(module, FusedInvertedResidual) else module.core_block)
-            chains = [] if isinstance(chain, str) else [chain]
+            found |= set() if isinstance(chain, str) else set(chain.layers)
         else:
             found |= _fused_alone(module)
-            continue
-        found |= {layer for chain in chains for step in chain.steps for layer in step.modules}
     return found
 
 

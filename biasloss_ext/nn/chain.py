@@ -77,6 +77,11 @@ class Chain(NamedTuple):
     others: tuple[nn.Module, ...] = ()
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """Whose parameters the ops read."""
+        return [module for step in self.steps for module in step.modules]
+
+    @property
     def channels(self) -> int:
         """Of the input."""
         first = self.steps[0]

@@ -107,6 +107,13 @@ class FusedBlock(NotScriptable, nn.Module):
             self._make_plans(modes)
         return plans[modes]
 
+    @property
+    def fused_layers(self) -> set[nn.Module]:
+        """The layers that run on fused kernels in the present mode."""
+        plan = self.plan()
+        chains = () if isinstance(plan, str) else plan.chains
+        return {layer for planned in chains for layer in planned.chain.layers}
+
     def _make_plans(self, modes: _Modes) -> None:
         """For these modes of the modules that are looked into, whose code may ask for them; and at first for training and
         evaluation as wholes, before a compiler follows the calls."""

@@ -105,7 +105,7 @@ def plan_of(module: nn.Module) -> Plan | str:
     if not found:
         return next(iter(search.reasons.values()), "no normalization follows a convolution of it")
     chains = tuple(PlannedChain(f.chain, f.drop) for f in found)
-    in_chains = {layer for f in found for step in f.chain.steps for layer in step.modules}
+    in_chains = {layer for f in found for layer in f.chain.layers}
     called = flow.called
     # The children of a normalization that is called are its own business.
     inner = {child for layer in called for child in layer.modules() if child is not layer}
