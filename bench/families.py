@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from biasloss_ext import accelerate, optimize_for_inference
-from biasloss_ext.accelerate_command import as_data
+from biasloss_ext.accelerate_command import as_data, inference, training
 from biasloss_ext.benchmarks.machine import describe, versions
-from biasloss_ext.benchmarks.timing import WallClock
+from biasloss_ext.benchmarks.timing import in_turns
 from biasloss_ext.recipes.models import ready_made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,41 +51,15 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     images = torch.randn(BATCH, 3, SIZE, SIZE)
     last = images.contiguous(memory_format=torch.channels_last)
     plain_last, fused = (m.to(memory_format=torch.channels_last) for m in (copy.deepcopy(plain), fused))  # type: ignore[call-overload]
-    training = {"contiguous": (plain, images), "channels_last": (plain_last, last), "accelerated": (fused, last)}
-    inference = {**training, "optimized": (optimize_for_inference(fused), last)}
+    trained = {"contiguous": (plain, images), "channels_last": (plain_last, last), "accelerated": (fused, last)}
+    forms = {**trained, "optimized": (optimize_for_inference(fused), last)}
     for module in (plain, plain_last, fused):
         module.eval()
-    found = {"inference": _in_turns({key: _inference(*pair) for key, pair in inference.items()}, rounds)}
+    found = {"inference": in_turns({key: inference(*pair) for key, pair in forms.items()}, images.device, rounds)}
     for module in (plain, plain_last, fused):
         module.train()
-    found["training"] = _in_turns({key: _training(*pair) for key, pair in training.items()}, rounds)
+    found["training"] = in_turns({key: training(*pair) for key, pair in trained.items()}, images.device, rounds)
     return {"model": name, **as_data(report), **found}
-
-
-def _in_turns(calls: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    clocks = {name: WallClock(call, torch.device("cpu")) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in clocks}
-    for _ in range(rounds):
-        for name, clock in clocks.items():
-            samples[name].append(clock.sample() * 1e3)
-    return samples
-
-
-def _inference(model: nn.Module, images: Tensor) -> Any:
-    def call(_: int) -> Tensor:
-        with torch.inference_mode():
-            scores: Tensor = model(images)
-        return scores
-
-    return call
-
-
-def _training(model: nn.Module, images: Tensor) -> Any:
-    def call(_: int) -> None:
-        model.zero_grad()
-        model(images).square().mean().backward()
-
-    return call
 
 
 def ratios(samples: dict[str, list[float]], ours: str) -> tuple[float, float, float]:
@@ -126,8 +99,8 @@ def families(coverage: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"| **all** | {total[0]} | {total[1]} | {total[2]} of {total[3]} |"])
 
 
-def write() -> None:
-    """Put the tables between their marks in the page."""
+def page() -> str:
+    """The page with the tables of the committed results between their marks."""
     text = PAGE.read_text()
     tables = {
         "gains": gains(json.loads((RESULTS / "families.json").read_text())),
@@ -137,7 +110,7 @@ def write() -> None:
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
         text = f"{before}{start}{table}\n{end}{after}"
-    PAGE.write_text(text)
+    return text
 
 
 def _machine() -> str:
@@ -153,7 +126,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables of the page from committed results")
     options = parser.parse_args()
     if options.write:
-        write()
+        PAGE.write_text(page())
         return
     found = []
     for name in options.models:

@@ -14,7 +14,7 @@ import typer
 from torch import Tensor, nn
 
 from biasloss_ext.acceleration import accelerate as accelerate_model
-from biasloss_ext.benchmarks.timing import WallClock
+from biasloss_ext.benchmarks.timing import in_turns
 from biasloss_ext.errors import UserError
 from biasloss_ext.inference import optimize_for_inference
 from biasloss_ext.recipes.models import ready_made
@@ -44,7 +44,9 @@ def accelerate(
     model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, or a NAME that one of them knows")],
     image_size: Annotated[int, typer.Option(min=1, help="height and width of the images that are timed")] = 224,
     batch_size: Annotated[int, typer.Option(min=1, help="images per step")] = 16,
-    rounds: Annotated[int, typer.Option(min=0, help="how often each form is timed, in turns; 0 times nothing")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="rounds in which every form is timed once; 0 skips the timing")
+    ] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="a JSON file for the report and the times")] = None,
 ) -> None:
@@ -80,31 +82,26 @@ def _timed(plain: nn.Module, fused: nn.Module, images: Tensor, rounds: int) -> d
     plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"{len(images)} images of {images.shape[2]} x {images.shape[3]}, {torch.get_num_threads()} threads")
-    inference = {
-        "plain": _inference(plain.eval(), images),
-        "plain, channels_last": _inference(plain_last.eval(), channels_last),
-        "accelerated": _inference(fused.eval(), channels_last),
-        "optimize_for_inference": _inference(optimize_for_inference(fused).eval(), channels_last),
+    in_evaluation = {
+        "plain": inference(plain.eval(), images),
+        "plain, channels_last": inference(plain_last.eval(), channels_last),
+        "accelerated": inference(fused.eval(), channels_last),
+        "optimize_for_inference": inference(optimize_for_inference(fused).eval(), channels_last),
     }
-    found = {"inference": _compare("inference", inference, images.device, rounds)}
-    training = {
-        "plain": _training(plain.train(), images),
-        "plain, channels_last": _training(plain_last.train(), channels_last),
-        "accelerated": _training(fused.train(), channels_last),
+    found = {"inference": _compare("inference", in_evaluation, images.device, rounds)}
+    in_training = {
+        "plain": training(plain.train(), images),
+        "plain, channels_last": training(plain_last.train(), channels_last),
+        "accelerated": training(fused.train(), channels_last),
     }
-    found["training step"] = _compare("training step", training, images.device, rounds)
+    found["training step"] = _compare("training step", in_training, images.device, rounds)
     return found
 
 
 def _compare(
     title: str, steps: dict[str, Callable[[int], object]], device: torch.device, rounds: int
 ) -> dict[str, Any]:
-    clocks = {name: WallClock(step, device) for name, step in steps.items()}
-    samples: dict[str, list[float]] = {name: [] for name in clocks}
-    for _ in range(rounds):
-        for name, clock in clocks.items():
-            samples[name].append(clock.sample() * 1e3)
-    timings = {name: _timing(values) for name, values in samples.items()}
+    timings = {name: _timing(values) for name, values in in_turns(steps, device, rounds).items()}
     best = min(timing.median for name, timing in timings.items() if name.startswith("plain"))
     print(f"  {title}")
     for name, timing in timings.items():
@@ -119,7 +116,9 @@ def _timing(values: list[float]) -> Timing:
     return Timing(statistics.median(values), low, high)
 
 
-def _inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+def inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    """The call that is timed."""
+
     def call(_: int) -> object:
         with torch.inference_mode():
             return model(images)
@@ -127,7 +126,9 @@ def _inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
     return call
 
 
-def _training(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+def training(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    """The step that is timed: forward and backward."""
+
     def call(_: int) -> object:
         model.zero_grad()
         model(images).square().mean().backward()

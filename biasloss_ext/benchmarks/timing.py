@@ -52,6 +52,16 @@ class WallClock:
         return (time.perf_counter() - start) / calls
 
 
+def in_turns(calls: dict[str, Callable[[int], object]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per call, a sample of each in every round."""
+    clocks = {name: WallClock(call, device) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in clocks}
+    for _ in range(rounds):
+        for name, clock in clocks.items():
+            samples[name].append(clock.sample() * 1e3)
+    return samples
+
+
 class GraphClock:
     """GPU time of one step: replays of a CUDA graph over all input sets, between events. No launch gaps of the host."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import pages
+from bench import families, pages
 from biasloss_ext.benchmarks import results
 from tests.benchmarks.made_up_runs import TIMES, run
 
@@ -15,6 +15,10 @@ from tests.benchmarks.made_up_runs import TIMES, run
 def test_committed_pages_are_up_to_date() -> None:
     for path, text in pages.pages().items():
         assert path.read_text() == text, f"{path.name} is not what `python -m bench.pages` writes"
+
+
+def test_the_tables_of_accelerate_are_up_to_date() -> None:
+    assert families.page() == families.PAGE.read_text(), "run `python -m bench.families --write`"
 
 
 def test_committed_runs_have_their_plots() -> None:
