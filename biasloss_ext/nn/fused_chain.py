@@ -181,7 +181,7 @@ def _weights(step: Step, constants: Tensor | None, norm: Norm) -> Weights:
 
 
 def _update_running(chain: Chain, options: Options, statistics: list[Tensor], counts: list[int]) -> None:
-    """Do what no op did."""
+    """Move the running statistics that no op has moved."""
     returned = iter(statistics)
     for step, of_step, count in zip(chain.steps, options.steps, counts, strict=True):
         if not of_step.norm.is_returned or step.norm is None:
