@@ -75,12 +75,16 @@ COUNTER = "torch.utils.flop_counter"
 
 def register() -> None:
     """Tell PyTorch's counter, now or when it is imported: importing it here would import much, Triton too."""
-    when_imported(COUNTER, _register)
+    packets = {
+        overload._overloadpacket: formula
+        for name, formula in FORMULAS.items()
+        for overload in (OPS[name].native, OPS[name].triton)
+        if overload is not None
+    }
 
+    def add_formulas() -> None:
+        register_flop_formula = sys.modules[COUNTER].register_flop_formula
+        for packet, formula in packets.items():
+            register_flop_formula(packet)(formula)
 
-def _register() -> None:
-    register_flop_formula = sys.modules[COUNTER].register_flop_formula
-    for name, formula in FORMULAS.items():
-        for overload in (OPS[name].native, OPS[name].triton):
-            if overload is not None:
-                register_flop_formula(overload._overloadpacket)(formula)
+    when_imported(COUNTER, add_formulas)
