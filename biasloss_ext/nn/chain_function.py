@@ -16,6 +16,7 @@ mean of x drops out of dW because ``a sum(du)`` and ``count * c`` cancel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -98,21 +99,6 @@ def by_step(kind: Any, tensors: Any) -> tuple[Any, ...]:
     return tuple([kind._make(tensors[start : start + width]) for start in range(0, len(tensors), width)])
 
 
-def _in_accumulation_dtype(w: Weights, dtype: torch.dtype, narrow: Tensor | None) -> Weights:
-    """The parameters in ``dtype``, a gate's 1x1 convolutions as matrices, the convolution's weight the narrow copy if there is
-    one.
-
-    They are flattened here rather than by the caller, so that autograd returns gradients in the strides of the parameters.
-    """
-    tensors = [t if t is None or (t.dtype is dtype and t.is_contiguous()) else in_dtype(t, dtype) for t in w]
-    if narrow is not None:
-        tensors[0] = narrow
-    w = Weights._make(tensors)
-    if w.reduce is None or w.excite is None or w.reduce.dim() == w.excite.dim() == 2:
-        return w
-    return w._replace(reduce=w.reduce.flatten(1), excite=w.excite.flatten(1))
-
-
 class ChainFunction(torch.autograd.Function):
     """(out,), and where the options ask for them the statistics of the batch that were taken, over several processes followed by
     the number of values per channel; those are not differentiable.
@@ -127,23 +113,22 @@ class ChainFunction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         count = len(options.steps)
         constants, parameters = others[:count], others[count:]
-        narrow = tuple(
-            [
-                prepared(parameters[index * WEIGHTS], x.dtype) if step.kind == POINTWISE else None
-                for index, step in enumerate(options.steps)
-            ]
-        )
+        narrow = [
+            prepared(parameters[index * WEIGHTS], x.dtype) if step.kind == POINTWISE else None
+            for index, step in enumerate(options.steps)
+        ]
         weights = _operands(parameters, x.dtype, narrow)
         with without_autocast(x):
-            out, saved = _recorded_forward(options, constants, x, x if options.adds_input else residual, weights)
-        ctx.save_for_backward(x, *parameters, *(tensor for step in saved for tensor in step))
+            out, *saved = _forward(options, constants, x, x if options.adds_input else residual, weights)
+        assert out is not None
+        ctx.save_for_backward(x, *parameters, *saved)
         ctx.narrow = narrow  # not saved: a checkpoint recomputes without copies, and must save as many tensors
         ctx.options = options
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.set_materialize_grads(False)
         if not options.returns_statistics:
             return (out,)
-        returned = [s for s, step in zip(saved, options.steps, strict=True) if step.norm.is_returned]
+        returned = [s for s, step in zip(by_step(Saved, saved), options.steps, strict=True) if step.norm.is_returned]
         of_batch = [t.clone() for s in returned for t in (s.statistics, s.total) if t is not None]
         ctx.mark_non_differentiable(*of_batch)
         return (out, *of_batch)
@@ -153,65 +138,79 @@ class ChainFunction(torch.autograd.Function):
         refuse_second_derivative()
         options: Options = ctx.options
         x, *rest = ctx.saved_tensors
-        count = len(options.steps)
-        parameters, saved = rest[: count * WEIGHTS], by_step(Saved, rest[count * WEIGHTS :])
+        first_saved = len(options.steps) * WEIGHTS
+        parameters, saved = rest[:first_saved], rest[first_saved:]
+        constants = (None,) * len(options.steps)
         if grad is None:
-            return (None,) * (3 + count + len(parameters))
+            return None, None, None, *constants, *[None] * first_saved
         # Hooks on saved tensors, such as those that keep them in the host's memory, may return another layout.
         x, grad = maps.channels_last(x), maps.channels_last(grad)
-        saved = tuple([s if s.y is None else s._replace(y=maps.channels_last(s.y)) for s in saved])
+        for index in range(0, len(saved), SAVED):
+            if saved[index] is not None:
+                saved[index] = maps.channels_last(saved[index])
         weights = _operands(parameters, x.dtype, ctx.narrow)
         same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
         with without_autocast(x):
-            grad_x, grads = _recorded_backward(options, same, x, weights, saved)
+            grad_x, *grads = _backward(options, same, x, weights, saved)
         laid_out = [
-            None if p is None or g is None else maps.in_layout_of(p, g)
-            for p, g in zip(parameters, (g for step in grads for g in step), strict=True)
+            None if p is None or g is None else maps.in_layout_of(p, g) for p, g in zip(parameters, grads, strict=True)
         ]
         grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
-        return None, grad_x, grad_residual, *(None,) * count, *laid_out
+        return None, grad_x, grad_residual, *constants, *laid_out
 
 
-def _operands(parameters: Any, dtype: torch.dtype, narrow: tuple[Tensor | None, ...]) -> tuple[Weights, ...]:
+_Tensors = list[Tensor | None]  # fields of `Weights` or `Saved`, step by step
+
+
+def _operands(parameters: Sequence[Tensor | None], dtype: torch.dtype, narrow: _Tensors) -> _Tensors:
+    """The parameters in the accumulation dtype, and the weights of 1x1 convolutions as narrow copies where there are some.
+
+    They are converted here rather than by the caller, so that autograd returns gradients in the strides of the parameters.
+    """
     wide = accumulation_dtype(dtype)
-    return tuple(
-        [_in_accumulation_dtype(w, wide, n) for w, n in zip(by_step(Weights, parameters), narrow, strict=True)]
-    )
+    found = [t if t is None or (t.dtype is wide and t.is_contiguous()) else in_dtype(t, wide) for t in parameters]
+    for index, copy in enumerate(narrow):
+        if copy is not None:
+            found[index * WEIGHTS] = copy
+    return found
 
 
-_Constants = tuple[Tensor | None, ...]
+def _weights(tensors: Sequence[Tensor | None]) -> tuple[Weights, ...]:
+    """By step, a gate's 1x1 convolutions as matrices."""
+    return tuple([w if w.reduce is None else _as_matrices(w) for w in by_step(Weights, tensors)])
 
 
-def _recorded_forward(
-    options: Options, constants: _Constants, x: Tensor, residual: Tensor | None, weights: tuple[Weights, ...]
-) -> tuple[Tensor, tuple[Saved, ...]]:
-    forward = _Forward(options, constants, x, weights)
-    if not chain_replay.is_recorded(options, x):
-        return forward.run(residual)
-
-    def run() -> tuple[Tensor | None, ...]:
-        out, saved = forward.run(residual)
-        return (out, *(tensor for step in saved for tensor in step))
-
-    out, *tensors = chain_replay.forward(options, constants, x, residual, weights, run)
-    assert out is not None
-    return out, by_step(Saved, tensors)
+def _as_matrices(w: Weights) -> Weights:
+    assert w.reduce is not None and w.excite is not None
+    return w._replace(reduce=w.reduce.flatten(1), excite=w.excite.flatten(1))
 
 
-def _recorded_backward(
-    options: Options, grad: Tensor, x: Tensor, weights: tuple[Weights, ...], saved: tuple[Saved, ...]
-) -> tuple[Tensor, tuple[Weights, ...]]:
-    backward = _Backward(options, grad, x, weights, saved)
-    if not chain_replay.is_recorded(options, x):
-        return backward.run()
+def _forward(
+    options: Options, constants: Sequence[Tensor | None], x: Tensor, residual: Tensor | None, weights: _Tensors
+) -> tuple[Tensor | None, ...]:
+    """The output, and the fields of `Saved`."""
 
     def run() -> tuple[Tensor | None, ...]:
-        grad_x, grads = backward.run()
-        return (grad_x, *(tensor for step in grads for tensor in step))
+        out, saved = _Forward(options, constants, x, _weights(weights)).run(residual)
+        return (out, *[tensor for step in saved for tensor in step])
 
-    grad_x, *tensors = chain_replay.backward(options, grad, x, weights, saved, run)
-    assert grad_x is not None
-    return grad_x, by_step(Weights, tensors)
+    if not chain_replay.is_recorded(options, x):
+        return run()
+    return chain_replay.forward(options, constants, x, residual, weights, run)
+
+
+def _backward(
+    options: Options, grad: Tensor, x: Tensor, weights: _Tensors, saved: _Tensors
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the input and of the fields of `Weights`."""
+
+    def run() -> tuple[Tensor | None, ...]:
+        grad_x, grads = _Backward(options, grad, x, _weights(weights), by_step(Saved, saved)).run()
+        return (grad_x, *[tensor for step in grads for tensor in step])
+
+    if not chain_replay.is_recorded(options, x):
+        return run()
+    return chain_replay.backward(options, grad, x, weights, saved, run)
 
 
 class _Loaded(NamedTuple):
@@ -226,7 +225,9 @@ class _Loaded(NamedTuple):
 class _Forward:
     """The forward pass, step by step."""
 
-    def __init__(self, options: Options, constants: _Constants, x: Tensor, weights: tuple[Weights, ...]) -> None:
+    def __init__(
+        self, options: Options, constants: Sequence[Tensor | None], x: Tensor, weights: tuple[Weights, ...]
+    ) -> None:
         self.options, self.constants, self.x, self.weights = options, constants, x, weights
         self.backend = options.backend
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from biasloss_ext.ops.registry import is_traced
 from biasloss_ext.ops.replay import Recordings, Tensors, replayed
 
 if TYPE_CHECKING:
-    from biasloss_ext.nn.chain_function import Options, Saved, Weights
+    from biasloss_ext.nn.chain_function import Options
 
 _forwards: Recordings = {}
 _backwards: Recordings = {}
@@ -30,17 +30,19 @@ def is_recorded(options: Options, x: Tensor) -> bool:
 
 def forward(
     options: Options,
-    constants: Tensors,
+    constants: Sequence[Tensor | None],
     x: Tensor,
     residual: Tensor | None,
-    weights: tuple[Weights, ...],
+    weights: Sequence[Tensor | None],
     run: Callable[[], Tensors],
 ) -> Tensors:
     """The results of ``run``, which computes the chain's output and what it saves."""
-    running = [t for step in options.steps if step.norm.running is not None for t in step.norm.running[:3]]
-    tensors = [t for w in weights for t in w]
-    inputs = (x, None if options.adds_input else residual, *constants, *tensors, *running)
-    key = (*_of_options(options, x), _shapes(tensors), _layout(x), _layout(residual), _dtypes(inputs))
+    running: list[Tensor | None] = []
+    for step in options.steps:
+        if step.norm.running is not None:
+            running += step.norm.running[:3]
+    inputs = (x, None if options.adds_input else residual, *constants, *weights, *running)
+    key = (*_of_options(options, x), _shapes(weights), _layout(x), _layout(residual), _dtypes(inputs))
     return replayed(_forwards, key, inputs, run)
 
 
@@ -48,14 +50,13 @@ def backward(
     options: Options,
     grad: Tensor,
     x: Tensor,
-    weights: tuple[Weights, ...],
-    saved: tuple[Saved, ...],
+    weights: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
     run: Callable[[], Tensors],
 ) -> Tensors:
     """The results of ``run``, which computes the gradients of the input and of the parameters."""
-    tensors = [t for w in weights for t in w]
-    inputs = (grad, x, *tensors, *[t for step in saved for t in step])
-    key = (*_of_options(options, x), _shapes(tensors), _layout(x), _layout(grad), _dtypes(inputs))
+    inputs = (grad, x, *weights, *saved)
+    key = (*_of_options(options, x), _shapes(weights), _layout(x), _layout(grad), _dtypes(inputs))
     return replayed(_backwards, key, inputs, run)
 
 
@@ -63,7 +64,7 @@ def _layout(x: Tensor | None) -> Hashable:
     return None if x is None else (x.shape, x.stride())
 
 
-def _shapes(tensors: list[Tensor | None]) -> Hashable:
+def _shapes(tensors: Sequence[Tensor | None]) -> Hashable:
     return tuple([None if t is None else t.shape for t in tensors])
 
 

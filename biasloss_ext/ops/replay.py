@@ -88,12 +88,12 @@ class Recorder:
     """Notes what a function does with its inputs, while it is the ``recorder`` of the thread."""
 
     def __init__(self, inputs: Tensors) -> None:
-        self.inputs = len(inputs)
+        self.inputs = inputs
         self.steps: list[Launched | Called] = []
         self.allocated: dict[int, Tensor] = {}  # by entry; they stay alive so that no address is taken twice
         self.tickets = 0
         self.failed = False
-        self._entries = itertools.count(1 + self.inputs)
+        self._entries = itertools.count(1 + len(inputs))
         self._ranges: list[tuple[int, int, int]] = []
         for entry, tensor in enumerate(inputs, 1):
             if tensor is not None:

@@ -10,7 +10,7 @@ graph once it has run eagerly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ class Launch:
         if compiled is not None and all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in tensors):
             self.compiled = compiled
 
-    def run(self, stream: int, pointers: list[int | None]) -> None:
+    def run(self, stream: int, pointers: Sequence[int | None]) -> None:
         """The compiled kernel, on multiples of `ALIGNMENT`."""
         compiled = self.compiled
         compiled.run(
