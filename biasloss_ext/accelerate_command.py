@@ -48,19 +48,31 @@ def accelerate(
         int, typer.Option(min=0, help="rounds in which every form is timed once; 0 skips the timing")
     ] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1")] = "cpu",
+    measure: Annotated[
+        bool,
+        typer.Option(help="keep blocks on their plain layers where these are faster, in training and in inference"),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="a JSON file for the report and the times")] = None,
 ) -> None:
     """Show how much of a model runs on fused kernels, and the time of a training step and of inference before and after."""
+    if device != "cpu" and not torch.cuda.is_available() and (rounds > 0 or measure):
+        raise UserError(f"--device {device}: torch finds no GPU here")
     plain = ready_made(model, CLASSES)
-    fused = copy.deepcopy(plain)
-    report = accelerate_model(fused)
+    images = torch.randn(batch_size, 3, image_size, image_size)
+    if rounds > 0 or measure:
+        plain, images = plain.to(device), images.to(device)
+    fused = copy.deepcopy(plain).train()
+    report = accelerate_model(fused, measure_on=_channels_last(images) if measure else None)
     print(f"{model}, {report}")
     data: dict[str, Any] = {"model": model, **as_data(report)}
+    in_evaluation = fused
+    if measure:
+        in_evaluation = copy.deepcopy(plain).eval()
+        of_evaluation = accelerate_model(in_evaluation, measure_on=_channels_last(images))
+        print(f"in inference, {of_evaluation}")
+        data["inference"] = as_data(of_evaluation)
     if rounds > 0:
-        if device != "cpu" and not torch.cuda.is_available():
-            raise UserError(f"--device {device}: torch finds no GPU here")
-        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-        data["milliseconds"] = _timed(plain.to(device), fused.to(device), images, rounds)
+        data["milliseconds"] = _timed(plain, (fused, in_evaluation), images, rounds)
     if out is not None:
         out.write_text(json.dumps(data, indent=1) + "\n")
 
@@ -76,23 +88,35 @@ def as_data(report: Report) -> dict[str, Any]:
     }
 
 
-def _timed(plain: nn.Module, fused: nn.Module, images: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
-    """Print and return the times of each form; the plain model's are those of its faster layout."""
-    channels_last = images.contiguous(memory_format=torch.channels_last)
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _timed(
+    plain: nn.Module, fused: tuple[nn.Module, nn.Module], images: Tensor, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Print and return the times of each form; the plain model's are those of its faster layout.
+
+    Args:
+        plain: the model as it was.
+        fused: it accelerated, for training and for evaluation; perhaps the same module.
+        images: contiguous.
+        rounds: in each of which every form is timed once.
+    """
     plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for_training, for_evaluation = [module.to(memory_format=torch.channels_last) for module in fused]  # type: ignore[call-overload]
     print(f"{len(images)} images of {images.shape[2]} x {images.shape[3]}, {torch.get_num_threads()} threads")
     in_evaluation = {
         "plain": inference(plain.eval(), images),
-        "plain, channels_last": inference(plain_last.eval(), channels_last),
-        "accelerated": inference(fused.eval(), channels_last),
-        "optimize_for_inference": inference(optimize_for_inference(fused).eval(), channels_last),
+        "plain, channels_last": inference(plain_last.eval(), _channels_last(images)),
+        "accelerated": inference(for_evaluation.eval(), _channels_last(images)),
+        "optimize_for_inference": inference(optimize_for_inference(for_evaluation).eval(), _channels_last(images)),
     }
     found = {"inference": _compare("inference", in_evaluation, images.device, rounds)}
     in_training = {
         "plain": training(plain.train(), images),
-        "plain, channels_last": training(plain_last.train(), channels_last),
-        "accelerated": training(fused.train(), channels_last),
+        "plain, channels_last": training(plain_last.train(), _channels_last(images)),
+        "accelerated": training(for_training.train(), _channels_last(images)),
     }
     found["training step"] = _compare("training step", in_training, images.device, rounds)
     return found

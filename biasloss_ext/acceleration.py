@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from biasloss_ext.measured import slower_when_fused
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, twin_of, without_kernel
 from biasloss_ext.nn.fused_chain import Fused
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation
@@ -20,10 +21,16 @@ from biasloss_ext.nn.recognise import activation_of_norm, is_norm_with_activatio
 from biasloss_ext.nn.unit import is_unit
 from biasloss_ext.report import Entry, Report, layers_of
 
-FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation, FusedNormActivation)
+FUSED = (
+    FusedBlock,
+    FusedInvertedResidual,
+    FusedSkipBlock,
+    FusedConvNormActivation,
+    FusedNormActivation,
+)
 
 
-def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
+def accelerate(model: nn.Module, *, fused: Fused = "auto", measure_on: Tensor | None = None) -> Report:
     """Run what is depthwise-separable in ``model`` on fused kernels, in place.
 
     A block is what its forward computes, as torch.fx follows it, whoever wrote it and whatever its classes are called. In it,
@@ -38,6 +45,9 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
     Args:
         model: any module. What is fused already is listed as such.
         fused: "auto" runs a block as it was wherever no fused kernels can; True raises in the call instead.
+        measure_on: a batch of images like those to come, on the device of the model. With it every fused module is timed in both
+            forms, in the present mode of the model: a training step, or inference after ``model.eval()``. Where the plain layers
+            are faster, the module runs these. This takes about as long as twenty steps, and twice the memory of the model.
 
     Returns:
         `Report`: how many of the layers run on fused kernels, what was left, and why. Print it.
@@ -45,17 +55,21 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
     Raises:
         TypeError: ``model`` is no module.
         ValueError: ``fused`` is True, and there is no kernel for a depthwise convolution; it names the layer and the reason, and
-            nothing is swapped. Or ``model`` is itself a block: there is nothing to swap it in. Or it is compiled or scripted.
+            nothing is swapped. Or ``model`` is itself a block: there is nothing to swap it in. Or it is compiled or scripted. Or
+            ``measure_on`` is given with ``fused=True``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if fused not in ("auto", True):
         raise ValueError(f"fused must be 'auto' or True, got {fused!r}")
+    if fused is True and measure_on is not None:
+        raise ValueError(
+            "measure_on chooses between fused and plain layers, and fused=True allows no choice: pass one of them"
+        )
     _check_kind(model)
     if _is_block(model):
         raise ValueError(f"the model is itself a block ({type(model).__name__}); pass the model that contains it")
     found = list(_candidates(model, "", {}, fused))
-    entries = tuple(Entry(c.name, type(c.module).__name__, c.reason) for c in found)
     fused_layers = {layer for candidate in found for layer in candidate.fused_layers}
     reasons = {layer: reason for candidate in found for layer, reason in candidate.reasons.items()}
     if fused is True:
@@ -70,6 +84,15 @@ def accelerate(model: nn.Module, *, fused: Fused = "auto") -> Report:
             module.fused = fused
         elif callable(getattr(module, "fuse_model", None)):
             module.__dict__["fuse_model"] = _refuse_fuse_model
+    slower: dict[str, str] = {}
+    if measure_on is not None:
+        names = [name for name, module in model.named_modules() if isinstance(module, FUSED)]
+        slower = slower_when_fused(model, names, measure_on)
+    for name, reason in slower.items():
+        module = model.get_submodule(name)
+        module.__dict__["fused"] = False
+        reasons.update(dict.fromkeys(module.modules(), reason))
+    entries = tuple(Entry(c.name, type(c.module).__name__, c.reason or slower.get(c.name)) for c in found)
     return Report(entries, layers_of(model, reasons))
 
 

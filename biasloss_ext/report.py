@@ -146,6 +146,8 @@ def _own_reason(module: nn.Module, kind: str) -> str:
 def _fused_layers(model: nn.Module) -> set[nn.Module]:
     found: set[nn.Module] = set()
     for module in model.modules():
+        if getattr(module, "fused", None) is False:  # it runs its plain layers
+            continue
         if isinstance(module, FusedBlock):
             found |= module.fused_layers
         elif isinstance(module, FusedInvertedResidual | FusedSkipBlock):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,23 @@ def test_without_times() -> None:
     done = run("skipblocknet_s", "--rounds", "0")
     assert done.returncode == 0, done.stderr
     assert "ms" not in done.stdout.split()
+
+
+def test_blocks_that_are_measured(tmp_path: Path) -> None:
+    """What is faster depends on the machine; every layer that is left must say by how much."""
+    out = tmp_path / "report.json"
+    options = ("--image-size", "32", "--batch-size", "2", "--rounds", "0", "--measure", "--out", str(out))
+    done = run("skipblocknet_xs", *options)
+    assert done.returncode == 0, done.stderr
+    assert "in inference, on fused kernels: " in done.stdout
+    data = json.loads(out.read_text())
+    for part, step in ((data, "forward and backward"), (data["inference"], "forward")):
+        for left in part["left"]:
+            assert re.fullmatch(
+                rf"the plain layers are faster: .* ms, fused .* ms, {step} on \(2, .*\)", left["reason"]
+            )
+        names = {name for left in part["left"] for name in left["layers"]}
+        assert len(names) == sum(count["total"] - count["fused"] for count in part["layers"].values())
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from biasloss_ext import FeatureTap, accelerate, optimize_for_inference
+from biasloss_ext import FeatureTap, accelerate, measured, optimize_for_inference
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import FusedConvNormActivation, InvertedResidual
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
@@ -51,6 +54,46 @@ def test_accelerated_is_the_same_network(training: bool) -> None:
         # torch takes the sixth of the hard sigmoid's slope in float32, whatever the dtype.
         atol = 1e-7 * max(value.abs().max().item(), 1.0)
         torch.testing.assert_close(results[1][name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_that_are_slower_fused_run_their_plain_layers(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    """Every second one, by a clock of this test; the calls that it is given run."""
+    turns = itertools.count()
+
+    def clock(calls: dict[str, Callable[[int], object]], *_: object) -> dict[str, list[float]]:
+        for call in calls.values():
+            call(0)
+        plain = (0.5, 2.0)[next(turns) % 2]
+        return {"fused": [1.0, 1.0, 9.0], "plain": [plain] * 3}
+
+    monkeypatch.setattr(measured, "in_turns", clock)
+    plain = model().train(training)
+    network = copy.deepcopy(plain)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    report = accelerate(network, measure_on=images())
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} moved while modules were timed"
+    reason = r"the plain layers are faster: 0.5 ms, fused 1 ms, forward( and backward)? on \(3, .*\)"
+    assert [entry.name for entry in report.left] == ["0", "2", "4", "6", "8"]
+    assert all(re.fullmatch(reason, entry.reason or "") for entry in report.left)
+    left, totals = (dispatched(copy.deepcopy(each), images()) for each in (network, plain))
+    for kind in KINDS:
+        assert (report.count(kind).total, left[kind]) == (totals[kind], totals[kind] - report.count(kind).fused), kind
+    grad = torch.randn(3, 10, dtype=torch.float64)
+    results = []
+    for each in (plain, network):
+        torch.manual_seed(2)
+        results.append(step(each, each, images(), grad))
+    for name, value in results[0].items():
+        atol = 1e-7 * max(value.abs().max().item(), 1.0)
+        torch.testing.assert_close(results[1][name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+    assert not accelerate(network).left, "a later call measures nothing"
+
+
+def test_measuring_leaves_no_choice_to_fused() -> None:
+    with pytest.raises(ValueError, match="measure_on chooses between fused and plain layers"):
+        accelerate(model(), fused=True, measure_on=images())
 
 
 def test_optimisers_checkpoints_and_modes_stay_valid() -> None:
