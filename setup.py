@@ -99,7 +99,7 @@ def find_nvcc() -> str | None:
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
 
 
-def find_cuda() -> Cuda | None:
+def find_cuda(development: bool = False) -> Cuda | None:
     """The CUDA compiler to build with, or None; exits with one sentence where CUDA is asked for and cannot be had."""
     asked = os.environ.get("BIASLOSS_CUDA")
     if asked not in (None, "", "0", "1"):
@@ -120,7 +120,7 @@ def find_cuda() -> Cuda | None:
             " newer: set CUDA_HOME to a newer toolkit, or BIASLOSS_CUDA=0 to build without CUDA kernels"
         )
     check_against_torch(version)
-    return Cuda(nvcc, version, architectures(nvcc))
+    return Cuda(nvcc, version, architectures(nvcc, development))
 
 
 def nvcc_version(nvcc: str) -> tuple[int, int]:
@@ -148,17 +148,20 @@ def check_against_torch(version: tuple[int, int]) -> None:
         )
 
 
-def architectures(nvcc: str) -> tuple[str, ...]:
+def architectures(nvcc: str, development: bool = False) -> tuple[str, ...]:
+    """Those asked for; by default what is in use, or in a build for development those of the GPUs here, or the oldest with code
+    that any newer GPU can compile for itself."""
     text = output_of(nvcc, "--list-gpu-arch")
     known = {f"{number[:-1]}.{number[-1]}" for number in re.findall(r"compute_(\d+)", text)}
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
-    if asked == ["native"]:  # those of the GPUs here
+    if asked == ["native"] or (not asked and development and torch.cuda.is_available()):
         count = torch.cuda.device_count()
         asked = sorted({".".join(map(str, torch.cuda.get_device_capability(index))) for index in range(count)})
     if not asked or asked in (["common"], ["All"]):
         defaults = [name for name in DEFAULT_ARCHITECTURES if name in known]
         if not defaults:
             sys.exit(f"biasloss_ext: {nvcc} knows none of {', '.join(DEFAULT_ARCHITECTURES)}: set NVCC to another one")
+        defaults = defaults[:1] if development else defaults
         return (*defaults[:-1], f"{defaults[-1]}+PTX")
     names = [name for entry in asked for name in NAMED_ARCHITECTURES.get(entry, (entry,))]
     for name in names:
@@ -170,6 +173,22 @@ def architectures(nvcc: str) -> tuple[str, ...]:
                 f" {', '.join(NAMED_ARCHITECTURES)}"
             )
     return tuple(dict.fromkeys(names))
+
+
+def cpu_variants(development: bool) -> dict[str, list[str]]:
+    """The instruction sets to compile the CPU kernels for, with the compiler's flags: all, or in a build for development the
+    portable one and the best of this machine."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"baseline": []}
+    asked = os.environ.get("BIASLOSS_CPU_VARIANTS", "native" if development else "all")
+    if asked not in ("all", "native"):
+        sys.exit(f"biasloss_ext: BIASLOSS_CPU_VARIANTS must be all or native, got {asked!r}")
+    variants = {"baseline": [], **X86_VARIANTS}
+    if asked == "native":
+        capability = torch.backends.cpu.get_cpu_capability().lower()
+        best = next((name for name in ("avx512", "avx2") if capability.startswith(name)), "baseline")
+        variants = {name: flags for name, flags in variants.items() if name in ("baseline", best)}
+    return variants
 
 
 def jobs() -> int:
@@ -188,11 +207,12 @@ class Build(build_ext):
     def run(self) -> None:
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
             sys.exit(f"biasloss_ext needs torch 2.11 or newer, this is {torch.__version__}: upgrade torch first")
-        self.cuda = find_cuda()
+        development = bool(self.inplace or self.editable_mode)
+        self.cuda = find_cuda(development)
         self.cxx = words("CXX") or ["c++"]  # perhaps "ccache g++"
-        self.x86 = platform.machine() in ("x86_64", "AMD64")
         say(f"torch {torch.__version__} (stable ABI of 2.11), {shlex.join(self.cxx)}, {jobs()} jobs")
-        say(f"CPU kernels: baseline{', avx2, avx512, chosen at run time' if self.x86 else ''}")
+        self.variants = cpu_variants(development)
+        say(f"CPU kernels: {', '.join(self.variants)}{', chosen at run time' if len(self.variants) > 1 else ''}")
         if self.cuda is not None:
             major, minor = self.cuda.version
             say(f"CUDA kernels: {', '.join(self.cuda.architectures)}, by {self.cuda.nvcc} ({major}.{minor})")
@@ -227,7 +247,7 @@ class Build(build_ext):
         return [*flags, *words("CXXFLAGS"), *self.variant_flags()]
 
     def variant_flags(self) -> list[str]:
-        return ["-DBIASLOSS_X86_VARIANTS"] if self.x86 else []
+        return [f"-DBIASLOSS_WITH_{name.upper()}" for name in self.variants if name != "baseline"]
 
     def write_rules(
         self, writer: object, cxx_flags: list[str], nvcc_flags: list[str], linker: list[str], libraries: list[str]
@@ -273,8 +293,7 @@ class Build(build_ext):
             if source.suffix == ".cu" and self.cuda is not None:
                 objects += writer.build(target, "nvcc", str(source.resolve()))
             elif source.name.endswith("_simd.cpp"):
-                variants = {"baseline": [], **(X86_VARIANTS if self.x86 else {})}
-                for name, flags in variants.items():
+                for name, flags in self.variants.items():
                     all_flags = [f"-DBIASLOSS_ISA={name}", "-ffp-contract=fast", "-fno-math-errno", *flags]
                     objects += writer.build(
                         target.replace(".o", f"_{name}.o"),
@@ -296,6 +315,7 @@ class Build(build_ext):
             "VERSION": self.distribution.get_version(),
             "BUILT_WITH_TORCH": torch.__version__,
             "COMPILER": compiler.splitlines()[0],
+            "CPU_VARIANTS": ";".join(self.variants),
             "CUDA_VERSION": "" if self.cuda is None else ".".join(map(str, self.cuda.version)),
             "CUDA_ARCHITECTURES": "" if self.cuda is None else ";".join(self.cuda.architectures),
         }

@@ -19,11 +19,7 @@ std::map<std::string, std::string> build_information() {
           {"compiler", BIASLOSS_COMPILER},
           {"cuda", BIASLOSS_CUDA_VERSION},
           {"cuda_architectures", BIASLOSS_CUDA_ARCHITECTURES},
-#if defined(BIASLOSS_X86_VARIANTS)
-          {"cpu_variants", "baseline;avx2;avx512"},
-#else
-          {"cpu_variants", "baseline"},
-#endif
+          {"cpu_variants", BIASLOSS_CPU_VARIANTS},
           {"cpu_variant_in_use", biasloss::isa_name(biasloss::best_isa())}};
 }
 

@@ -9,6 +9,7 @@ import torch
 
 import biasloss_ext  # noqa: F401  (declares the ops)
 from biasloss_ext.ops import backends
+from biasloss_ext.ops.native import native
 
 
 def backends_of(op: str) -> tuple[str, ...]:
@@ -17,6 +18,17 @@ def backends_of(op: str) -> tuple[str, ...]:
     cpu = torch.device("cpu")
     kernels = (name for name in backends.BACKENDS_OF[op] if name != "reference")
     return (*(name for name in kernels if backends.why_not(name, cpu, op) is None), "reference")
+
+
+def variant_in_use() -> str:
+    """The instruction set of the CPU kernels that run here."""
+    return native().build.get("cpu_variant_in_use", "baseline")
+
+
+def other_variants() -> list[str]:
+    """The other ones of this build that run here: older ones, since the best is in use."""
+    built = native().build.get("cpu_variants", "baseline").split(";")
+    return built[: built.index(variant_in_use())]
 
 
 def imported(package: str) -> Any:

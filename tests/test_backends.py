@@ -15,6 +15,7 @@ import biasloss_ext
 from biasloss_ext.info import report
 from biasloss_ext.ops import FAMILIES, backends
 from biasloss_ext.ops.native import BUILD_HINT, _remedy, covers, native
+from tests.runnable import other_variants, variant_in_use
 
 PACKAGE = Path(biasloss_ext.__file__).parent
 
@@ -68,14 +69,12 @@ def test_broken_kernels_tell_their_cause(tmp_path: Path) -> None:
     assert "error backend 'cpu' cannot run here: the compiled kernels do not load" in text
 
 
-@pytest.mark.skipif(
-    "avx2" not in native().build["cpu_variants"], reason="this build has the portable instruction set alone"
-)
+@pytest.mark.skipif(not other_variants(), reason="this build has the portable instruction set alone")
 def test_every_cpu_variant_gives_the_same_loss() -> None:
-    best = native().build["cpu_variant_in_use"]
+    best = variant_in_use()
     show = LOSS + "from biasloss_ext.ops.native import native; print(native().build['cpu_variant_in_use'])"
     results = {}
-    for name in ("baseline", "avx2", "avx512"):
+    for name in (*other_variants(), best):
         text = run_python(show, PACKAGE.parent, BIASLOSS_CPU_ISA=name)
         results[text.split()[-1]] = numbers(text)
     assert "baseline" in results
@@ -84,7 +83,7 @@ def test_every_cpu_variant_gives_the_same_loss() -> None:
         assert values == pytest.approx(results["baseline"], rel=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["baseline", "avx2"])
+@pytest.mark.parametrize("variant", other_variants())
 def test_accuracy_of_the_other_cpu_variants(variant: str) -> None:
     tests = Path(__file__).parent / "ops"
     names = ("bias_loss", "feature_variance", "bias_loss_edge_cases", "batch_norm", "pool_variance", "squeeze_excite")

@@ -126,6 +126,55 @@ def test_architectures_as_torch_takes_them(
         decide["architectures"](nvcc)
 
 
+def test_a_build_for_development_has_one_architecture(
+    decide: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = fake_nvcc(tmp_path, "13.1", "compute_75\\ncompute_80\\ncompute_90\\n")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert decide["architectures"](nvcc, development=True) == ("7.5+PTX",)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9, 0))
+    assert decide["architectures"](nvcc, development=True) == ("9.0",)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    assert decide["architectures"](nvcc, development=True) == ("8.0",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "development", "capability", "expected"),
+    [
+        (None, False, "AVX2", ["baseline", "avx2", "avx512"]),
+        (None, True, "AVX2", ["baseline", "avx2"]),
+        (None, True, "AVX512", ["baseline", "avx512"]),
+        (None, True, "DEFAULT", ["baseline"]),
+        ("all", True, "AVX2", ["baseline", "avx2", "avx512"]),
+        ("native", False, "AVX512", ["baseline", "avx512"]),
+    ],
+)
+def test_instruction_sets_that_are_compiled(
+    decide: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str | None,
+    development: bool,
+    capability: str,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.delenv("BIASLOSS_CPU_VARIANTS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("BIASLOSS_CPU_VARIANTS", asked)
+    assert list(decide["cpu_variants"](development)) == expected
+
+
+def test_unknown_instruction_sets(decide: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("BIASLOSS_CPU_VARIANTS", "avx10")
+    with pytest.raises(SystemExit, match="BIASLOSS_CPU_VARIANTS must be all or native, got 'avx10'"):
+        decide["cpu_variants"](True)
+
+
 def test_flags_of_architectures(decide: dict[str, Any]) -> None:
     flags = decide["Cuda"]("nvcc", (13, 1), ("9.0a", "10.0f+PTX")).flags()
     assert flags == [

@@ -49,22 +49,6 @@ struct BatchNormTables {
   const auto& of(BFloat16) const { return bfloat16; }
 };
 
-namespace baseline {
-extern const BatchNormTables batch_norm_tables;
-}
-namespace avx2 {
-extern const BatchNormTables batch_norm_tables;
-}
-namespace avx512 {
-extern const BatchNormTables batch_norm_tables;
-}
-
-inline const BatchNormTables& batch_norm_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::batch_norm_tables, avx2::batch_norm_tables, avx512::batch_norm_tables);
-#else
-  return baseline::batch_norm_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(BatchNormTables, batch_norm_tables, batch_norm_tables)
 
 }  // namespace biasloss

@@ -58,22 +58,6 @@ struct LaneTables {
                  int64_t* counted);
 };
 
-namespace baseline {
-extern const LaneTables lane_tables;
-}
-namespace avx2 {
-extern const LaneTables lane_tables;
-}
-namespace avx512 {
-extern const LaneTables lane_tables;
-}
-
-inline const LaneTables& lane_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::lane_tables, avx2::lane_tables, avx512::lane_tables);
-#else
-  return baseline::lane_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(LaneTables, lane_tables, lane_tables)
 
 }  // namespace biasloss

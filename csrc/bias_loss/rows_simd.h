@@ -32,22 +32,6 @@ struct RowTables {
   void (*narrow_bfloat16)(const float* from, int64_t count, BFloat16* to, int64_t stride);
 };
 
-namespace baseline {
-extern const RowTables row_tables;
-}
-namespace avx2 {
-extern const RowTables row_tables;
-}
-namespace avx512 {
-extern const RowTables row_tables;
-}
-
-inline const RowTables& row_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::row_tables, avx2::row_tables, avx512::row_tables);
-#else
-  return baseline::row_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(RowTables, row_tables, row_tables)
 
 }  // namespace biasloss

@@ -27,22 +27,6 @@ struct GramTable {
   auto of(BFloat16) const { return of_bfloat16; }
 };
 
-namespace baseline {
-extern const GramTable gram_table;
-}
-namespace avx2 {
-extern const GramTable gram_table;
-}
-namespace avx512 {
-extern const GramTable gram_table;
-}
-
-inline const GramTable& gram_table() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::gram_table, avx2::gram_table, avx512::gram_table);
-#else
-  return baseline::gram_table;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(GramTable, gram_table, gram_table)
 
 }  // namespace biasloss

@@ -49,22 +49,6 @@ struct PlainTables {
   const PlainKernels<double>& of(double) const { return float64; }
 };
 
-namespace baseline {
-extern const PlainTables plain_tables;
-}
-namespace avx2 {
-extern const PlainTables plain_tables;
-}
-namespace avx512 {
-extern const PlainTables plain_tables;
-}
-
-inline const PlainTables& plain_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::plain_tables, avx2::plain_tables, avx512::plain_tables);
-#else
-  return baseline::plain_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(PlainTables, plain_tables, plain_tables)
 
 }  // namespace biasloss

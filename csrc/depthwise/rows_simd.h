@@ -141,22 +141,6 @@ struct DepthwiseTables {
   const DepthwiseKernels<BFloat16, float>& of(BFloat16) const { return bfloat16; }
 };
 
-namespace baseline {
-extern const DepthwiseTables depthwise_tables;
-}
-namespace avx2 {
-extern const DepthwiseTables depthwise_tables;
-}
-namespace avx512 {
-extern const DepthwiseTables depthwise_tables;
-}
-
-inline const DepthwiseTables& depthwise_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::depthwise_tables, avx2::depthwise_tables, avx512::depthwise_tables);
-#else
-  return baseline::depthwise_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(DepthwiseTables, depthwise_tables, depthwise_tables)
 
 }  // namespace biasloss

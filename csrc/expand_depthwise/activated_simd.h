@@ -32,22 +32,6 @@ struct ActivatedTables {
   const ActivatedKernels<BFloat16, float>& of(BFloat16) const { return bfloat16; }
 };
 
-namespace baseline {
-extern const ActivatedTables activated_tables;
-}
-namespace avx2 {
-extern const ActivatedTables activated_tables;
-}
-namespace avx512 {
-extern const ActivatedTables activated_tables;
-}
-
-inline const ActivatedTables& activated_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::activated_tables, avx2::activated_tables, avx512::activated_tables);
-#else
-  return baseline::activated_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(ActivatedTables, activated_tables, activated_tables)
 
 }  // namespace biasloss

@@ -41,22 +41,6 @@ struct ExpansionTables {
   const ExpansionKernels<BFloat16, float>& of(BFloat16) const { return bfloat16; }
 };
 
-namespace baseline {
-extern const ExpansionTables expansion_tables;
-}
-namespace avx2 {
-extern const ExpansionTables expansion_tables;
-}
-namespace avx512 {
-extern const ExpansionTables expansion_tables;
-}
-
-inline const ExpansionTables& expansion_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::expansion_tables, avx2::expansion_tables, avx512::expansion_tables);
-#else
-  return baseline::expansion_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(ExpansionTables, expansion_tables, expansion_tables)
 
 }  // namespace biasloss

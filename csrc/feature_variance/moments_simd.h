@@ -18,22 +18,6 @@ struct MomentsTable {
   Moments<double> (*of_bfloat16)(const BFloat16*, int64_t);
 };
 
-namespace baseline {
-extern const MomentsTable moments_table;
-}
-namespace avx2 {
-extern const MomentsTable moments_table;
-}
-namespace avx512 {
-extern const MomentsTable moments_table;
-}
-
-inline const MomentsTable& moments_table() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::moments_table, avx2::moments_table, avx512::moments_table);
-#else
-  return baseline::moments_table;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(MomentsTable, moments_table, moments_table)
 
 }  // namespace biasloss

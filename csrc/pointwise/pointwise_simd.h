@@ -95,33 +95,7 @@ struct PointwiseBackwardTable {
   ByElement<BackwardPiece> piece;
 };
 
-namespace baseline {
-extern const PointwiseForwardTable pointwise_forward;
-extern const PointwiseBackwardTable pointwise_backward;
-}  // namespace baseline
-namespace avx2 {
-extern const PointwiseForwardTable pointwise_forward;
-extern const PointwiseBackwardTable pointwise_backward;
-}  // namespace avx2
-namespace avx512 {
-extern const PointwiseForwardTable pointwise_forward;
-extern const PointwiseBackwardTable pointwise_backward;
-}  // namespace avx512
-
-inline const PointwiseForwardTable& pointwise_forward_table() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::pointwise_forward, avx2::pointwise_forward, avx512::pointwise_forward);
-#else
-  return baseline::pointwise_forward;
-#endif
-}
-
-inline const PointwiseBackwardTable& pointwise_backward_table() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::pointwise_backward, avx2::pointwise_backward, avx512::pointwise_backward);
-#else
-  return baseline::pointwise_backward;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(PointwiseForwardTable, pointwise_forward, pointwise_forward_table)
+BIASLOSS_TABLE_FOR_THIS_CPU(PointwiseBackwardTable, pointwise_backward, pointwise_backward_table)
 
 }  // namespace biasloss

@@ -46,22 +46,6 @@ struct PoolTables {
   const auto& of(BFloat16) const { return bfloat16; }
 };
 
-namespace baseline {
-extern const PoolTables pool_tables;
-}
-namespace avx2 {
-extern const PoolTables pool_tables;
-}
-namespace avx512 {
-extern const PoolTables pool_tables;
-}
-
-inline const PoolTables& pool_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::pool_tables, avx2::pool_tables, avx512::pool_tables);
-#else
-  return baseline::pool_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(PoolTables, pool_tables, pool_tables)
 
 }  // namespace biasloss

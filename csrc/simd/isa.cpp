@@ -19,14 +19,18 @@ const char* limit_by_environment() {
 
 Isa detect() {
   [[maybe_unused]] const char* limit = limit_by_environment();
-#if defined(BIASLOSS_X86_VARIANTS)
-  const auto allowed = [limit](const char* name) { return limit == nullptr || std::strcmp(limit, name) == 0; };
+#if defined(BIASLOSS_WITH_AVX2) || defined(BIASLOSS_WITH_AVX512)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && allowed("avx512")) return Isa::avx512;
-  if (avx2 && (allowed("avx2") || allowed("avx512"))) return Isa::avx2;
+  [[maybe_unused]] const bool limited_to_avx2 = limit != nullptr && std::strcmp(limit, "avx2") == 0;
+  if (limit != nullptr && std::strcmp(limit, "baseline") == 0) return Isa::baseline;
+#endif
+#if defined(BIASLOSS_WITH_AVX512)
+  if (!limited_to_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+#endif
+#if defined(BIASLOSS_WITH_AVX2)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;
 }

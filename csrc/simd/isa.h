@@ -15,18 +15,43 @@ enum class Isa { baseline, avx2, avx512 };
 Isa best_isa();
 const char* isa_name(Isa isa);
 
-// Picks among the builds of one table of functions.
+// Picks among the builds of one table of functions; null stands for one that is not in this build.
 template <class Table>
-const Table& for_this_cpu(const Table& baseline, [[maybe_unused]] const Table& avx2,
-                          [[maybe_unused]] const Table& avx512) {
+const Table& for_this_cpu(const Table* baseline, const Table* avx2, const Table* avx512) {
   switch (best_isa()) {
     case Isa::avx512:
-      return avx512;
+      return *avx512;
     case Isa::avx2:
-      return avx2;
+      return *avx2;
     default:
-      return baseline;
+      return *baseline;
   }
 }
+
+#if defined(BIASLOSS_WITH_AVX2)
+#define BIASLOSS_AVX2_TABLE(table) &avx2::table
+#else
+#define BIASLOSS_AVX2_TABLE(table) nullptr
+#endif
+#if defined(BIASLOSS_WITH_AVX512)
+#define BIASLOSS_AVX512_TABLE(table) &avx512::table
+#else
+#define BIASLOSS_AVX512_TABLE(table) nullptr
+#endif
+
+// Declares the table that each build of a *_simd.cpp file defines, and the function that returns the one for this CPU.
+#define BIASLOSS_TABLE_FOR_THIS_CPU(Table, table, function)                                                 \
+  namespace baseline {                                                                                      \
+  extern const Table table;                                                                                 \
+  }                                                                                                         \
+  namespace avx2 {                                                                                          \
+  extern const Table table;                                                                                 \
+  }                                                                                                         \
+  namespace avx512 {                                                                                        \
+  extern const Table table;                                                                                 \
+  }                                                                                                         \
+  inline const Table& function() {                                                                          \
+    return for_this_cpu<Table>(&baseline::table, BIASLOSS_AVX2_TABLE(table), BIASLOSS_AVX512_TABLE(table)); \
+  }
 
 }  // namespace biasloss

@@ -32,22 +32,6 @@ struct SqueezeExciteTables {
   const auto& of(double) const { return float64; }
 };
 
-namespace baseline {
-extern const SqueezeExciteTables squeeze_excite_tables;
-}
-namespace avx2 {
-extern const SqueezeExciteTables squeeze_excite_tables;
-}
-namespace avx512 {
-extern const SqueezeExciteTables squeeze_excite_tables;
-}
-
-inline const SqueezeExciteTables& squeeze_excite_tables() {
-#if defined(BIASLOSS_X86_VARIANTS)
-  return for_this_cpu(baseline::squeeze_excite_tables, avx2::squeeze_excite_tables, avx512::squeeze_excite_tables);
-#else
-  return baseline::squeeze_excite_tables;
-#endif
-}
+BIASLOSS_TABLE_FOR_THIS_CPU(SqueezeExciteTables, squeeze_excite_tables, squeeze_excite_tables)
 
 }  // namespace biasloss

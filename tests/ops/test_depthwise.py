@@ -19,6 +19,7 @@ from tests import depthwise_cases as cases
 from tests import norm_cases
 from tests.calls import Call
 from tests.depthwise_cases import ACTIVATIONS, BACKENDS, CHANNELS, SIZES, Source
+from tests.runnable import other_variants, variant_in_use
 
 
 @st.composite
@@ -222,7 +223,7 @@ def test_large_maps_are_cut_the_same_for_any_number_of_threads() -> None:
 
 
 def test_instruction_sets_agree(tmp_path: Path) -> None:
-    best, *others = [cases.outputs_with(name, LARGE, tmp_path) for name in ("avx512", "avx2", "baseline")]
+    best, *others = [cases.outputs_with(name, LARGE, tmp_path) for name in (variant_in_use(), *other_variants())]
     for other in others:
         for a, b in zip(best, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5 * float(a.abs().max()))

@@ -19,7 +19,7 @@ from tests import depthwise_cases as cases
 from tests import norm_cases
 from tests.calls import Call
 from tests.depthwise_cases import ACTIVATIONS, CHANNELS, SIZES, Source
-from tests.runnable import backends_of
+from tests.runnable import backends_of, other_variants, variant_in_use
 
 BACKENDS = backends_of("expand_depthwise")
 X, EXPAND_WEIGHT, AFFINE, WEIGHT = range(4)  # positions of arguments
@@ -148,7 +148,7 @@ def test_bits_do_not_depend_on_threads_or_runs() -> None:
 
 def test_instruction_sets_and_the_reference_agree(tmp_path: Path) -> None:
     expected = large_outputs("reference")
-    for name in ("avx512", "avx2", "baseline"):
+    for name in (variant_in_use(), *other_variants()):
         for a, b in zip(expected, cases.outputs_with(name, LARGE, tmp_path), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5 * float(a.abs().max()))
 

@@ -20,11 +20,10 @@ from biasloss_ext.ops import maps
 from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
 from biasloss_ext.ops.expand_depthwise import reference as expand_reference
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.native import native
 from biasloss_ext.ops.pointwise import op, reference
 from tests import norm_cases
 from tests.calls import Call
-from tests.runnable import backends_of
+from tests.runnable import backends_of, other_variants
 
 BACKENDS = backends_of("pointwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -353,10 +352,7 @@ def test_the_weight_gradient_of_any_origin(backend: str, dtype: torch.dtype) -> 
     assert_close(ours, exact, plain, "grad_weight", torch.tensor(of_rounding / torch.finfo(ours.dtype).eps))
 
 
-@pytest.mark.skipif(
-    "avx2" not in native().build.get("cpu_variants", ""), reason="this build has the portable instruction set alone"
-)
-@pytest.mark.parametrize("variant", ["baseline", "avx2"])
+@pytest.mark.parametrize("variant", other_variants())
 def test_the_other_cpu_variants(variant: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu and float64 or far", __file__],
