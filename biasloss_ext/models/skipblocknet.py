@@ -188,6 +188,7 @@ class SkipblockNet(nn.Module):
 
     @property
     def return_features(self) -> ReturnFeatures:
+        """What a call returns: "none", "features" or "variance", see the class."""
         return self._return_features
 
     @return_features.setter

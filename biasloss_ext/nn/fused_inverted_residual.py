@@ -77,7 +77,7 @@ def _numbers_of(name: str, *layers: nn.Module) -> list[int] | str:
 
 
 def gate_of(module: nn.Module) -> Gate | str:
-    """The parts of a `SqueezeExcite`, or why it has no fused kernels."""
+    """The parts of a `SqueezeExcite`, or the reason why it has no fused kernels."""
     if type(module) is not SqueezeExcite:
         return f"the attention is {type(module).__name__}"
     layers = children(child(module, "fc"))
@@ -102,16 +102,18 @@ def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
 
 
 class FusedInvertedResidual(NotScriptable, InvertedResidual):
-    """`InvertedResidual` on the fused ops; saves its input, y2, y3 and per-channel values for backward, see
-    `nn.chain_function`.
+    """`InvertedResidual` on the fused ops, with the same parameters and results.
+
+    For the backward pass it saves its input, y2, y3 and values per channel, see `nn.chain_function`. The other arguments
+    are those of `InvertedResidual`.
 
     Args:
-        fused: "auto" takes the plain layers where no kernels can run or a graph is exported; True raises instead.
-        The others are those of `InvertedResidual`.
+        fused: "auto" uses the plain layers if no kernels can run or a graph is exported; True raises instead; False always
+            uses the plain layers.
 
     Raises:
-        ValueError: `fused` is True, and kernel size, stride or activation have no fused kernels.
-        RuntimeError, in the call: `fused` is True, and no kernels can run on the input, with the reason.
+        ValueError: ``fused`` is True, and kernel size, stride or activation have no fused kernels.
+        RuntimeError: in a call, if ``fused`` is True and no kernels can run on the input; the message has the reason.
     """
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
@@ -126,7 +128,7 @@ class FusedInvertedResidual(NotScriptable, InvertedResidual):
 
 
 class FusedSkipBlock(NotScriptable, SkipBlock):
-    """`SkipBlock` on the fused ops; arguments and errors as of `FusedInvertedResidual`."""
+    """`SkipBlock` on the fused ops. ``fused`` and the errors are those of `FusedInvertedResidual`; the rest is `SkipBlock`'s."""
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
         super().__init__(*arguments, **options)
