@@ -16,31 +16,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biasloss_ext.nn.activations import FORMS_OF_GELU
+from biasloss_ext.nn.activations import FORMS_OF_GELU, FUNCTIONS
 from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.nn.recognise import activation_of
-from biasloss_ext.ops import maps
 
 
 class Unfamiliar(Exception):
     """Carries the sentence that says what about a module has no fused kernels."""
 
 
-_OF_FUNCTIONS: dict[Any, int] = {
-    F.relu: maps.RELU,
-    torch.relu: maps.RELU,
-    F.relu6: maps.RELU6,
-    F.hardswish: maps.HARDSWISH,
-    F.silu: maps.SILU,
-    F.gelu: maps.GELU,
-    F.hardsigmoid: maps.HARDSIGMOID,
-    F.sigmoid: maps.SIGMOID,
-    torch.sigmoid: maps.SIGMOID,
-    "relu": maps.RELU,
-    "relu_": maps.RELU,
-    "sigmoid": maps.SIGMOID,
-    "sigmoid_": maps.SIGMOID,
-}
 _IN_PLACE = {operator.iadd, operator.imul, operator.isub, operator.itruediv}
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
@@ -175,7 +159,7 @@ class Flow:
             return None
         if node.target is F.gelu:
             return FORMS_OF_GELU.get(node.kwargs.get("approximate", "none"))
-        return _OF_FUNCTIONS.get(node.target) if node.kwargs.keys() <= {"inplace"} else None
+        return FUNCTIONS.get(node.target) if node.kwargs.keys() <= {"inplace"} else None
 
     def changes_its_argument(self, node: fx.Node) -> bool:
         """Whether a node computes in place."""
