@@ -1,4 +1,4 @@
-"""``biasloss accelerate``: what of a model runs on fused kernels, and how much faster it is for it."""
+"""``biasloss accelerate``: how much of a model runs on fused kernels, and how much faster the model becomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Timing(NamedTuple):
     """Milliseconds per call.
 
     Attributes:
-        median: of the rounds.
+        median: the median of the rounds.
         low: the first quartile.
         high: the third quartile.
     """
@@ -50,7 +50,7 @@ def accelerate(
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="a JSON file for the report and the times")] = None,
 ) -> None:
-    """Show how much of a model runs on fused kernels, and the time of a training step and of inference before and after."""
+    """Show how much of a model runs on fused kernels, with the time of a training step and of inference before and after."""
     plain = ready_made(model, CLASSES)
     fused = copy.deepcopy(plain)
     report = accelerate_model(fused)
@@ -66,7 +66,7 @@ def accelerate(
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """A report as JSON holds it."""
+    """A report as plain data for JSON."""
     return {
         "layers": {kind: report.count(kind)._asdict() for kind in KINDS},
         "left": [
@@ -77,7 +77,7 @@ def as_data(report: Report) -> dict[str, Any]:
 
 
 def _timed(plain: nn.Module, fused: nn.Module, images: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
-    """Print and return the times of each form; the plain model's are those of its faster layout."""
+    """Print and return the times of each form. The ratios compare with the faster layout of the plain model."""
     channels_last = images.contiguous(memory_format=torch.channels_last)
     plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,7 +117,7 @@ def _timing(values: list[float]) -> Timing:
 
 
 def inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
-    """The call that is timed."""
+    """The timed call."""
 
     def call(_: int) -> object:
         with torch.inference_mode():
@@ -127,7 +127,7 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
 
 
 def training(model: nn.Module, images: Tensor) -> Callable[[int], object]:
-    """The step that is timed: forward and backward."""
+    """The timed step: forward and backward."""
 
     def call(_: int) -> object:
         model.zero_grad()

@@ -1,4 +1,4 @@
-"""The loss as a module."""
+"""Bias Loss as a module."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Report:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{c.fused} of {c.total} {kind}s" for kind in KINDS if (c := self.count(kind)).total)
-        lines = [f"on fused kernels: {counts or 'nothing, there are no such layers'}"]
+        lines = [f"on fused kernels: {counts or 'nothing, as the model has no such layers'}"]
         for reason, layers in self.reasons().items():
             kinds = [(kind, sum(layer.kind == kind for layer in layers)) for kind in KINDS]
             which = ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in kinds if number)
@@ -112,11 +112,11 @@ class Report:
 
 
 def layers_of(model: nn.Module, reasons: dict[nn.Module, str]) -> tuple[Layer, ...]:
-    """The layers of an accelerated model, each named once.
+    """The layers of an accelerated model, each listed once.
 
     Args:
-        model: as `accelerate` left it.
-        reasons: why layers are left, as far as it is known.
+        model: a model after `accelerate`.
+        reasons: why layers are left, if known.
     """
     fused = _fused_layers(model)
     found = []
@@ -143,12 +143,12 @@ def _cost(module: nn.Module) -> int:
 
 
 def _own_reason(module: nn.Module, kind: str) -> str:
-    """Of a layer that is in no block or sequence."""
+    """The reason for a layer outside of blocks and sequences."""
     if kind == DEPTHWISE and isinstance(module, nn.Conv2d):
         if type(module) is not nn.Conv2d:
-            return f"{type(module).__name__} may compute something else than Conv2d"
+            return f"{type(module).__name__} may not compute the same as Conv2d"
         return f"there is no kernel for {', '.join(without_kernel(module))}"
-    return "no depthwise convolution and normalization are in a block with it that can be traced"
+    return "it is not in a traceable block with a depthwise convolution and a normalization"
 
 
 def _fused_layers(model: nn.Module) -> set[nn.Module]:
