@@ -242,7 +242,9 @@ def weighted_cross_entropy(
         and type(output) is type(target) is type(features) is Tensor
         and target.dtype is torch.int64
         and output.dim() == 2
-        and variance is weight is process_group is None
+        and variance is None
+        and weight is None
+        and process_group is None
         and not checks.targets_are_checked
     )
     shape, extrema = output.shape, None

@@ -65,7 +65,7 @@ def _shadow(module: nn.Module) -> nn.Module:
     def of(original: nn.Module) -> nn.Module:
         if original not in shadows:
             shadow = shadows[original] = original.__class__.__new__(original.__class__)
-            containers = dict | list | set
+            containers = (dict, list, set)
             shadow.__dict__.update(
                 {n: copy.copy(v) if isinstance(v, containers) else v for n, v in original.__dict__.items()}
             )
