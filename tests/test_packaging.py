@@ -40,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_source_distribution_has_all_that_a_build_reads(source: Path) -> None:
     """`python -m tests.abi` builds the wheel from it, and runs the tests on what is installed."""
     names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    for folder, patterns in (("csrc", ("*",)), ("biasloss_ext", ("*.py",))):
+    for folder, patterns in (("csrc", ("*",)), ("biasloss_ext", ("*.py", "py.typed"))):
         files = {
             str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / folder).rglob(pattern) if p.is_file()
         }
