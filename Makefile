@@ -24,7 +24,7 @@ lint: $(VENV)/.installed
 
 # The site of README.md and docs/, in site/: fails on a broken link, and on a public name that does not exist.
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build
 
 # Beside its peers, on this machine; `pytest bench --benchmark-only` has the same through pytest-benchmark.
 bench: $(VENV)/.installed
