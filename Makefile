@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -o -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint bench test-abi test-simulated test-integrations clean
+.PHONY: demo test lint docs bench test-abi test-simulated test-integrations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m biasloss_ext.demo --out demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# The site of README.md and docs/, in site/: fails on a broken link, and on a public name that does not exist.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build
 
 # Beside its peers, on this machine; `pytest bench --benchmark-only` has the same through pytest-benchmark.
 bench: $(VENV)/.installed
@@ -49,8 +53,8 @@ $(VENV)/.environment: pyproject.toml
 
 # Editable, so that the tests see the tree; the kernels are compiled in place.
 $(VENV)/.installed: $(VENV)/.environment $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e '.[train,bench,dev]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[train,bench,docs,dev]'
 	touch $@
 
 clean:
-	rm -rf build dist demo $(VENV) $(VENV)-integrations *.egg-info biasloss_ext/*.so
+	rm -rf build dist demo site $(VENV) $(VENV)-integrations *.egg-info biasloss_ext/*.so

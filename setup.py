@@ -1,4 +1,4 @@
-"""Builds the kernels. What is built, and why, is printed; see the README for the options."""
+"""Builds the kernels. What is built, and why, is printed; see docs/getting-started.md for the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch normalisation with its activation, beside its peers: ``pytest bench/bench_batch_norm.py --benchmark-only``."""
+"""Batch normalization with its activation, beside its peers: ``pytest bench/bench_batch_norm.py --benchmark-only``."""
 
 from __future__ import annotations
 

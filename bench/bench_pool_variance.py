@@ -1,4 +1,4 @@
-"""Pool and variance behind a normalisation, beside its peers: ``pytest bench/bench_pool_variance.py --benchmark-only``."""
+"""Pool and variance behind a normalization, beside its peers: ``pytest bench/bench_pool_variance.py --benchmark-only``."""
 
 from __future__ import annotations
 

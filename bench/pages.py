@@ -19,8 +19,8 @@ RESULTS = ROOT / "bench" / "results"
 BEGIN = "<!-- begin: written by python -m bench.pages -->"
 END = "<!-- end: written by python -m bench.pages -->"
 NO_GPU = (
-    "**No GPU has run these kernels yet: their speed is not yet measured.** Where there is one, `python -m bench.gpu_suite "
-    "--out DIR` builds, tests and measures in under nine minutes."
+    "**These kernels have not run on a GPU yet, so their speed is not measured.** On a machine with a GPU, `python -m "
+    "bench.gpu_suite --out DIR` builds, tests and measures in under nine minutes."
 )
 AUTHORS = "authors, eager"
 FLOOR = "features.sum() + cross_entropy"
@@ -48,8 +48,8 @@ def readme_section(chosen: dict[tuple[str, str], Run]) -> str:
     run = chosen.get(("cpu", "bias_loss"))
     if run is not None:
         parts.append(
-            f"Bias Loss, forward and backward, {machine_of(run.found)}; contenders take turns, each time with other "
-            "features, medians:"
+            f"Bias Loss, forward and backward, {machine_of(run.found)}. The figures are medians; the contenders take turns, "
+            "each time with other features:"
         )
         parts.append(loss_table(run.found).markdown())
     run = chosen.get(("cpu", "skipblocknet"))
@@ -99,11 +99,13 @@ def performance_page(chosen: dict[tuple[str, str], Run]) -> str:
     lines = [
         "# Performance",
         "",
-        "Written by `python -m bench.pages` from the runs in [bench/results](../bench/results); nothing here is typed by",
-        "hand. How it is measured: fresh random inputs; every contender's result is compared with float64 before it is timed;",
-        "contenders take turns in an order that changes; several sets of inputs where one would stay in a cache; medians, with",
-        "quartiles; a ratio's ± is half of how far it moved between the visits of a run. The ceilings are those of the same",
-        "machine in the same run. Yours: `biasloss bench`.",
+        "`python -m bench.pages` writes this page from the runs in `bench/results`. To measure on your machine, run `biasloss",
+        "bench`.",
+        "",
+        "The inputs are random and fresh. The result of every contender is compared with float64 before it is timed. Contenders",
+        "take turns in a changing order, on several sets of inputs if one would stay in a cache. The figures are medians, with",
+        "quartiles. The ± of a ratio is half of its range over the visits of a run. The ceilings are those of the same machine",
+        "in the same run.",
     ]
     for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
         lines += ["", f"## {title}"]

@@ -1,4 +1,4 @@
-"""``biasloss accelerate``: what of a model runs on fused kernels, and how much faster it is for it."""
+"""``biasloss accelerate``: how much of a model runs on fused kernels, and how much faster the model becomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Timing(NamedTuple):
     """Milliseconds per call.
 
     Attributes:
-        median: of the rounds.
+        median: the median of the rounds.
         low: the first quartile.
         high: the third quartile.
     """
@@ -54,7 +54,7 @@ def accelerate(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="a JSON file for the report and the times")] = None,
 ) -> None:
-    """Show how much of a model runs on fused kernels, and the time of a training step and of inference before and after."""
+    """Show how much of a model runs on fused kernels, with the time of a training step and of inference before and after."""
     if device != "cpu" and not torch.cuda.is_available() and (rounds > 0 or measure):
         raise UserError(f"--device {device}: torch finds no GPU here")
     plain = ready_made(model, CLASSES)
@@ -78,7 +78,7 @@ def accelerate(
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """A report as JSON holds it."""
+    """A report as plain data for JSON."""
     return {
         "layers": {kind: report.count(kind)._asdict() for kind in KINDS},
         "left": [
@@ -95,13 +95,13 @@ def _channels_last(images: Tensor) -> Tensor:
 def _timed(
     plain: nn.Module, fused: tuple[nn.Module, nn.Module], images: Tensor, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Print and return the times of each form; the plain model's are those of its faster layout.
+    """Print and return the times of each form. The ratios compare with the faster layout of the plain model.
 
     Args:
         plain: the model as it was.
-        fused: it accelerated, for training and for evaluation; perhaps the same module.
+        fused: the accelerated model for training and for evaluation; may be the same module.
         images: contiguous.
-        rounds: in each of which every form is timed once.
+        rounds: the number of times that each form is timed.
     """
     plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for_training, for_evaluation = [module.to(memory_format=torch.channels_last) for module in fused]  # type: ignore[call-overload]
@@ -141,7 +141,7 @@ def _timing(values: list[float]) -> Timing:
 
 
 def inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
-    """The call that is timed."""
+    """The timed call."""
 
     def call(_: int) -> object:
         with torch.inference_mode():
@@ -151,7 +151,7 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[int], object]:
 
 
 def training(model: nn.Module, images: Tensor) -> Callable[[int], object]:
-    """The step that is timed: forward and backward."""
+    """The timed step: forward and backward."""
 
     def call(_: int) -> object:
         model.zero_grad()

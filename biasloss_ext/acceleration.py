@@ -1,4 +1,4 @@
-"""`accelerate`: the depthwise-separable parts of ready-made models on the fused ops, in place."""
+"""`accelerate`: moves the depthwise-separable parts of any model to the fused ops, in place."""
 
 from __future__ import annotations
 
@@ -31,31 +31,33 @@ FUSED = (
 
 
 def accelerate(model: nn.Module, *, fused: Fused = "auto", measure_on: Tensor | None = None) -> Report:
-    """Run what is depthwise-separable in ``model`` on fused kernels, in place.
+    """Run the depthwise-separable parts of ``model`` on fused kernels, in place.
 
-    A block is what its forward computes, as torch.fx follows it, whoever wrote it and whatever its classes are called. In it,
-    chains of depthwise and 1x1 convolutions with their normalizations, activations, squeeze-and-excitations, layer scales and
-    residuals become one autograd function each; what has no kernels stays between them as it was. So are found the blocks of
-    MobileNetV1 to V4, MNASNet, EfficientNet, LCNet, GhostNet and many others, in torchvision, in timm and written by hand.
-    Outside of blocks, sequences of convolution, normalization and activation are fused, normalizations that apply an activation
-    themselves, as timm's BatchNormAct2d, and depthwise convolutions. The state_dict keeps its keys, values and order; optimizers
-    that hold the parameters stay valid; hooks and attributes stay. Results change by rounding alone; maps come out channels_last,
-    which is also the fastest layout to feed.
+    Blocks are found by what their forward computes, as torch.fx follows it, regardless of their author and class names. Within
+    a block, each chain of depthwise and 1x1 convolutions with their normalizations, activations, squeeze-and-excitations, layer
+    scales and residuals becomes one autograd function. Operations without kernels stay between the chains as they were. This
+    covers the blocks of MobileNetV1 to V4, MNASNet, EfficientNet, LCNet, GhostNet and many others, in torchvision, in timm and
+    in your own code. Outside of blocks, it fuses sequences of convolution, normalization and activation, normalizations that
+    apply an activation themselves (timm's BatchNormAct2d), and depthwise convolutions.
+
+    The state_dict keeps its keys, values and order. Optimizers that hold the parameters stay valid, and hooks and attributes
+    stay. Results change only by rounding. Output maps are channels_last, which is also the fastest input layout.
 
     Args:
-        model: any module. What is fused already is listed as such.
-        fused: "auto" runs a block as it was wherever no fused kernels can; True raises in the call instead.
-        measure_on: a batch of images like those to come, on the device of the model. With it every fused module is timed in both
-            forms, in the present mode of the model: a training step, or inference after ``model.eval()``. Where the plain layers
-            are faster, the module runs these. This takes about as long as twenty steps, and twice the memory of the model.
+        model: any module. Parts that are fused already are listed as such.
+        fused: "auto" runs a block as it was if no fused kernels can run; True raises in the call instead.
+        measure_on: a batch of images like those that the model will see, on the device of the model. Each fused module is timed
+            in both forms, in the present mode of the model: forward and backward in training mode, or forward after
+            ``model.eval()``. A module runs its plain layers if these are faster. This takes about as long as twenty steps, and
+            twice the memory of the model.
 
     Returns:
-        `Report`: how many of the layers run on fused kernels, what was left, and why. Print it.
+        The number of layers that run on fused kernels, and the reasons for the others. Print it.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: ``fused`` is True, and there is no kernel for a depthwise convolution; it names the layer and the reason, and
-            nothing is swapped. Or ``model`` is itself a block: there is nothing to swap it in. Or it is compiled or scripted. Or
+        TypeError: ``model`` is not a module.
+        ValueError: ``fused`` is True and a depthwise convolution has no kernel; the message names the layer and the reason, and
+            the model does not change. Also if ``model`` is itself a block, compiled or scripted; or if
             ``measure_on`` is given with ``fused=True``.
     """
     if not isinstance(model, nn.Module):
@@ -106,9 +108,9 @@ def _check_kind(model: nn.Module) -> None:
 
 
 def _refuse_fuse_model(*_: object, **__: object) -> NoReturn:
-    """In the place of a method of torchvision's quantizable models, which would silently leave most blocks as they are."""
+    """Replaces a method of torchvision's quantizable models that would silently leave most blocks as they are."""
     raise RuntimeError(
-        "fuse_model() looks for the classes of blocks that accelerate() has replaced: call it before accelerate()"
+        "fuse_model() looks for classes of blocks that accelerate() has replaced: call it before accelerate()"
     )
 
 
@@ -117,10 +119,10 @@ class _Candidate(NamedTuple):
 
     Attributes:
         places: its parents, and its name in each of them.
-        name: in the model.
-        module: itself.
-        replacement: its fused form, which is the module itself where it is fused already; None where it is left.
-        reason: why it is left; None where it is not.
+        name: its name in the model.
+        module: the module itself.
+        replacement: its fused form, or the module itself if it is fused already; None if it is left.
+        reason: why it is left; None if it is not.
     """
 
     places: list[tuple[nn.Module, str]]
@@ -131,14 +133,14 @@ class _Candidate(NamedTuple):
 
     @property
     def fused_layers(self) -> set[nn.Module]:
-        """Layers that run on fused kernels within it."""
+        """The layers within it that run on fused kernels."""
         if isinstance(self.replacement, FusedBlock) and self.replacement is not self.module:
             return self.replacement.fused_layers
         return set() if self.replacement is None else set(self.module.modules())
 
     @property
     def reasons(self) -> dict[nn.Module, str]:
-        """Why layers within it are left."""
+        """Why layers within it do not run on fused kernels."""
         if self.reason is not None:
             return dict.fromkeys(self.module.modules(), self.reason)
         plan = self.replacement.plan() if isinstance(self.replacement, FusedBlock) else None
@@ -148,7 +150,7 @@ class _Candidate(NamedTuple):
 def _candidates(
     parent: nn.Module, prefix: str, seen: dict[nn.Module, _Candidate | None], fused: Fused
 ) -> Iterator[_Candidate]:
-    """From the outside in: what is within a fused module is no candidate; what is within one that is left may be."""
+    """From the outside in. Modules within a fused module are no candidates; modules within one that is left may be."""
     for name, child in parent._modules.items():
         if child is None or isinstance(child, Prepared):
             continue
@@ -166,7 +168,7 @@ def _candidates(
 
 
 def _candidate(parent: nn.Module, name: str, path: str, module: nn.Module, fused: Fused) -> _Candidate | None:
-    """None where the module is not of a kind that is looked for."""
+    """None if the module is not of a kind that can be fused."""
     found = _fused_form(module, fused)
     if found is None:
         return None
@@ -175,7 +177,7 @@ def _candidate(parent: nn.Module, name: str, path: str, module: nn.Module, fused
 
 
 def _fused_form(module: nn.Module, fused: Fused) -> nn.Module | str | None:
-    """The module that is to take the place of this one, why there is none, or None where it is of no kind that is looked for."""
+    """The module that replaces this one, why there is none, or None if the module is not of a kind that can be fused."""
     if isinstance(module, FUSED):
         return module
     if is_unit(module):
@@ -205,7 +207,7 @@ def _check_depthwise(model: nn.Module, fused_layers: set[nn.Module], reasons: di
 
 
 def _swap_depthwise(model: nn.Module, fused_layers: set[nn.Module]) -> None:
-    """Put the depthwise convolutions that are left on their kernels."""
+    """Run the remaining depthwise convolutions on their kernels."""
     twins: dict[nn.Module, DepthwiseConv2d] = {}
     prepared = {inner for module in model.modules() if isinstance(module, Prepared) for inner in module.modules()}
     for parent in set(model.modules()) - prepared:

@@ -1,4 +1,4 @@
-"""What every public function demands of its arguments: each error says what was given and what is expected."""
+"""Checks of the arguments of public functions. Each error says what was given and what is expected."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ targets_are_checked = False
 
 
 def check_targets(enabled: bool) -> None:
-    """Turn a synchronising check of class targets on or off, for all Bias Losses of the process.
+    """Turn a check of class targets on or off, for all Bias Losses of the process.
 
-    On a GPU an out-of-range class costs nothing and makes the loss of its sample NaN. With this check it raises an
-    ``IndexError`` that names the sample, the value and the number of classes, at the price of waiting for the GPU at
-    every step. On a CPU that error is always raised.
+    By default, a class out of range makes the loss of its sample NaN on a GPU, at no cost. With this check it raises an
+    IndexError that names the sample, the value and the number of classes, but the check forces a GPU sync every step. On a CPU
+    the error is always raised.
+
+    Args:
+        enabled: whether to check.
     """
     global targets_are_checked
     targets_are_checked = bool(enabled)
@@ -44,7 +47,7 @@ def hyperparameters(
 
 
 def hyperparameter(name: str, value: Any) -> Any:
-    """One of them, as what the ops take it as; anything under another name as it is."""
+    """A hyperparameter, checked and converted for the ops; a value of another name unchanged."""
     return _HYPERPARAMETERS[name](name, value) if name in _HYPERPARAMETERS else value
 
 
@@ -179,10 +182,10 @@ def _target(output: Tensor, target: Tensor) -> None:
 
 
 def probabilities(target: Tensor, ignore_index: int) -> None:
-    """What only probability targets may not come with."""
+    """Check the options that probability targets exclude."""
     if target.is_floating_point() and ignore_index >= 0:
         raise ValueError(
-            f"ignore_index applies to class targets alone, got ignore_index={ignore_index} with probability targets: "
+            f"ignore_index applies only to class targets, got ignore_index={ignore_index} with probability targets: "
             "leave it at -100"
         )
 
@@ -199,7 +202,7 @@ def classes_in_range(output: Tensor, target: Tensor, ignore_index: int) -> None:
 
 
 def depthwise_stride(stride: Any) -> int:
-    """As a single number."""
+    """The stride as one number."""
     pair = tuple(stride) if isinstance(stride, (tuple, list)) else (stride, stride)
     if any(isinstance(value, bool) or not isinstance(value, numbers.Integral) for value in pair):
         raise TypeError(f"stride must be an integer or a pair of integers, got {stride!r}")
@@ -235,7 +238,7 @@ def depthwise_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def depthwise_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool) -> None:
-    """That they are equal; under autocast, that all or none are float64."""
+    """Check that the dtypes are equal or, under autocast, that all or none are float64."""
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None or tensor.dtype == x.dtype:
             continue

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from biasloss_ext.errors import UserError
 
-# What pip has to install for a package that is missing.
+# The extra that installs a missing package.
 _EXTRAS = {
     "train": ("typer", "rich", "sklearn", "scipy", "matplotlib", "tensorboard", "torchmetrics", "PIL"),
     "bench": ("pytest_benchmark", "onnx", "onnxruntime", "onnxscript", "openvino"),
@@ -22,7 +22,7 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "bad allocation")
 
 
 def main() -> None:
-    """Run the command line; what the user got wrong is told in one sentence, with exit code 2."""
+    """Run the command line. A mistake of the user is reported in one sentence, with exit code 2."""
     try:
         status = _run()
     except KeyboardInterrupt:  # while packages are imported
@@ -38,9 +38,12 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _NO_MEMORY):
             raise
-        _fail("the memory does not suffice: try a smaller --batch-size or --image-size")
+        _fail("out of memory: try a smaller --batch-size or --image-size")
     if status == INTERRUPTED:
-        print("biasloss: interrupted; a training goes on from its last checkpoint when called again", file=sys.stderr)
+        print(
+            "biasloss: interrupted; to resume a training from its last checkpoint, run the same command again",
+            file=sys.stderr,
+        )
     sys.exit(status)
 
 
@@ -48,7 +51,7 @@ def _run() -> int:
     app = _app()
     import typer
 
-    # Older typers stand on click, newer ones hold a copy of it.
+    # Older versions of typer use click, newer ones hold a copy of it.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         status = app(standalone_mode=False)
@@ -65,7 +68,7 @@ def _fail(sentence: str) -> NoReturn:
     sentence = f"biasloss: {' '.join(sentence.split())}"
     print(sentence, file=sys.stderr)
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if summary:  # torchrun shows what is in it among its own lines
+    if summary:  # torchrun prints its content
         Path(summary).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))
     sys.exit(2)
 

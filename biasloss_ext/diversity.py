@@ -1,4 +1,4 @@
-"""Feature diversity: how much the activations of a sample vary, layer by layer."""
+"""Feature diversity: the variance of a sample's activations, layer by layer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ class LayerDiversity:
     """The distribution over a data set of the variance of a sample's activations in one layer.
 
     Attributes:
-        model, layer: names.
-        samples: how many.
-        mean: over the samples.
-        quantiles: of :data:`QUANTILES`, by name; linear between samples.
-        threshold, below: the share of samples, in [0, 1], whose variance is below the threshold.
+        model: name of the model.
+        layer: name of the layer.
+        samples: number of samples.
+        mean: mean of the variance over the samples.
+        quantiles: "q05", "q25", "median", "q75" and "q95" of the variance, interpolated linearly.
+        threshold: threshold of the variance.
+        below: share of the samples with a variance below the threshold, in [0, 1].
     """
 
     model: str
@@ -42,11 +44,10 @@ class LayerDiversity:
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """The blocks of a model, in the order of their definition: what :func:`layer_variances` looks at by default.
+    """The blocks of a model, in the order of their definition. `layer_variances` takes them by default.
 
-    A block is the outermost module with weights (parameters of two or more dimensions) that is not itself a mere
-    sequence of blocks: the residual blocks of a ResNet, the inverted residuals of a MobileNet, a first convolution with
-    its normalisation.
+    A block is an outermost module with weights (parameters of two or more dimensions) that is not just a sequence of blocks:
+    a residual block of a ResNet, an inverted residual of a MobileNet, a first convolution with its normalization.
     """
     return [name for name, _ in _blocks(model, "")]
 
@@ -54,22 +55,22 @@ def default_layers(model: nn.Module) -> list[str]:
 def layer_variances(model: nn.Module, batches: Iterable[Any], layers: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The variance of every sample's activations in every layer.
 
-    The model runs in evaluation mode, without gradients, on the device of its parameters, and is left in the mode that
-    it was in. A layer that runs several times in a pass is looked at the last time.
+    The model runs in evaluation mode, without gradients, on the device of its parameters. Afterwards it is in the mode it was
+    in before. If a layer runs several times per pass, the last output counts.
 
     Args:
         model: any module that takes one batch of images.
-        batches: tensors (n, *), or tuples or lists that begin with one, as data loaders give them.
-        layers: names as in ``model.named_modules()``; None takes those of :func:`default_layers` whose output is a
-            feature map, a tensor (n, c, *) with at least one more dimension.
+        batches: tensors (n, *), or tuples or lists that begin with one, as data loaders return them.
+        layers: names as in ``model.named_modules()``. None takes the `default_layers` whose output is a feature map, a tensor
+            (n, c, *) with at least one more dimension.
 
     Returns:
-        For every layer, in the order given, the unbiased variances, (samples,), on the CPU, float32 (float64 where the
-        layer's output is); see :func:`biasloss_ext.feature_variance`.
+        The unbiased variances of each layer, in the order given: (samples,), on the CPU, float32 (float64 for float64 outputs);
+            see `feature_variance`.
 
     Raises:
-        ValueError: no such layer, with similar ones named; a layer that did not run or whose output is no
-            floating-point tensor with one entry a sample; no samples.
+        ValueError: a layer does not exist (the message lists similar names), did not run, or returned no floating-point tensor
+            with one entry per sample; or there are no samples.
     """
     modules = dict(model.named_modules())
     names = default_layers(model) if layers is None else list(layers)
@@ -97,17 +98,17 @@ def layer_variances(model: nn.Module, batches: Iterable[Any], layers: Sequence[s
             handle.remove()
         model.train(training)
     if not variances:
-        raise ValueError("there is nothing to look at: no samples, or no layer whose output is a feature map")
+        raise ValueError("there is nothing to measure: no samples, or no layer whose output is a feature map")
     return {name: torch.cat(values) for name, values in variances.items()}
 
 
 def summarise(variances: Mapping[str, Mapping[str, Tensor]], threshold: float | None = None) -> list[LayerDiversity]:
-    """Mean, quantiles and the share of samples below a threshold, for every model and layer; computed in float64.
+    """Mean, quantiles and the share of samples below a threshold, per model and layer; computed in float64.
 
     Args:
-        variances: for every model by name what :func:`layer_variances` returns.
-        threshold: the same for all layers. None takes for each layer half the median over the samples of all models that
-            have a layer of that name, since layers differ in scale.
+        variances: the result of `layer_variances` for each model, by name.
+        threshold: one threshold for all layers. None takes half the median over the samples of all models with a layer of that
+            name, since layers differ in scale.
     """
     pooled: dict[str, list[Tensor]] = {}
     for of_model in variances.values():
@@ -125,7 +126,7 @@ def summarise(variances: Mapping[str, Mapping[str, Tensor]], threshold: float | 
 
 
 def diversity_csv(rows: Sequence[LayerDiversity]) -> str:
-    """One line a model and layer, under a header."""
+    """CSV with a header and one line per model and layer."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "layer", "samples", "mean", *QUANTILES, "threshold", "below"])
@@ -136,7 +137,7 @@ def diversity_csv(rows: Sequence[LayerDiversity]) -> str:
 
 
 def diversity_table(rows: Sequence[LayerDiversity]) -> str:
-    """A Markdown table, layers of the same name one below the other."""
+    """A Markdown table, with layers of the same name below each other."""
     layers = list(dict.fromkeys(row.layer for row in rows))
     lines = [
         f"| layer | model | mean | {' | '.join(QUANTILES)} | threshold | below it |",
@@ -149,10 +150,10 @@ def diversity_table(rows: Sequence[LayerDiversity]) -> str:
 
 
 def diversity_plot(rows: Sequence[LayerDiversity]) -> Figure:
-    """Median and the band from 5% to 95% of the samples, over the layers, one colour a model; needs matplotlib.
+    """Plot the median and the band from 5% to 95% of the samples over the layers, one color per model.
 
-    Models with the same layers stand over the layers' names; otherwise all are drawn from their first layer to their
-    last over the same width.
+    Requires matplotlib. If all models have the same layers, the axis shows the names of the layers. Otherwise each model is
+    drawn from its first to its last layer over the same width.
     """
     from matplotlib.figure import Figure
 
@@ -171,8 +172,8 @@ def diversity_plot(rows: Sequence[LayerDiversity]) -> Figure:
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
         axes.set_xlabel("layer")
     else:
-        axes.set_xlabel("place between the first layer and the last")
-    # Zeros, of a layer that is constant for a sample, have no place on a logarithmic axis.
+        axes.set_xlabel("position between the first and the last layer")
+    # A layer that is constant for a sample has variance zero, which a logarithmic axis cannot show.
     axes.set(
         ylabel="variance of a sample's activations",
         yscale="log" if all(row.quantiles["q05"] > 0 for row in rows) else "linear",
@@ -221,7 +222,7 @@ def _summary(model: str, layer: str, values: Tensor, threshold: float) -> LayerD
 
 
 def _quantiles(values: Tensor, levels: Sequence[float]) -> Tensor:
-    """As torch.quantile, which refuses more than 16 million values."""
+    """Like torch.quantile, which accepts at most 16 million values."""
     ordered = values.sort().values
     places = torch.tensor(levels, dtype=torch.float64) * (len(ordered) - 1)
     low = places.floor().long()

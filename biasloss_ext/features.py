@@ -1,4 +1,4 @@
-"""Bias Loss on an existing model: take the feature maps from a module named by its path."""
+"""Bias Loss on an existing model: returns the feature maps of a module, named by its path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The registries that a tap shares with its model: whatever walks over the one finds the names of the other.
+# The registries that a tap shares with its model, so that walking over the tap gives the model's names.
 _SHARED = (
     "_parameters",
     "_buffers",
@@ -30,35 +30,33 @@ class FeatureTap(nn.Module):
     """Wraps a model so that it returns ``(features, output)``, the first two arguments of the loss.
 
     Args:
-        model: any module that returns its scores; used as it is, not copied.
-        module_name: path, as in ``model.named_modules()``, of the module whose output is the last feature map. In
-            torchvision's MobileNetV3 that is ``"features"``, in timm's ``"conv_head"`` or ``"blocks"``, in a ResNet
-            ``"layer4"``.
+        model: any module that returns its scores; it is not copied.
+        module_name: path, as in ``model.named_modules()``, of the module whose output is the last feature map. It is
+            ``"features"`` in torchvision's MobileNetV3, ``"conv_head"`` or ``"blocks"`` in timm's, and ``"layer4"`` in a ResNet.
 
-    Returns of a call:
-        ``(features, output)``: the module's output, detached, any shape (N, *); and what the model returns. All
-        arguments of the call are handed to the model. The features are what the module returned, also where a later
-        layer works in place: the first call of each mode looks for that, and a copy is made where it is so.
+    A call passes all its arguments to the model and returns ``(features, output)``: the output of the module, detached, any shape
+    (N, *); and the output of the model. The features are what the module returned, even if a later layer overwrites them in
+    place: the first call in each mode detects that, and the tap then makes copies.
 
-    The tap has the parameters, buffers and children of the model under the model's own names, so that checkpoints
-    move between the two, and everything that finds tensors by name (``torch.func.functional_call``, distributed
-    checkpoints, FSDP) works as on the model. ``tap.model`` is the model, unless the model has a child of that name; other
-    attributes that the tap lacks are the model's. Wrap first, then compile or distribute:
-    ``DistributedDataParallel(FeatureTap(model, "layer4"))``, ``torch.compile(FeatureTap(model, "layer4"), fullgraph=True)``.
-    Threads and the replicas of ``DataParallel`` may call one tap at the same time.
+    The tap has the parameters, buffers and children of the model under the model's own names. Checkpoints move between the two,
+    and everything that finds tensors by name (``torch.func.functional_call``, distributed checkpoints, FSDP) works as on the
+    model. ``tap.model`` is the model, unless the model has a child of that name. Other attributes that the tap lacks are the
+    model's. Wrap first, then compile or distribute: ``DistributedDataParallel(FeatureTap(model, "layer4"))``,
+    ``torch.compile(FeatureTap(model, "layer4"), fullgraph=True)``. Threads and the replicas of ``DataParallel`` may call one
+    tap at the same time.
 
-    The tap hangs on a forward hook of the module. ``remove()`` takes it off, as does leaving a ``with`` block or deleting
-    the tap.
+    The tap is a forward hook of the module. ``remove()``, the end of a ``with`` block or deleting the tap removes it.
 
     Raises:
-        ValueError: no module of that name; the message lists similar ones.
+        ValueError: the model has no module of that name; the message lists similar ones.
         TypeError: the module's output is not a tensor.
         RuntimeError: the module did not run in the call, so there are no features; or the tap was removed.
 
-    Example::
-
+    Example:
+        ```python
         with FeatureTap(torchvision.models.mobilenet_v3_large(), "features") as model:
             loss = FusedBiasLoss()(*model(images), target)
+        ```
     """
 
     model: nn.Module
@@ -88,14 +86,14 @@ class FeatureTap(nn.Module):
                 raise RuntimeError(f"the tap on {capture.module_name!r} was removed: make a new one")
             with capture.call() as call:
                 output = model(*inputs, **keywords)
-            # A module compiled by itself runs its hook as one that is traced.
+            # A module compiled by itself runs its hook while traced.
             features, capture.traced = call.features if call.features is not None else capture.traced, None
         if features is None:
             raise RuntimeError(self._why_no_features())
         return features, output
 
     def remove(self) -> None:
-        """Takes the hook off the model; the tap cannot be called from then on."""
+        """Remove the hook from the model. The tap cannot be called afterwards."""
         self._finalizer()
 
     def __enter__(self) -> FeatureTap:
@@ -131,7 +129,7 @@ class FeatureTap(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_finalizer"}
 
-    # What a module does with its own tensors is done by the model, which may have its own way.
+    # Operations on a module's own tensors are delegated to the model, which may override them.
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureTap:
         self._tapped_model._apply(fn, recurse)
@@ -144,7 +142,7 @@ class FeatureTap(nn.Module):
         self._tapped_model._load_from_state_dict(*arguments)
 
     def _callable(self) -> nn.Module:
-        """The model; for a replica of this tap, made by ``DataParallel``, a model with the replica's tensors."""
+        """The model or, for a replica made by ``DataParallel``, a model with the replica's tensors."""
         model: nn.Module = self._tapped_model
         if not self.__dict__.get("_is_replica"):
             return model
@@ -172,7 +170,7 @@ class FeatureTap(nn.Module):
 
 
 class _Call:
-    """What one call of a tap has seen."""
+    """The features seen in one call of a tap."""
 
     def __init__(self) -> None:
         self.features: Tensor | None = None
@@ -182,11 +180,11 @@ class _Call:
 
 
 class _Capture:
-    """The forward hook of a tap. It knows the tap by nothing but the calls that are under way, thread by thread."""
+    """The forward hook of a tap. It refers to the tap only by the current calls of each thread."""
 
     def __init__(self, module_name: str) -> None:
         self.module_name = module_name
-        self.traced: Tensor | None = None  # under torch.compile, which knows no threads
+        self.traced: Tensor | None = None  # under torch.compile, which has no threads
         self._calls = _Calls()
         self._overwritten = False  # a later layer works in place
         self._left_alone: set[bool] = set()  # modes, as module.training, in which none does
@@ -199,7 +197,7 @@ class _Capture:
         try:
             yield call
         finally:
-            self._calls.stack.pop()  # also after an error: the maps must not outlive the call
+            self._calls.stack.pop()  # after an error too: the maps must not outlive the call
         self._learn(call)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -226,7 +224,7 @@ class _Capture:
         return output
 
     def _learn(self, call: _Call) -> None:
-        """Notes whether later layers worked in place."""
+        """Record whether later layers overwrote the features in place."""
         if call.watched is None:
             return
         if call.watched._version == call.version:

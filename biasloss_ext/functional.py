@@ -1,4 +1,4 @@
-"""Stateless functions: the documented face of the ops."""
+"""Bias Loss, its parts and the depthwise convolution as functions without state."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["BiasLossOutput", "bias_loss", "bias_weight", "depthwise_conv2d", "fe
 
 
 class BiasLossOutput(NamedTuple):
-    """What :func:`bias_loss` returns.
+    """The result of `bias_loss`.
 
     Attributes:
         loss: the reduced loss, or (N, *d) for ``reduction="none"``; float32, float64 for float64 scores.
-        weight: w_i of every sample, (N,), detached, dtype of ``loss``.
-        running_min: the moved running minimum, 0-d float32; None in local mode.
+        weight: w_i of each sample, (N,), detached, dtype of ``loss``.
+        running_min: the updated running minimum, 0-d float32; None in local mode.
     """
 
     loss: Tensor
@@ -37,20 +37,20 @@ class BiasLossOutput(NamedTuple):
 
 
 def feature_variance(features: Tensor, *, backend: str = "auto") -> Tensor:
-    """Unbiased variance (divisor n - 1) over all n activations of each sample; 0 where n is 1.
+    """Unbiased variance (divisor n - 1) over all n activations of each sample; 0 if n is 1.
 
     Args:
-        features: (N, *) of float16, bfloat16, float32 or float64. Contiguous, channels_last and every other layout
-            whose samples are dense is read in place; any other is made contiguous once. Treated as a constant.
+        features: (N, *) of float16, bfloat16, float32 or float64. Contiguous, channels_last and all other layouts
+            with dense samples are read in place; others are copied once. Treated as a constant.
         backend: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
-        (N,) in float32 (float64 for float64 features), detached. Relative error at most 1e-5 up to mean/std = 1000.
+        (N,) in float32 (float64 for float64 features), detached. The relative error is at most 1e-5 up to mean/std = 1000.
         NaN for a sample with NaN or infinite activations. Deterministic.
 
     Raises:
-        TypeError: ``features`` is no floating-point tensor.
-        ValueError: it has no batch dimension or no activations; unknown backend.
+        TypeError: ``features`` is not a floating-point tensor.
+        ValueError: ``features`` has no batch dimension or no activations, or the backend is unknown.
         RuntimeError: the named backend cannot run on this device.
     """
     checks.features(features)
@@ -64,15 +64,15 @@ def bias_weight(
     alpha: float = 0.3,
     beta: float = 0.3,
 ) -> Tensor:
-    """``w_i = exp(alpha * v_i) - beta`` with ``v_i = (variance_i - low) / (max - min)`` over the batch.
+    """The weights of Bias Loss: ``w_i = exp(alpha * v_i) - beta`` with ``v_i = (variance_i - low) / (max - min)``.
 
-    ``low`` is the smallest variance of the batch, or ``min(running_min, that)`` where a running minimum is given (the
-    "global" mode). v is 0 where all variances are equal; ``alpha * v`` is capped at 60; every weight is NaN where a
-    variance is not finite. Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, with the constants of
-    the authors' current code.
+    ``low`` is the smallest variance of the batch or, if a running minimum is given (the "global" mode), the smaller of the
+    two. If all variances are equal, v is 0. ``alpha * v`` is capped at 60. If any variance is not finite, all weights are NaN.
+    Source: Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021, with the constants of the authors'
+    current code. Multiply the weights with any loss that has one value per sample.
 
     Args:
-        variance: (N,), floating point, as from :func:`feature_variance`.
+        variance: (N,), floating point, as `feature_variance` returns it.
         running_min: 0-d, not changed.
         alpha: at least 0.
         beta: below 1.
@@ -81,7 +81,8 @@ def bias_weight(
         (N,) in float32 (float64 for float64 variances), detached.
 
     Raises:
-        TypeError, ValueError: arguments of another kind, naming what was given.
+        TypeError: an argument of another type; the message has what was given.
+        ValueError: an argument of another shape or value, or tensors on several devices.
     """
     checks.hyperparameters(alpha, beta)
     checks.variance(variance)
@@ -114,15 +115,12 @@ def bias_loss(
 ) -> BiasLossOutput:
     """Cross-entropy weighted per sample by the variance of its features, without state.
 
-    The arguments are those of :class:`biasloss_ext.FusedBiasLoss`, whose documentation has the formulas, shapes and
-    errors.
-
-    Args:
-        running_min: smallest variance seen so far, 0-d float32; None starts at infinity. Not changed: the moved one is
-            returned. Ignored in local mode.
+    The arguments, formulas, shapes and errors are those of `FusedBiasLoss`, except for ``running_min``: the smallest
+    variance seen so far, 0-d float32, or None to start at infinity. The tensor does not change; the result has the updated
+    one. Local mode ignores it.
 
     Returns:
-        :class:`BiasLossOutput`: loss, weights and the running minimum to hand to the next call.
+        Loss, weights, and the running minimum to pass to the next call.
     """
     checks.hyperparameters(alpha, beta, label_smoothing, normalisation_mode, reduction, ignore_index)
     checks.floating("output", output)
@@ -161,28 +159,27 @@ def depthwise_conv2d(
     same_padding: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """``F.conv2d(x, weight, bias, stride, padding=k // 2, groups=C)``, on kernels of its own.
+    """``F.conv2d(x, weight, bias, stride, padding=k // 2, groups=C)`` on the depthwise kernels.
 
     Args:
         x: (N, C, H, W) or (C, H, W) of float16, bfloat16, float32 or float64, any layout.
-        weight: (C, 1, k, k) with k in 3, 5, 7, dtype of ``x``.
+        weight: (C, 1, k, k) with k = 3, 5 or 7, dtype of ``x``.
         bias: (C,), dtype of ``x``.
         stride: 1 or 2, or a pair of either.
-        same_padding: pad as TensorFlow's "same" does, and timm's Conv2dSame: at stride 2, a dimension of even size with
-            k // 2 - 1 zeros before it and k // 2 behind it, and all else as without.
-        backend: "auto", "reference", "cpu" or "cuda". "auto" runs ``F.conv2d`` itself where no kernels can run, in exported
-            graphs, under torch.func and on subclasses of tensors.
+        same_padding: pad like TensorFlow's "same" and timm's Conv2dSame. At stride 2, a dimension of even size gets
+            k // 2 - 1 zeros before it and k // 2 after it. Otherwise it changes nothing.
+        backend: "auto", "reference", "cpu" or "cuda". "auto" runs ``F.conv2d`` if no kernels can run, in exported graphs,
+            under torch.func and on tensor subclasses.
 
     Returns:
-        (N, C, ceil(H / stride), ceil(W / stride)), or without N; dtype of ``x``, that of autocast under it. The memory
-        format is that of ``F.conv2d``: channels_last where ``x`` or ``weight`` is, which saves a copy each way. Sums are
-        taken in float32 (float64 for float64). Deterministic. Gradients are in the dtypes and strides of what they belong
-        to, and can be differentiated again, by plain PyTorch.
+        (N, C, ceil(H / stride), ceil(W / stride)), or without N, in the dtype of ``x``, or of autocast if that is on. The
+        memory format is that of ``F.conv2d``: channels_last if ``x`` or ``weight`` is, which saves a copy each way. Sums are
+        accumulated in float32 (float64 for float64). Deterministic. Gradients have the dtypes and strides of their tensors,
+        and can be differentiated again, by plain PyTorch.
 
     Raises:
-        TypeError: a tensor that is not floating point, tensors of several dtypes outside of autocast, or a stride that is
-            no integer.
-        ValueError: another shape, kernel or stride, tensors on several devices, or no such backend.
+        TypeError: a tensor is not floating point, dtypes differ outside of autocast, or the stride is not an integer.
+        ValueError: unsupported shape, kernel or stride, tensors on several devices, or unknown backend.
         RuntimeError: the named backend cannot run on the device of ``x``, or under torch.func.
     """
     stride = checks.depthwise_stride(stride)
@@ -198,10 +195,10 @@ def depthwise_conv2d(
 
 
 def _needs_plain_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, chosen: str) -> bool:
-    """Whether PyTorch's own convolution is to run.
+    """Whether PyTorch's own convolution has to run.
 
     Raises:
-        RuntimeError: it would have to, and another backend was named.
+        RuntimeError: it has to, but another backend was named.
     """
     if tracing.transformed(x, weight, bias):
         return chosen == "reference" or _under_transform(backend) == "reference"
@@ -231,11 +228,11 @@ def weighted_cross_entropy(
     backend: str,
     want_weight: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Check, choose the backend, run it: (loss, weight), or (loss,) where no weight is wanted.
+    """Check the arguments, choose the backend and run it: (loss, weight), or (loss,) without ``want_weight``.
 
-    ``running_min`` is moved in place; None stands for the local mode. A training step pays for every line on the way of
-    plain arguments, contiguous scores and class targets among them: the features push the code out of the caches. So the
-    compiled kernels check those, and what is wrong is looked for in Python once they refuse.
+    ``running_min`` is updated in place; None selects the local mode. Plain arguments (contiguous scores, class targets)
+    take a short path, since the features push Python's code out of the caches and every line costs a training step time.
+    On that path the compiled kernels check the arguments, and Python looks for the cause only if they refuse.
     """
     chosen = backends.choose(backend, output.device)
     if chosen != "reference" and not torch.compiler.is_compiling() and bias_loss_op.transforms_are_active():
@@ -245,7 +242,9 @@ def weighted_cross_entropy(
         and type(output) is type(target) is type(features) is Tensor
         and target.dtype is torch.int64
         and output.dim() == 2
-        and variance is weight is process_group is None
+        and variance is None
+        and weight is None
+        and process_group is None
         and not checks.targets_are_checked
     )
     shape, extrema = output.shape, None

@@ -1,4 +1,4 @@
-"""``biasloss info``: what runs here, and why the rest does not."""
+"""``biasloss info``: which backends can run here, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from biasloss_ext.version import __version__
 
 
 def info() -> None:
-    """Show versions, build, devices, and which backend of every op can run here, or why not."""
+    """Show versions, build and devices, and for each op which backends can run here, or why not."""
     print(report())
 
 
@@ -46,7 +46,7 @@ def _build() -> list[str]:
     built = native()
     if built.problem is not None:
         return [f"compiled kernels: no, {built.problem}"]
-    simulated = [] if SIMULATED_GPU is None else [f"simulated GPU: {SIMULATED_GPU}; CPU tensors stand for a GPU's"]
+    simulated = [] if SIMULATED_GPU is None else [f"simulated GPU: {SIMULATED_GPU}; CPU tensors stand in for a GPU's"]
     facts = built.build
     cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else "no CUDA kernels"
     return [

@@ -1,4 +1,4 @@
-"""The loss as a module."""
+"""Bias Loss as a module."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from biasloss_ext.ops import backends
 
 
 class FusedBiasLoss(nn.Module):
-    r"""Bias Loss: cross-entropy weighted per sample by the variance of its feature maps.
+    """Bias Loss: cross-entropy weighted per sample by the variance of its feature maps (feature-variance weighting).
 
-    .. math::
-        v_i = \frac{\mathrm{var}_i - lo}{\max_j \mathrm{var}_j - \min_j \mathrm{var}_j} \qquad
-        w_i = e^{\alpha v_i} - \beta \qquad
-        L = \frac{1}{N} \sum_i w_i \, \mathrm{CE}(output_i, target_i)
+        v_i = (var_i - low) / (max_j var_j - min_j var_j)
+        w_i = exp(alpha * v_i) - beta
+        L   = mean_i w_i * CE(output_i, target_i)
 
-    where var is the unbiased variance over all activations of a sample, and lo the smallest variance of the batch
-    ("local") or the smallest seen in training so far ("global"). Abrahamyan, Ziatchin, Chen and Deligiannis, "Bias Loss
-    for Mobile Neural Networks", ICCV 2021; the constants are those of the authors' current code. Their first version,
-    ``exp(b * v) - 1 + a``, is the same family: pass ``alpha=b, beta=1 - a``.
+    ``var_i`` is the unbiased variance over all activations of a sample. ``low`` is the smallest variance of the batch
+    ("local") or the smallest seen in training so far ("global"). Source: Abrahamyan, Ziatchin, Chen and Deligiannis,
+    "Bias Loss for Mobile Neural Networks", ICCV 2021, with the constants of the authors' current code. Their first
+    version, ``exp(b * v) - 1 + a``, is the same family: pass ``alpha=b, beta=1 - a``.
 
     The first three parameters and the call keep the authors' names and order.
 
@@ -33,46 +32,46 @@ class FusedBiasLoss(nn.Module):
         alpha: at least 0.
         beta: below 1.
         normalisation_mode: "global" or "local".
-        weight: (K,) class weights, as in :class:`torch.nn.CrossEntropyLoss`; a buffer.
-        ignore_index: class targets of this value count nothing. With probability targets it must be negative.
-        reduction: "mean" (divides by the number of counted targets, or by the sum of their class weights; never by the
+        weight: (K,) class weights, as in `torch.nn.CrossEntropyLoss`; a buffer.
+        ignore_index: class targets with this value do not count. It must be negative for probability targets.
+        reduction: "mean" (divides by the number of counted targets, or by the sum of their class weights, never by the
             sum of w), "sum" or "none".
         label_smoothing: in [0, 1].
-        process_group: in training mode the smallest and largest variance are taken over all its ranks, by one
-            all-reduce of two floats and no wait of the host.
-        backend: "auto" takes the fastest that can run; "reference", "cpu", "cuda" and "triton" are taken at their word.
+        process_group: in training mode, the smallest and the largest variance are taken over all its ranks, by one
+            all-reduce of two floats without a GPU sync.
+        backend: "auto" takes the fastest backend that can run. "reference", "cpu", "cuda" and "triton" run or raise.
 
     Shape:
-        - features: (N, *), float16, bfloat16, float32 or float64. Any memory format: contiguous, channels_last and all
-          others with dense samples are read in place. A constant: no gradient flows to it. None where ``variance`` is
-          given.
-        - output: (N, K) or (N, K, *d) scores of the same choice of dtypes, any strides; never overwritten.
-        - target: (N, *d) classes in int64, int32 or uint8, or probabilities of the shape of ``output``. A
-          gradient flows to probabilities with ``backend="reference"`` alone; the other backends raise where they
-          require one.
-        - variance: (N,), for a model that computed it already.
-        - returns the loss, 0-d or (N, *d), in float32 (float64 for float64 scores); with ``return_weights=True`` also
-          the w_i, (N,), detached.
+        - features: (N, *), float16, bfloat16, float32 or float64. Contiguous, channels_last and all other layouts with
+          dense samples are read in place. Treated as a constant: no gradient flows to it. None if ``variance`` is given.
+        - output: (N, K) or (N, K, *d) scores of the same dtypes, any strides; never overwritten.
+        - target: (N, *d) classes in int64, int32 or uint8, or probabilities of the shape of ``output``. A gradient
+          flows to probabilities only with ``backend="reference"``; the other backends raise if one is required.
+        - variance: (N,), from a model that has computed it already.
+        - Returns the loss, 0-d or (N, *d), in float32 (float64 for float64 scores). With ``return_weights=True``, also
+          returns the w_i, (N,), detached.
 
-    The buffer ``running_min`` (0-d float32, at first infinity) is part of the state_dict, moves in training mode only,
-    and is left alone by a batch with a variance that is not finite; the loss of such a batch is NaN, so that a gradient
-    scaler skips it. It follows the scores to their device. Where all variances are equal, v is 0; ``alpha * v`` is
-    capped at 60.
+    The buffer ``running_min`` (0-d float32, initially infinity) is part of the state_dict and changes only in training
+    mode. A batch whose variances are not all finite does not change it; the loss of such a batch is NaN, so that a
+    gradient scaler skips it. The buffer follows the scores to their device. If all variances are equal, v is 0;
+    ``alpha * v`` is capped at 60.
 
-    Deterministic. Works under ``torch.compile(fullgraph=True)``, ``torch.export``, autocast and CUDA graph capture.
-    There is no second derivative, except with ``backend="reference"``.
+    The loss is deterministic. It works under ``torch.compile(fullgraph=True)``, ``torch.export``, autocast and CUDA graph
+    capture. It has no second derivative, except with ``backend="reference"``.
 
     Raises:
-        TypeError, ValueError: arguments of another kind or shape; the message has what was given and what is expected.
-        IndexError: a class out of range, on a CPU; in the backward pass too, where the classes changed since. On a GPU
-            that sample's loss is NaN; see :func:`check_targets`.
+        TypeError: an argument of another type; the message has what was given and what is expected.
+        ValueError: an argument of another shape or value.
+        IndexError: a class out of range, on a CPU; in the backward pass too, if the classes have changed since. On a GPU
+            the loss of that sample is NaN, see `check_targets`.
         RuntimeError: a named backend cannot run on this device; the message has the cause.
 
-    Example::
-
+    Example:
+        ```python
         loss_fn = FusedBiasLoss()
         features, output = model(images)
         loss_fn(features, output, target).backward()
+        ```
     """
 
     running_min: Tensor
@@ -104,7 +103,7 @@ class FusedBiasLoss(nn.Module):
         self.register_buffer("running_min", torch.full((), torch.inf, dtype=torch.float32))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A misspelt mode or a negative alpha is an error where it is set, not a silent change of the loss.
+        # A misspelled mode or a negative alpha raises where it is set and cannot silently change the loss.
         if name == "backend" and value != "auto" and value not in backends.BACKENDS:
             raise ValueError(f"unknown backend {value!r}; there are: auto, {', '.join(backends.BACKENDS)}")
         super().__setattr__(name, checks.hyperparameter(name, value))
@@ -118,7 +117,7 @@ class FusedBiasLoss(nn.Module):
         variance: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        # What self.running_min and self.weight are, without the search through a module's attributes at every step.
+        # self.running_min and self.weight, without a search through the module's attributes at every step.
         running_min, weight = self._buffers["running_min"], self._buffers["weight"]
         assert running_min is not None
         if type(output) is not Tensor:
@@ -145,17 +144,17 @@ class FusedBiasLoss(nn.Module):
         return (results[0], results[1]) if return_weights else results[0]
 
     def reset_running_min(self) -> None:
-        """Forget the variances seen so far."""
+        """Forget the variances seen so far: set ``running_min`` to infinity."""
         self.running_min.fill_(torch.inf)
 
     def reset_parameters(self) -> None:
-        """The same, under the name that deferred initialization looks for. Class weights stay as they are."""
+        """Reset ``running_min``; deferred initialization calls this name. Class weights do not change."""
         self.reset_running_min()
 
     def _running_min_for(self, device: torch.device) -> Tensor:
-        """The running minimum where the scores are; people build losses without moving them.
+        """The running minimum on the device of the scores, since users build losses without moving them.
 
-        The state itself stays where it is for scores on the meta device, which hold nothing that could move it.
+        For scores on the meta device the state stays where it is, as they hold no values that could change it.
         """
         exact = self.running_min
         if exact.is_meta and device.type != "meta":
@@ -166,7 +165,7 @@ class FusedBiasLoss(nn.Module):
         return moved
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedBiasLoss:
-        # model.half() and the like convert every floating buffer; the running minimum stays what it is.
+        # model.half() and the like convert every floating buffer; the running minimum stays float32.
         exact = self.running_min
         super()._apply(fn, recurse)
         if exact.is_meta and not self.running_min.is_meta:  # to_empty() of a loss that was built without memory
@@ -177,7 +176,7 @@ class FusedBiasLoss(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
-        # load_state_dict(assign=True) takes a tensor of any dtype.
+        # load_state_dict(assign=True) accepts a tensor of any dtype.
         if self.running_min.dtype != torch.float32:
             self.running_min = self.running_min.to(torch.float32)
 

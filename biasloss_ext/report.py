@@ -1,4 +1,4 @@
-"""What `accelerate` says of a model."""
+"""The report of `accelerate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ MOST_NAMES = 4  # of layers, in a line of the text
 
 @dataclass(frozen=True)
 class Entry:
-    """One block or layer: its name in the model, its class, and why it was left as it was; None where it is fused now."""
+    """One block or layer that `accelerate` looked at.
+
+    Attributes:
+        name: its name in the model.
+        kind: its class.
+        reason: why it was left as it was; None if it is fused.
+    """
 
     name: str
     kind: str
@@ -37,10 +43,10 @@ class Layer:
     """One convolution or normalization.
 
     Attributes:
-        name: in the model.
-        kind: one of `KINDS`.
+        name: its name in the model.
+        kind: "depthwise convolution", "1x1 convolution" or "normalization".
         cost: multiply-adds per position of its output.
-        reason: why it runs on no fused kernel; None where it does.
+        reason: why it does not run on a fused kernel; None if it does.
     """
 
     name: str
@@ -50,7 +56,7 @@ class Layer:
 
 
 class Count(NamedTuple):
-    """How many layers of a kind run on fused kernels, of how many."""
+    """The number of layers of a kind that run on fused kernels, and the number of all layers of that kind."""
 
     fused: int
     total: int
@@ -58,10 +64,10 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What `accelerate` found.
+    """The result of `accelerate`. Print it for a summary.
 
     Attributes:
-        entries: blocks and layers that were looked at, from the outside in.
+        entries: the blocks and layers that `accelerate` looked at, from the outside in.
         layers: every depthwise convolution, 1x1 convolution and normalization of the model.
     """
 
@@ -70,19 +76,21 @@ class Report:
 
     @property
     def swapped(self) -> tuple[Entry, ...]:
+        """The entries that are fused."""
         return tuple(entry for entry in self.entries if entry.reason is None)
 
     @property
     def left(self) -> tuple[Entry, ...]:
+        """The entries that were left as they were."""
         return tuple(entry for entry in self.entries if entry.reason is not None)
 
     def count(self, kind: str) -> Count:
-        """Of a kind of layers, one of `KINDS`."""
+        """Count the layers of a kind: "depthwise convolution", "1x1 convolution" or "normalization"."""
         of_kind = [layer for layer in self.layers if layer.kind == kind]
         return Count(sum(layer.reason is None for layer in of_kind), len(of_kind))
 
     def reasons(self) -> dict[str, tuple[Layer, ...]]:
-        """The layers that are left, by reason; the reason that costs most comes first."""
+        """The layers that do not run on fused kernels, by reason; the most expensive reason comes first."""
         found: dict[str, list[Layer]] = defaultdict(list)
         for layer in self.layers:
             if layer.reason is not None:
@@ -92,7 +100,7 @@ class Report:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{c.fused} of {c.total} {kind}s" for kind in KINDS if (c := self.count(kind)).total)
-        lines = [f"on fused kernels: {counts or 'nothing, there are no such layers'}"]
+        lines = [f"on fused kernels: {counts or 'nothing, as the model has no such layers'}"]
         for reason, layers in self.reasons().items():
             kinds = [(kind, sum(layer.kind == kind for layer in layers)) for kind in KINDS]
             which = ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in kinds if number)
@@ -104,11 +112,11 @@ class Report:
 
 
 def layers_of(model: nn.Module, reasons: dict[nn.Module, str]) -> tuple[Layer, ...]:
-    """The layers of an accelerated model, each named once.
+    """The layers of an accelerated model, each listed once.
 
     Args:
-        model: as `accelerate` left it.
-        reasons: why layers are left, as far as it is known.
+        model: a model after `accelerate`.
+        reasons: why layers are left, if known.
     """
     fused = _fused_layers(model)
     found = []
@@ -135,12 +143,12 @@ def _cost(module: nn.Module) -> int:
 
 
 def _own_reason(module: nn.Module, kind: str) -> str:
-    """Of a layer that is in no block or sequence."""
+    """The reason for a layer outside of blocks and sequences."""
     if kind == DEPTHWISE and isinstance(module, nn.Conv2d):
         if type(module) is not nn.Conv2d:
-            return f"{type(module).__name__} may compute something else than Conv2d"
+            return f"{type(module).__name__} may not compute the same as Conv2d"
         return f"there is no kernel for {', '.join(without_kernel(module))}"
-    return "no depthwise convolution and normalization are in a block with it that can be traced"
+    return "it is not in a traceable block with a depthwise convolution and a normalization"
 
 
 def _fused_layers(model: nn.Module) -> set[nn.Module]:

@@ -1,4 +1,4 @@
-"""A last step for the import of a module that this package must not import itself."""
+"""Runs a step after the import of a module that this package must not import itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def when_imported(name: str, step: Callable[[], None]) -> None:
-    """Call ``step`` now if the module has been imported, otherwise at the end of its import, whenever that comes."""
+    """Call ``step`` now if the module has been imported, otherwise at the end of its import."""
     if name in sys.modules:
         step()
     else:
@@ -18,7 +18,7 @@ def when_imported(name: str, step: Callable[[], None]) -> None:
 
 
 class _After(MetaPathFinder):
-    """Leaves every import to the ordinary finders; that of one module gets a last step."""
+    """Leaves all imports to the ordinary finders, and runs a step after the import of one module."""
 
     def __init__(self, name: str, step: Callable[[], None]) -> None:
         self.name, self.step = name, step

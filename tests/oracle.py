@@ -23,12 +23,17 @@ def variance(features: Tensor) -> Tensor:
     return rows.var(1, correction=1) if rows.shape[1] > 1 else torch.zeros_like(rows[:, 0])
 
 
+def exponent_of(scaled: Tensor, alpha: float) -> Tensor:
+    """The formula of the weight: ``exp`` of this, minus beta."""
+    return (alpha * scaled).clamp(max=60)
+
+
 def weights(var: Tensor, running_min: Tensor | None, alpha: float, beta: float) -> tuple[Tensor, Tensor | None]:
     """The weights, and the running minimum after this batch."""
     smallest, largest = var.min(), var.max()
     low = smallest if running_min is None else torch.minimum(running_min.double(), smallest)
     scaled = torch.zeros_like(var) if largest == smallest else (var - low) / (largest - smallest)
-    return torch.exp((alpha * scaled).clamp(max=60)) - beta, None if running_min is None else low
+    return torch.exp(exponent_of(scaled, alpha)) - beta, None if running_min is None else low
 
 
 def bias_loss(
@@ -113,9 +118,9 @@ def error_of_weights(
         scaled = (var - low) / spread
         of_spread = relative * (largest + smallest) / spread
         scaled_error = (relative * (var + low) / spread + of_spread * scaled) / (1 - of_spread).clamp(min=1e-300)
-    exponent = (alpha * scaled).clamp(max=60)
+    exponent = exponent_of(scaled, alpha)
     # Difference, quotient and product are rounded; so are the exponential and what is left after beta.
-    highest = (exponent + alpha * scaled_error + 2 * rounding * exponent).clamp(max=60)
+    highest = (exponent_of(scaled + scaled_error, alpha) + 2 * rounding * exponent).clamp(max=60)
     power = torch.exp(exponent)
     return torch.exp(highest) - power + 4 * rounding * (power + abs(beta))
 

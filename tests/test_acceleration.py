@@ -96,13 +96,13 @@ def test_measuring_leaves_no_choice_to_fused() -> None:
         accelerate(model(), fused=True, measure_on=images())
 
 
-def test_optimisers_checkpoints_and_modes_stay_valid() -> None:
+def test_optimizers_checkpoints_and_modes_stay_valid() -> None:
     network = model()
-    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     accelerate(network)
     network(images()).sum().backward()
-    optimiser.step()
+    optimizer.step()
     changed = network.state_dict()
     assert any(not torch.equal(changed[name], value) for name, value in before.items())
     model().load_state_dict(changed, strict=True)
@@ -245,12 +245,12 @@ def test_optimized_follows_conversions() -> None:
         half = optimize_for_inference(network).to(torch.bfloat16)
         torch.testing.assert_close(half(x.bfloat16()).double(), expected, rtol=0.1, atol=0.1)
     assert next(network.parameters()).dtype == torch.float64, "the model itself was changed"
-    with pytest.raises(RuntimeError, match="cannot be trained; train the one it was made of"):
+    with pytest.raises(RuntimeError, match="cannot be trained; train the model it was made from"):
         optimized.train()
 
 
-def test_normalisation_without_statistics_cannot_be_folded() -> None:
+def test_normalization_without_statistics_cannot_be_folded() -> None:
     network = model()
     network[1].block[0][1] = nn.BatchNorm2d(16, track_running_stats=False)
-    with pytest.raises(ValueError, match="this one keeps none"):
+    with pytest.raises(ValueError, match="got one with track_running_stats=False"):
         optimize_for_inference(network)

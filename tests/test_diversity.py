@@ -23,7 +23,7 @@ from biasloss_ext.models import skipblocknet_xs
 
 
 class Net(nn.Module):
-    """With dropout and batch normalisation, which behave otherwise in training."""
+    """With dropout and batch normalization, which behave otherwise in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ def test_default_layers_are_the_blocks_that_give_maps() -> None:
         (["blocks.7"], [torch.randn(2, 3, 8, 8)], r"the model has no layer 'blocks.7'; similar ones: blocks"),
         ([""], [torch.randn(2, 3, 8, 8)], "the model has no layer ''"),
         (["unused"], [torch.randn(2, 3, 8, 8)], "the layer 'unused' did not run"),
-        (["stem"], [], "there is nothing to look at"),
-        (None, [], "there is nothing to look at"),
+        (["stem"], [], "there is nothing to measure"),
+        (None, [], "there is nothing to measure"),
     ],
 )
 def test_errors(layers: Any, batches: list[Tensor], message: str) -> None:

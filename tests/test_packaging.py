@@ -1,4 +1,4 @@
-"""The source distribution builds, the wheel works with the source tree out of reach, and a build says what it needs."""
+"""The source distribution builds, what is installed has types, and a build says what it needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import setuptools
+
+from biasloss_ext.version import __version__
 
 ROOT = Path(__file__).parent.parent
 UNSET = ("PYTHONPATH", "CUDA_HOME", "NVCC", "TORCH_CUDA_ARCH_LIST")
@@ -38,13 +40,60 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_source_distribution_has_all_that_a_build_reads(source: Path) -> None:
     """`python -m tests.abi` builds the wheel from it, and runs the tests on what is installed."""
     names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    for folder, patterns in (("csrc", ("*",)), ("biasloss_ext", ("*.py",))):
+    for folder, patterns in (("csrc", ("*",)), ("biasloss_ext", ("*.py", "py.typed"))):
         files = {
             str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / folder).rglob(pattern) if p.is_file()
         }
         assert files <= names, files - names
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+USER = """
+import torch
+from torch import nn
+
+from biasloss_ext import FeatureTap, FusedBiasLoss, accelerate, bias_weight, feature_variance, functional
+from biasloss_ext import optimize_for_inference
+from biasloss_ext.models import SkipblockNet, skipblocknet_xs
+from biasloss_ext.nn import DepthwiseConv2d
+
+loss_fn = FusedBiasLoss(alpha=0.3, normalisation_mode="local")
+features, output = FeatureTap(nn.Sequential(nn.Conv2d(3, 8, 3)), "0")(torch.zeros(2, 3, 8, 8))
+weights: torch.Tensor = bias_weight(feature_variance(features), alpha=0.3)
+loss: torch.Tensor = functional.bias_loss(features, output, torch.zeros(2)).loss
+model: SkipblockNet = skipblocknet_xs(num_classes=10, return_features="variance", fused=False)
+fused: int = accelerate(model).count("depthwise convolution").fused
+scorer: nn.Module = optimize_for_inference(model)
+conv = DepthwiseConv2d(8, 8, 3, padding=1, groups=8)
+
+FusedBiasLoss(alpha="much")  # type: ignore[arg-type]
+bias_weight(weights, gamma=1)  # type: ignore[call-arg]
+skipblocknet_xs(return_features="maps")  # type: ignore[arg-type]
+accelerate(model).layers[0].price  # type: ignore[attr-defined]
+"""
+# torch is skipped, which takes half a minute to read.
+STRICT = "[mypy]\nstrict = True\n[mypy-torch.*,numpy.*]\nfollow_imports = skip\n"
+
+
+def test_a_user_s_file_is_checked_by_the_types_of_the_installed_package(tmp_path: Path) -> None:
+    """``mypy --strict`` finds no error in it but those that it expects: without py.typed it would find none of these."""
+    pytest.importorskip("mypy")
+    run(sys.executable, "-m", "venv", "--without-pip", "user", cwd=tmp_path)
+    (packages,) = (tmp_path / "user" / "lib").glob("*/site-packages")
+    (packages / "others.pth").write_text("\n".join(entry for entry in sys.path if entry.endswith("-packages")))
+    # What a wheel has beside the compiled kernels.
+    installed = run(sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(packages), cwd=ROOT)
+    assert installed.returncode == 0, installed.stderr
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "mypy.ini").write_text(STRICT)
+    python = tmp_path / "user" / "bin" / "python"
+    done = run(sys.executable, "-m", "mypy", "--python-executable", str(python), "user.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def fake_nvcc(folder: Path, release: str, architectures: str = "compute_80\\ncompute_90\\n") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from biasloss_ext.benchmarks.results import Entry, Group, Results
 
-COLOURS = {"ours": "tab:blue", "variant": "tab:cyan", "peer": "tab:orange", "context": "tab:gray"}
+COLORS = {"ours": "tab:blue", "variant": "tab:cyan", "peer": "tab:orange", "context": "tab:gray"}
 MARKERS = {"ours": "o", "variant": "o", "peer": "s", "context": "^"}
 BAR_INCHES = 0.22
 DPI = 110
@@ -87,14 +87,14 @@ def _bars(
         headings.append((position, _short(group)))
         for entry, height in heights:
             position += 1
-            bars.append((position, height, entry.name, COLOURS[entry.role]))
+            bars.append((position, height, entry.name, COLORS[entry.role]))
         position += 1.6
     if not bars:
         return None
     figure = _figure(9, 1 + BAR_INCHES * (position + 1))
     axes = figure.subplots()
-    positions, widths, names, colours = zip(*bars, strict=True)
-    axes.barh(positions, widths, color=colours, height=0.8)
+    positions, widths, names, colors = zip(*bars, strict=True)
+    axes.barh(positions, widths, color=colors, height=0.8)
     axes.set_xscale("log")
     for place, width in zip(positions, widths, strict=True):
         axes.text(width, place, f" {width:.3g}", va="center", fontsize=7)

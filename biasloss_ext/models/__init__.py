@@ -1,7 +1,7 @@
 """Networks: SkipblockNet XS to L, by builder or by name.
 
-When timm is installed, `timm.create_model("skipblocknet_m")` builds them too once this package has been imported,
-before timm or after it.
+If timm is installed, `timm.create_model("skipblocknet_m")` builds them too after this package has been imported, whether
+before or after timm.
 """
 
 from biasloss_ext.models import timm_hook

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
-    """Multiply-adds of one image's forward pass in evaluation: convolutions and matrix products, as papers count them.
+    """Count the multiply-adds of one image's forward pass in evaluation, as papers do: convolutions and matrix products.
 
-    Normalisation, activations, pooling and additions are not counted. A copy of the model on the meta device is run,
-    which works on shapes alone: this costs no arithmetic and leaves the model as it is.
+    Normalization, activations, pooling and additions do not count. The function runs a copy of the model on the meta device,
+    which only computes shapes. The model does not change.
 
     Args:
         model: any model that takes one batch of images.

@@ -13,21 +13,25 @@ _builders: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(builder: Builder) -> Builder:
-    """Decorator: makes a builder known to `create_model` under its own name."""
+    """Decorator that makes a builder known to `create_model` under its own name."""
     _builders[builder.__name__] = builder
     return builder
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` takes, in the order of registration."""
+    """The names that `create_model` accepts, in the order of registration."""
     return list(_builders)
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
-    """Builds the model `name` with its builder's `options`.
+    """Build a model by name.
+
+    Args:
+        name: one of `list_models`.
+        options: arguments of its builder.
 
     Raises:
-        ValueError: no model of that name; the message lists them all.
+        ValueError: unknown name; the message lists all names.
     """
     if name not in _builders:
         raise ValueError(f"unknown model {name!r}; the models are {', '.join(list_models())}")

@@ -66,9 +66,9 @@ _GROUPS = (
 
 
 def default_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> dict[str, Any]:
-    """What timm wants to know of a model: the images it expects and where its first and last layers are.
+    """A model's description for timm: the images it expects, and the names of its first and last layers.
 
-    The preprocessing is the one that the authors evaluate with.
+    The preprocessing is the one of the authors' evaluation.
     """
     return {
         "num_classes": num_classes,
@@ -96,40 +96,41 @@ def _check_images(images: Tensor, channels: int) -> None:
 class SkipblockNet(nn.Module):
     """A MobileNetV3-style network in which two skip blocks carry the first block's map to later stages.
 
-    Input: (N, in_chans, H, W), H and W at least 32, square or not, contiguous or channels_last, in the floating dtype
-    of the parameters (any under autocast). Output: scores (N, num_classes), alone or after the features or their
-    variance, see `return_features`. A ValueError names the expected and the given shape of other inputs.
+    Input: (N, in_chans, H, W), with H and W at least 32, square or not, contiguous or channels_last, in the floating dtype of the
+    parameters (any dtype under autocast). Output: scores (N, num_classes), alone or after the features or their variance, see
+    ``return_features``. For other inputs, a ValueError names the expected and the given shape.
 
-    The features are the ones that Bias Loss looks at: the last convolution's, batch-normalised and activated,
-    (N, num_features, H / 32, W / 32), sizes rounded up (H / 16, W / 16 with `small_input`).
+    The features are those of Bias Loss: the map of the last convolution after normalization and activation,
+    (N, num_features, H / 32, W / 32), sizes rounded up (H / 16, W / 16 with ``small_input``).
 
-    Parameters and buffers bear the names of the authors' checkpoints, so that `load_state_dict` takes the published
-    one of SkipblockNet-M as it is. The initial weights are the authors' too: convolutions normal with deviation
-    sqrt(2 / (kernel area * output channels)), linear layers normal with deviation 0.01.
+    Parameters and buffers have the names of the authors' checkpoints, so that `load_state_dict` takes the published checkpoint
+    of SkipblockNet-M unchanged. The initial weights are distributed as the authors': convolutions normal with standard deviation
+    sqrt(2 / (kernel area * output channels)), linear layers normal with standard deviation 0.01.
 
     Args:
-        num_classes: width of the scores; 0 for a model without the last layer, which returns (N, head_hidden_size).
+        num_classes: number of scores; with 0 the model has no last layer and returns (N, head_hidden_size).
         in_chans: channels of the images.
         drop_rate: dropout before the last layer.
-        small_input: for images of about 32 x 32: the first convolution has stride 1 instead of 2, so that every map
-            is twice as high and wide. Parameters stay the same.
+        small_input: for images of about 32 x 32. The first convolution has stride 1 instead of 2, so that every map is twice as
+            high and wide. The parameters stay the same.
         width: multiplies the channels of every layer before the classifier, rounded by `round_channels`.
-        classifier_width: units between the features and the scores; not multiplied by `width`.
-        return_features: what `forward` returns, in training and in evaluation; an attribute too, to be set at any time.
+        classifier_width: units between the features and the scores; not multiplied by ``width``.
+        return_features: what a call returns, in training and in evaluation; an attribute that can be changed at any time.
             "none": the scores.
-            "features": the pair (features, scores), as `FusedBiasLoss()(features, scores, target)` takes them.
-            "variance": the pair (variance, scores), as `FusedBiasLoss()(None, scores, target, variance=variance)`
-            takes them; the variance is `biasloss_ext.feature_variance` of the features, (N,), float32 (float64 for
-            float64), detached. The maps never leave the model; where fused kernels run they are never stored either.
-        fused: "auto" runs the blocks on fused kernels (`biasloss_ext.nn.FusedInvertedResidual`) where they can run, and on
-            the plain layers elsewhere, while a graph is exported too; True raises where they cannot run; False takes
-            the plain layers. Parameters, names and checkpoints are the same, results but for rounding.
+            "features": the pair (features, scores), for ``FusedBiasLoss()(features, scores, target)``.
+            "variance": the pair (variance, scores), for ``FusedBiasLoss()(None, scores, target, variance=variance)``. The
+            variance is `feature_variance` of the features: (N,), float32 (float64 for float64), detached. The maps do not
+            leave the model, and fused kernels do not even store them.
+        fused: "auto" runs the blocks on fused kernels if these can run, and otherwise, or while a graph is exported, on the plain
+            layers. True raises if they cannot run. False uses the plain layers. Parameters, names and checkpoints are the
+            same; results differ only by rounding.
 
-    Attributes, as in timm:
-        num_features: channels of the features.
-        head_hidden_size: `classifier_width`.
-        feature_info: for each reduction of the image's size, the last module there, its channels and the reduction.
-        default_cfg: see `default_cfg`.
+    These attributes are those of timm:
+
+    - ``num_features``: channels of the features.
+    - ``head_hidden_size``: ``classifier_width``.
+    - ``feature_info``: for each reduction of the image size, its last module, with the channels and the reduction.
+    - ``default_cfg``: the description for timm.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class SkipblockNet(nn.Module):
 
     @property
     def return_features(self) -> ReturnFeatures:
+        """What a call returns: "none", "features" or "variance", see the class."""
         return self._return_features
 
     @return_features.setter
@@ -198,7 +200,7 @@ class SkipblockNet(nn.Module):
         self._return_features = value
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to the features, see the class."""
+        """Images (N, in_chans, H, W) to features, see the class."""
         features: Tensor = self.conv(self._forward_blocks(x))
         return features
 
@@ -211,7 +213,7 @@ class SkipblockNet(nn.Module):
         return last
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to scores (N, num_classes), or with `pre_logits` to what enters the last layer's dropout."""
+        """Features to scores (N, num_classes), or with ``pre_logits`` to the input of the last layer's dropout."""
         scores: Tensor = self.classifier(x, pre_logits)
         return scores
 
@@ -238,17 +240,21 @@ class SkipblockNet(nn.Module):
         return scores
 
     def get_classifier(self) -> nn.Module:
-        """The last layer: `nn.Linear`, or `nn.Identity` when `num_classes` is 0."""
+        """The last layer: `nn.Linear`, or `nn.Identity` if ``num_classes`` is 0."""
         return self.classifier[3]
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """Replaces the last layer by a new one for `num_classes` classes, or by none for 0.
+        """Replace the last layer by a new one for ``num_classes`` classes, or by none for 0.
+
+        Args:
+            num_classes: number of classes.
+            global_pool: "avg", the only pooling here.
 
         Raises:
-            ValueError: `global_pool` is not "avg", the only pooling here.
+            ValueError: ``global_pool`` is not "avg".
         """
         if global_pool != "avg":
-            raise ValueError(f"global_pool must be 'avg', the only pooling that SkipblockNet has, got {global_pool!r}")
+            raise ValueError(f"global_pool must be 'avg', the only pooling of SkipblockNet, got {global_pool!r}")
         self.num_classes = num_classes
         hidden = self.classifier[0].weight
         self.classifier[3] = nn.Identity()

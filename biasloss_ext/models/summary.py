@@ -1,4 +1,4 @@
-"""The published sizes beside what the paper says of them."""
+"""A table of the published sizes, ours and the paper's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from biasloss_ext.models.variants import VARIANTS
 def variants_table() -> str:
     """A Markdown table: parameters for 1000 classes and multiply-adds at 224 x 224, ours and the paper's.
 
-    The last column is the count for `small_input=True` at 32 x 32 with 100 classes.
+    The last column counts multiply-adds for `small_input=True` at 32 x 32 with 100 classes.
     """
     lines = [
         "| model | width | classifier width | parameters | paper | multiply-adds | paper"

@@ -1,4 +1,4 @@
-"""The models in timm's registry. Imported by `timm_hook`, when timm is there."""
+"""The models in timm's registry. `timm_hook` imports this after timm."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from biasloss_ext.nn.fused_chain import Fused
 
 
 class Variant(NamedTuple):
-    """A published size. The paper prints totals alone; these widths are the ones that give its parameter counts.
+    """A published size. The paper prints only totals; these widths give its parameter counts.
 
     Source of the paper's figures: Bias Loss for Mobile Neural Networks (ICCV 2021, arXiv 2107.11170), ImageNet.
     """
@@ -61,7 +61,7 @@ def skipblocknet_xs(
     return_features: ReturnFeatures = "none",
     fused: Fused = "auto",
 ) -> SkipblockNet:
-    """SkipblockNet-XS, 2.3 million parameters; the arguments are those of `SkipblockNet`."""
+    """SkipblockNet-XS, 2.3 million parameters. The arguments are those of `SkipblockNet`."""
     return _build("skipblocknet_xs", num_classes, in_chans, drop_rate, small_input, return_features, fused)
 
 
@@ -74,7 +74,7 @@ def skipblocknet_s(
     return_features: ReturnFeatures = "none",
     fused: Fused = "auto",
 ) -> SkipblockNet:
-    """SkipblockNet-S, 3.6 million parameters; the arguments are those of `SkipblockNet`."""
+    """SkipblockNet-S, 3.6 million parameters. The arguments are those of `SkipblockNet`."""
     return _build("skipblocknet_s", num_classes, in_chans, drop_rate, small_input, return_features, fused)
 
 
@@ -87,7 +87,7 @@ def skipblocknet_m(
     return_features: ReturnFeatures = "none",
     fused: Fused = "auto",
 ) -> SkipblockNet:
-    """SkipblockNet-M, 5.5 million parameters; the arguments are those of `SkipblockNet`. Takes published weights."""
+    """SkipblockNet-M, 5.5 million parameters. The arguments are those of `SkipblockNet`. It loads the published weights."""
     return _build("skipblocknet_m", num_classes, in_chans, drop_rate, small_input, return_features, fused)
 
 
@@ -100,5 +100,5 @@ def skipblocknet_l(
     return_features: ReturnFeatures = "none",
     fused: Fused = "auto",
 ) -> SkipblockNet:
-    """SkipblockNet-L, 7.1 million parameters; the arguments are those of `SkipblockNet`."""
+    """SkipblockNet-L, 7.1 million parameters. The arguments are those of `SkipblockNet`."""
     return _build("skipblocknet_l", num_classes, in_chans, drop_rate, small_input, return_features, fused)

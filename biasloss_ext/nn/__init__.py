@@ -1,8 +1,7 @@
 """Layers of the mobile networks: in plain PyTorch, and on the fused ops.
 
-Each layer holds its parameters in ordinary `torch.nn` modules under the names of the SkipblockNet authors'
-checkpoints. A fused layer is a subclass of the plain one with another forward pass: parameters, state-dict keys and
-checkpoints are the same.
+Each layer keeps its parameters in ordinary `torch.nn` modules, under the names of the SkipblockNet authors' checkpoints. A fused
+layer is a subclass of the plain one with another forward pass; parameters, state_dict keys and checkpoints are the same.
 """
 
 from biasloss_ext.nn.channels import round_channels

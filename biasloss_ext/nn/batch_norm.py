@@ -1,7 +1,7 @@
-"""The bookkeeping of `nn.BatchNorm2d` modules for layers that apply them in their own kernels.
+"""Statistics and options of `nn.BatchNorm2d` modules, for layers that apply them in their own kernels.
 
-Moments, statistics and affine are those of :mod:`biasloss_ext.ops.maps`. They have the accumulation dtype, float32 or float64,
-whatever the dtype of the module's parameters and statistics. Nothing here waits for the device.
+`biasloss_ext.ops.maps` defines moments, statistics and affine. They have the accumulation dtype, float32 or float64,
+regardless of the dtype of the module's parameters and statistics. Nothing here causes a GPU sync.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from biasloss_ext.ops.batch_norm import op
 
 
 class Running(NamedTuple):
-    """The running statistics that an op moves while it computes the statistics of a batch."""
+    """The running statistics that an op updates while it computes the statistics of a batch."""
 
     mean: Tensor
     var: Tensor
@@ -33,8 +33,8 @@ class Norm(NamedTuple):
     Attributes:
         eps: of the module.
         frozen: whether it normalizes by constants rather than by the statistics of the batch.
-        running: what the op moves; None where nothing moves, or `update_running` does it.
-        sync: the processes that take their statistics together; None for this one alone.
+        running: the statistics that the op updates; None if nothing changes, or if `update_running` does it.
+        sync: the processes that share their statistics; None for this process only.
     """
 
     eps: float
@@ -52,7 +52,7 @@ class Norm(NamedTuple):
 
     @property
     def is_returned(self) -> bool:
-        """Whether the caller moves the running statistics."""
+        """Whether the caller updates the running statistics."""
         return not self.frozen and self.running is None
 
     @property
@@ -61,22 +61,22 @@ class Norm(NamedTuple):
         return {"eps": self.eps, "frozen": self.frozen}
 
 
-NONE = Norm(0.0, True)  # in the place of a normalization that a step does not have
+NONE = Norm(0.0, True)  # for a step without a normalization
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:
-    """Whether the module normalizes by the batch's own moments: in training, and where it keeps no running statistics."""
+    """Whether the module normalizes by the moments of the batch: in training, or if it keeps no running statistics."""
     if not isinstance(module, _BatchNorm):
         return False
     return module.training or (module.running_mean is None and module.running_var is None)
 
 
 def norm_of(module: nn.Module | None, dtype: torch.dtype, count: int, *, moves: bool = True) -> Norm:
-    """How a module normalizes a map of ``count`` values per channel, in the accumulation dtype ``dtype``.
+    """The normalization of a map with ``count`` values per channel by a module, in the accumulation dtype ``dtype``.
 
     Args:
-        module: a batch normalization, or one by constants; None for none.
-        moves: whether an op may move the running statistics.
+        module: a batch normalization, or a normalization by constants; None for no normalization.
+        moves: whether an op may update the running statistics.
 
     Raises:
         ValueError: the batch has one value per channel, and its statistics are needed.
@@ -111,14 +111,19 @@ def norm_of(module: nn.Module | None, dtype: torch.dtype, count: int, *, moves: 
 def constant_statistics(
     module: nn.Module, dtype: torch.dtype, *, bias: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """Statistics (4, C) of a module that normalizes by its running statistics; ``bias`` is what the convolution before it adds.
+    """Statistics (4, C) of a module that normalizes by its running statistics.
+
+    Args:
+        bias: the bias of the convolution before it.
 
     Raises:
-        ValueError: it keeps none.
+        ValueError: the module keeps no running statistics.
     """
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
-        raise ValueError("expected a batch normalization with running statistics, this one keeps none")
+        raise ValueError(
+            "expected a batch normalization with running statistics, got one with track_running_stats=False"
+        )
     with torch.no_grad():
         if bias is not None:
             mean = mean - bias  # type: ignore[operator]
@@ -130,7 +135,7 @@ def constant_statistics(
 
 
 def in_dtype(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Contiguous values of ``dtype``; themselves where they are so already."""
+    """The values as a contiguous tensor of ``dtype``, without a copy if they are one already."""
     if values is None or (values.dtype is dtype and values.is_contiguous()):
         return values
     return values.to(dtype).contiguous()
@@ -145,14 +150,14 @@ def _move_towards(running: Tensor, value: Tensor, momentum: float | Tensor) -> N
 
 
 def update_running(module: nn.Module, statistics: Tensor, count: int | Tensor) -> None:
-    """Do to the module's running statistics what `nn.BatchNorm2d` does with a batch in training, where no op does it.
+    """Update the module's running statistics as `nn.BatchNorm2d` does in training, if no op does it.
 
-    The statistics keep their dtype, and take the unbiased variance. No-op in evaluation and without running statistics.
+    The statistics keep their dtype and use the unbiased variance. Nothing changes in evaluation or without running statistics.
 
     Args:
-        module: whose statistics move.
-        statistics: of the batch; the first two rows are mean and biased variance.
-        count: how many values a channel has, N * H * W. An empty batch is counted, and changes no statistics.
+        module: the module whose statistics change.
+        statistics: those of the batch; the first two rows are mean and biased variance.
+        count: the number of values per channel, N * H * W. An empty batch is counted but does not change the statistics.
     """
     if not (isinstance(module, _BatchNorm) and module.training and module.track_running_stats):
         return

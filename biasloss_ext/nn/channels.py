@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def round_channels(channels: float) -> int:
-    """The multiple of 8 nearest to `channels` (halves go up), at least 8 and never below 90 % of `channels`.
+    """The multiple of 8 nearest to ``channels`` (halves round up), at least 8 and at least 90% of ``channels``.
 
     Source: the reference implementation of MobileNetV2 (Sandler et al., 2018), which later mobile networks follow.
     """

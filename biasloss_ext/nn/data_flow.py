@@ -1,7 +1,7 @@
 """The data flow of a module, as a graph of its innermost layers.
 
-`torch.fx` follows a module's own ``forward`` with its layers as they are: what is found is what is computed, whoever wrote the
-module and whatever its classes are called.
+`torch.fx` follows a module's own ``forward`` with its actual layers. The graph shows what is computed, regardless of the
+author of the module and the names of its classes.
 """
 
 from __future__ import annotations
@@ -16,31 +16,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biasloss_ext.nn.activations import FORMS_OF_GELU
+from biasloss_ext.nn.activations import FORMS_OF_GELU, FUNCTIONS
 from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.nn.recognise import activation_of
-from biasloss_ext.ops import maps
 
 
 class Unfamiliar(Exception):
-    """Carries the sentence that says what about a module has no fused kernels."""
+    """A module has no fused kernels; the message says why."""
 
 
-_OF_FUNCTIONS: dict[Any, int] = {
-    F.relu: maps.RELU,
-    torch.relu: maps.RELU,
-    F.relu6: maps.RELU6,
-    F.hardswish: maps.HARDSWISH,
-    F.silu: maps.SILU,
-    F.gelu: maps.GELU,
-    F.hardsigmoid: maps.HARDSIGMOID,
-    F.sigmoid: maps.SIGMOID,
-    torch.sigmoid: maps.SIGMOID,
-    "relu": maps.RELU,
-    "relu_": maps.RELU,
-    "sigmoid": maps.SIGMOID,
-    "sigmoid_": maps.SIGMOID,
-}
 _IN_PLACE = {operator.iadd, operator.imul, operator.isub, operator.itruediv}
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
@@ -66,7 +50,7 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
-        """Without the hooks of modules that are looked into, which expect tensors."""
+        """Skip the hooks of modules that are traced through: the hooks expect tensors."""
         name = self.path_of_module(module)
         if self.is_leaf_module(module, name):
             return self.create_proxy("call_module", name, arguments, options)
@@ -74,14 +58,14 @@ class _Tracer(fx.Tracer):
 
 
 def _shadow(module: nn.Module) -> nn.Module:
-    """A module of the same layers and parameters in containers of its own: whatever its code keeps for later, as caches do, is
-    not kept in the module itself."""
+    """A module with the same layers and parameters in its own containers, so that values that its code caches do not end up in
+    the module itself."""
     shadows: dict[nn.Module, nn.Module] = {}
 
     def of(original: nn.Module) -> nn.Module:
         if original not in shadows:
             shadow = shadows[original] = original.__class__.__new__(original.__class__)
-            containers = dict | list | set
+            containers = (dict, list, set)
             shadow.__dict__.update(
                 {n: copy.copy(v) if isinstance(v, containers) else v for n, v in original.__dict__.items()}
             )
@@ -96,8 +80,8 @@ class Flow:
     """The computation of a module that takes one tensor.
 
     Attributes:
-        graph: of the layers, functions and methods that are called.
-        input: the node of the tensor.
+        graph: the layers, functions and methods that are called.
+        input: the node of the input tensor.
         output: the node of the result.
 
     Raises:
@@ -107,7 +91,7 @@ class Flow:
     def __init__(self, module: nn.Module) -> None:
         try:
             self.graph = _Tracer().trace(_shadow(module))
-        except Exception as error:  # whatever the module's own code raises for a stand-in of a tensor
+        except Exception as error:  # the module's own code may raise anything for a proxy of a tensor
             raise Unfamiliar(f"its data flow cannot be traced: {(str(error).splitlines() or ['?'])[0]}") from error
         self._modules = dict(module.named_modules(remove_duplicate=False))
         self._check_tensors(module)
@@ -117,11 +101,11 @@ class Flow:
         self.input: fx.Node = inputs[0]
         (output,) = (node for node in self.graph.nodes if node.op == "output")
         if not isinstance(output.args[0], fx.Node):
-            raise Unfamiliar("it returns something else than one tensor")
+            raise Unfamiliar("it does not return exactly one tensor")
         self.output: fx.Node = output.args[0]
 
     def _check_tensors(self, module: nn.Module) -> None:
-        """Raise where the graph holds a tensor that is no parameter or buffer: one that the module has kept from another call."""
+        """Raise if the graph holds a tensor that is not a parameter or buffer: the module has kept it from another call."""
         known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
         for node in self.graph.nodes:
@@ -133,8 +117,8 @@ class Flow:
         return self._modules[str(node.target)] if node.op == "call_module" else None
 
     def channel_factors(self, node: fx.Node) -> tuple[tuple[nn.Module, str], list[fx.Node]] | None:
-        """The parameter, by its module and its name there, that a node gives in a shape that multiplies the channels of a map;
-        and the nodes that lead there."""
+        """The parameter, as its module and its name there, that a node reshapes to multiply the channels of a map, and the
+        nodes that lead there."""
         nodes, shapes = [node], []
         while self.is_call(node, (*RESHAPES, operator.getitem)) and node.args:
             shapes.append(node)
@@ -152,14 +136,14 @@ class Flow:
                 function = getattr(given, shape.target) if shape.op == "call_method" else shape.target  # type: ignore[arg-type]
                 arguments = shape.args[1:] if shape.op == "call_method" else (given, *shape.args[1:])
                 given = function(*arguments, **shape.kwargs)  # type: ignore[operator]
-        except Exception:  # sizes that are not known before the call
+        except Exception:  # sizes unknown before the call
             return None
         count = parameter.numel()
         return ((self._modules[owner], name), nodes) if given.shape in ((count, 1, 1), (1, count, 1, 1)) else None
 
     @property
     def called(self) -> set[nn.Module]:
-        """The layers that are called; all other modules are looked into."""
+        """The layers that are called; all other modules are traced through."""
         return {layer for node in self.graph.nodes if (layer := self.layer(node)) is not None}
 
     def is_call(self, node: fx.Node, targets: Any) -> bool:
@@ -175,10 +159,10 @@ class Flow:
             return None
         if node.target is F.gelu:
             return FORMS_OF_GELU.get(node.kwargs.get("approximate", "none"))
-        return _OF_FUNCTIONS.get(node.target) if node.kwargs.keys() <= {"inplace"} else None
+        return FUNCTIONS.get(node.target) if node.kwargs.keys() <= {"inplace"} else None
 
     def changes_its_argument(self, node: fx.Node) -> bool:
-        """Whether a node computes in place."""
+        """Whether a node overwrites its argument."""
         layer = self.layer(node)
         if layer is not None:
             return bool(getattr(layer, "inplace", False))

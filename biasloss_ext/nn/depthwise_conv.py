@@ -1,4 +1,4 @@
-"""Depthwise convolution on the fused kernels, as a drop-in for `nn.Conv2d`."""
+"""Depthwise convolution on the fused kernels, as a drop-in replacement for `nn.Conv2d`."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from biasloss_ext.ops import backends, tracing
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d`, on depthwise kernels where they compute the same: replace the class name, and nothing else.
+    """`nn.Conv2d` on depthwise kernels where they exist. To migrate, replace the class name.
 
-    A subclass with the arguments of `nn.Conv2d`; parameters, their initialization and the ``state_dict`` are the same. The
-    kernels compute ``groups=in_channels=out_channels``, ``kernel_size`` 3, 5 or 7, ``stride`` 1 or 2, zeros as
-    ``padding=kernel_size // 2`` (or "same", where that is equal) and no dilation. Every other convolution runs as
-    `nn.Conv2d` itself, and so does a call where no kernels can run: devices without kernels (meta among them), complex
-    numbers, graphs recorded by torch.fx, torch.export, torch.onnx and torch.jit, torch.func, subclasses of tensors.
+    This is a subclass of `nn.Conv2d` with the same arguments, parameters, initialization and ``state_dict``. The kernels
+    compute ``groups=in_channels=out_channels``, ``kernel_size`` 3, 5 or 7, ``stride`` 1 or 2, zero padding by
+    ``kernel_size // 2`` (or "same", if that is equal) and no dilation. Every other convolution runs as `nn.Conv2d`. So does a
+    call if no kernels can run: on devices without kernels (including meta), for complex numbers, for tensor subclasses, under
+    torch.func, and in graphs recorded by torch.fx, torch.export, torch.onnx and torch.jit.
 
-    Shape and dtype: input (N, in_channels, H, W) or (in_channels, H, W) in any layout, of float16, bfloat16, float32 or
-    float64, the dtype of the weight; output (N, out_channels, H', W') or without N, ``H' = ceil(H / stride)`` on the kernels.
-    Under autocast the output has autocast's dtype; the kernels then cast the input, not the weight. Sums are taken in float32
-    (float64 for float64).
-
-    Memory format: the output is channels_last where the input or the weight is, contiguous elsewhere, as in `nn.Conv2d`. The
-    kernels compute in channels_last: any other layout costs a copy each way.
+    Shape:
+        - Input: (N, in_channels, H, W) or (in_channels, H, W) in any layout, float16, bfloat16, float32 or float64; the dtype
+          of the weight.
+        - Output: (N, out_channels, H', W') or without N, with ``H' = ceil(H / stride)`` on the kernels. Under autocast it has
+          autocast's dtype; the kernels then cast the input but not the weight. Sums are accumulated in float32 (float64 for
+          float64). The output is channels_last if the input or the weight is, and contiguous otherwise, as in `nn.Conv2d`.
+          The kernels compute in channels_last: any other layout costs a copy each way.
 
     Gradients have the dtypes and strides of the parameters. With ``create_graph=True`` the backward pass is plain PyTorch and
-    can be differentiated again. The kernels are deterministic, also from one number of threads to another.
+    can be differentiated again. The kernels are deterministic and do not depend on the number of threads.
 
     Args:
-        backend: "auto"; or "cpu" or "cuda", which compute on those kernels or raise; or "reference", plain PyTorch. Recorded
-            graphs hold plain PyTorch whichever is named.
+        backend: "auto"; "cpu" or "cuda", which run on these kernels or raise; or "reference", plain PyTorch. Recorded graphs
+            always hold plain PyTorch.
 
     Raises:
-        ValueError: no such backend, or a named one has no kernel for this convolution (on construction, or on a call after
-            the module was changed); on the kernels, an input of another shape or device.
-        TypeError: on the kernels, an input that is not floating point, or of another dtype than the weight outside of autocast.
+        ValueError: the backend is unknown, or a named one has no kernel for this convolution (on construction, or in a call
+            after the module has changed). On the kernels: an input of another shape or device.
+        TypeError: on the kernels, an input that is not floating point or, outside of autocast, has another dtype than the weight.
         RuntimeError: the named backend cannot run on the device of the input, or under torch.func.
     """
 
@@ -68,7 +68,7 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             y: Tensor = self._conv_forward(x, self.weight, self.bias)
-        else:  # a branch that TorchScript does not compile
+        else:  # TorchScript does not compile this branch
             y = self._forward_unscripted(x)
         return y
 
@@ -85,7 +85,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    """Of a size, as modules hold it or as it may have been set."""
+    """A size as a pair, whether the module holds a number or a pair."""
     return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
 
 
@@ -93,21 +93,21 @@ def _has_kernel(conv: DepthwiseConv2d) -> bool:
     """Whether the kernels compute the convolution.
 
     Raises:
-        ValueError: they do not, and a backend was named that has nothing else.
+        ValueError: they do not, and a backend with kernels was named.
     """
     objections = without_kernel(conv)
     if objections and conv.backend not in ("auto", "reference"):
         raise ValueError(
-            f"backend {conv.backend!r} has no kernel for {', '.join(objections)}: its kernels compute kernel_size "
+            f"backend {conv.backend!r} has no kernel for {', '.join(objections)}; supported: kernel_size "
             f"{checks.DEPTHWISE_KERNELS}, stride {checks.DEPTHWISE_STRIDES}, padding=kernel_size // 2, dilation=1, "
-            "groups=in_channels=out_channels, padding_mode='zeros' and real numbers; use backend='auto', which leaves "
-            "the others to PyTorch"
+            "groups=in_channels=out_channels, padding_mode='zeros' and real numbers. Use backend='auto', which leaves "
+            "all others to PyTorch"
         )
     return not objections
 
 
 def without_kernel(conv: nn.Conv2d) -> list[str]:
-    """The arguments that no kernel computes, with their names."""
+    """The arguments without a kernel, with their names."""
     kernel, stride, dilation = (_pair(value) for value in (conv.kernel_size, conv.stride, conv.dilation))
     half = (kernel[0] // 2, kernel[1] // 2)
     same = conv.padding == "same" and stride == (1, 1)
@@ -128,7 +128,7 @@ def without_kernel(conv: nn.Conv2d) -> list[str]:
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether each output channel is computed from one input channel of several."""
+    """Whether each output channel depends on only one of several input channels."""
     return conv.groups == conv.in_channels > 1
 
 

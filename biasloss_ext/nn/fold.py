@@ -1,4 +1,4 @@
-"""Folds batch normalizations into the convolutions before them, in place, for evaluation alone."""
+"""Folds batch normalizations into the convolutions before them, in place, for evaluation only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPARAMETERIZE = ("reparameterize", "switch_to_deploy", "fuse")  # methods of ti
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
-    """Let every module merge its parallel branches, where it can; returns the model, or what it becomes."""
+    """Let every module that can merge its parallel branches do so; returns the model, or its replacement."""
     for name in REPARAMETERIZE:
         merge = getattr(model, name, None)
         if callable(merge):
@@ -33,7 +33,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
 
 def _merged(model: nn.Module, merge: Any) -> nn.Module:
-    """What the method leaves, in the dtype of the model: some make their layers in the default one."""
+    """The result of the method in the dtype of the model, since some methods make layers of the default dtype."""
     dtype, default = (
         next((p.dtype for p in model.parameters() if p.is_floating_point()), None),
         torch.get_default_dtype(),
@@ -49,8 +49,8 @@ def _merged(model: nn.Module, merge: Any) -> nn.Module:
 
 
 def fold_normalizations(module: nn.Module) -> None:
-    """Fold those that follow a convolution which is in no chain; in all that torch.fx can follow, from the outside in. What is
-    prepared holds tensors made of its layers, which therefore stay as they are."""
+    """Fold the normalizations after convolutions outside of chains, in every module that torch.fx can follow, from the outside
+    in. Prepared modules hold tensors made from their layers, so these layers stay as they are."""
     if "forward" in module.__dict__ or not module._modules or isinstance(module, Prepared):
         return
     try:
@@ -90,7 +90,7 @@ def _is_plain(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
 
 
 def _activation_after(norm: nn.Module) -> nn.Module | None:
-    """What a normalization applies itself; None where it cannot be folded."""
+    """The activation that a normalization applies itself; None if it cannot be folded."""
     number = norm_of(norm)
     if number is None or isinstance(number, str):
         return None

@@ -1,4 +1,4 @@
-"""Convolution, batch normalization and activation in a row, with the latter two in one pass each way."""
+"""Convolution, batch normalization and activation in sequence, the latter two in one pass each way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IDENTITY = nn.Identity()
 
 
 def why_not_fusable(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> str | None:
-    """What about the layer has no fused kernels, or None."""
+    """Why the layers have no fused kernels, or None."""
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is not Conv2d"
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
@@ -36,14 +36,14 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 class FusedConvNormActivation(NotScriptable, nn.Sequential):
-    """A sequence of convolution, batch normalization and (perhaps) activation, with the latter two in one pass each way; a 1x1
-    or depthwise convolution too is one of the fused kernels.
+    """A convolution, a batch normalization and an optional activation, the latter two in one pass each way.
 
-    Input and output as of the plain sequence; the output is channels_last. Parameters and names are the sequence's.
+    A 1x1 or depthwise convolution also runs on a fused kernel. Input and output are those of the plain sequence; the output is
+    channels_last. The parameters keep the names of the sequence.
 
     Args:
-        layers: nn.Conv2d, nn.BatchNorm2d and at most one activation; they are shared, not copied.
-        fused: "auto" takes the plain layers where no kernels can run or a graph is exported; True raises instead.
+        layers: `nn.Conv2d`, `nn.BatchNorm2d` and at most one activation; they are shared, not copied.
+        fused: "auto" uses the plain layers if no kernels can run or a graph is exported; True raises instead.
 
     Raises:
         ValueError: ``fused`` is True, and the layers have no fused kernels.
@@ -57,7 +57,7 @@ class FusedConvNormActivation(NotScriptable, nn.Sequential):
             raise ValueError(f"{type(self).__name__} has no fused kernels: {objection}")
 
     def objection(self) -> str | None:
-        """Why the layers have no fused kernels, or None. Asked at each call, as the layers may have been exchanged."""
+        """Why the layers have no fused kernels, or None. Asked in each call, as the layers may have been exchanged."""
         layers = children(self)
         for layer in layers:
             if is_watched(layer):
@@ -86,12 +86,12 @@ class FusedConvNormActivation(NotScriptable, nn.Sequential):
 
 
 class FusedHead(FusedConvNormActivation):
-    """The last convolution of a network: either its map, or at once the two numbers that are wanted of it."""
+    """The last convolution of a network: it returns its map, or the average pool and the variance of its map."""
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Global average pool (N, C) and per-sample variance (N,) of what `forward` returns, without storing that.
+        """Global average pool (N, C) and per-sample variance (N,) of the map that `forward` returns, which is not stored.
 
-        Both are float32 (float64 for float64 maps), the variance (:func:`biasloss_ext.feature_variance`) detached.
+        Both are float32 (float64 for float64 maps). The variance is that of `biasloss_ext.feature_variance`, detached.
         """
         conv, module = self._layers()
         check_channels(x, conv.in_channels)
@@ -109,7 +109,7 @@ class FusedHead(FusedConvNormActivation):
         return pooled, variance
 
     def can_pool(self, x: Tensor) -> bool:
-        """Whether `pool` serves this input; otherwise, and where a hook waits for the map, take the map and pool that."""
+        """Whether `pool` takes this input. If not, or if a hook expects the map, compute the map and pool it."""
         if self._forward_hooks or self._forward_pre_hooks:
             return False
         conv, norm = self._layers()

@@ -1,4 +1,4 @@
-"""The blocks of SkipblockNet on the fused ops: same parameters, names and checkpoints as the plain ones."""
+"""The blocks of SkipblockNet on the fused ops, with the parameters, names and checkpoints of the plain blocks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EXACT_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def chain_of(layers: nn.Sequential) -> Chain | str:
-    """The chain of the sequence that `InvertedResidual.conv` and `SkipBlock.core_block` are, or why it has no fused kernels.
-    Looked at in each call, as the layers may have been exchanged."""
+    """The chain of the sequence in `InvertedResidual.conv` or `SkipBlock.core_block`, or why it has no fused kernels. Asked in
+    each call, as the layers may have been exchanged."""
     modules = children(layers)
     if len(modules) not in (8, 9):
         return f"it has {len(modules)} layers, expected 8, or 9 with an attention"
@@ -55,7 +55,7 @@ def chain_of(layers: nn.Sequential) -> Chain | str:
 
 
 def _why_not_in_place(chain: Chain) -> str | None:
-    """Whether each layer is of the kind that its place asks for."""
+    """Why a layer is not of the kind that its place requires, or None."""
     kinds = [POINTWISE, DEPTHWISE, POINTWISE]
     for step, kind in zip(chain.steps, kinds, strict=True):
         if not isinstance(step.convolution, nn.Conv2d):
@@ -66,7 +66,7 @@ def _why_not_in_place(chain: Chain) -> str | None:
 
 
 def _numbers_of(name: str, *layers: nn.Module) -> list[int] | str:
-    """Of activations, or which of them has none."""
+    """The numbers of activations, or why one of them has no fused kernels."""
     numbers = []
     for layer in layers:
         number = number_of(layer)
@@ -77,7 +77,7 @@ def _numbers_of(name: str, *layers: nn.Module) -> list[int] | str:
 
 
 def gate_of(module: nn.Module) -> Gate | str:
-    """The parts of a `SqueezeExcite`, or why it has no fused kernels."""
+    """The parts of a `SqueezeExcite`, or the reason why it has no fused kernels."""
     if type(module) is not SqueezeExcite:
         return f"the attention is {type(module).__name__}"
     layers = children(child(module, "fc"))
@@ -92,26 +92,28 @@ def gate_of(module: nn.Module) -> Gate | str:
 
 
 def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
-    """``fused`` itself; a ValueError where it is no choice, or True for layers without fused kernels."""
+    """``fused`` itself; raises a ValueError if it is not a choice, or if it is True for layers without fused kernels."""
     if fused not in ("auto", True, False):
         raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
     found = chain_of(layers)
     if isinstance(found, str) and fused is True:
-        raise ValueError(f"{name} has no fused kernels: {found}; fused='auto' takes the plain layers instead")
+        raise ValueError(f"{name} has no fused kernels: {found}; fused='auto' uses the plain layers instead")
     return fused
 
 
 class FusedInvertedResidual(NotScriptable, InvertedResidual):
-    """`InvertedResidual` on the fused ops; saves its input, y2, y3 and per-channel values for backward, see
-    `nn.chain_function`.
+    """`InvertedResidual` on the fused ops, with the same parameters and results.
+
+    For the backward pass it saves its input, y2, y3 and values per channel, see `nn.chain_function`. The other arguments
+    are those of `InvertedResidual`.
 
     Args:
-        fused: "auto" takes the plain layers where no kernels can run or a graph is exported; True raises instead.
-        The others are those of `InvertedResidual`.
+        fused: "auto" uses the plain layers if no kernels can run or a graph is exported; True raises instead; False always
+            uses the plain layers.
 
     Raises:
-        ValueError: `fused` is True, and kernel size, stride or activation have no fused kernels.
-        RuntimeError, in the call: `fused` is True, and no kernels can run on the input, with the reason.
+        ValueError: ``fused`` is True, and kernel size, stride or activation have no fused kernels.
+        RuntimeError: in a call, if ``fused`` is True and no kernels can run on the input; the message has the reason.
     """
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
@@ -126,7 +128,7 @@ class FusedInvertedResidual(NotScriptable, InvertedResidual):
 
 
 class FusedSkipBlock(NotScriptable, SkipBlock):
-    """`SkipBlock` on the fused ops; arguments and errors as of `FusedInvertedResidual`."""
+    """`SkipBlock` on the fused ops. ``fused`` and the errors are those of `FusedInvertedResidual`; the rest is `SkipBlock`'s."""
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
         super().__init__(*arguments, **options)

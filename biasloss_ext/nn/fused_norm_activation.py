@@ -1,4 +1,4 @@
-"""A batch normalisation with an activation in one module, as timm has it, in one pass each way."""
+"""A batch normalization with an activation in one module, as in timm, in one pass each way."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from biasloss_ext.nn.scripting import NotScriptable
 
 
 class FusedNormActivation(NotScriptable):
-    """Goes before timm's BatchNormAct2d in the bases of a class: what asks for that class, as conversions do, finds it.
+    """A mixin before timm's BatchNormAct2d in the bases of a class, so that `isinstance` checks for that class still hold.
 
-    Input and output as of the plain one; the output is channels_last.
+    Input and output are those of the plain module; the output is channels_last.
     """
 
     fused: Fused = "auto"
@@ -43,7 +43,7 @@ def _blank(kind: Any) -> Any:
 
 
 def fuse_norm(norm: nn.Module, fused: Fused) -> nn.Module:
-    """The fused form of a BatchNormAct2d, which shares parameters, buffers, children, hooks and mode with it."""
+    """The fused form of a BatchNormAct2d. It shares parameters, buffers, children, hooks and mode with it."""
     twin = _blank(type(norm))
     twin.__dict__.update(norm.__dict__)
     twin.fused = fused

@@ -18,8 +18,8 @@ _Modes = tuple[bool, ...]
 
 
 class _Node(NamedTuple):
-    """A module of the tree as it was when plans were made. Of layers without inner ones the settings do not matter: they are
-    called, or looked at in each call."""
+    """A module of the tree as it was when plans were made. The settings of layers without inner layers do not matter: these
+    layers are called, or looked at in each call."""
 
     module: nn.Module
     kind: type[nn.Module]
@@ -37,7 +37,7 @@ _Tree = list[_Node]
 
 
 def _settings_of(module: nn.Module) -> list[tuple[str, Any]]:
-    """Attributes that code may decide by; the mode has its own plans."""
+    """Attributes that code may branch on, except for the mode, which has its own plans."""
     return [(n, v) for n, v in module.__dict__.items() if v.__class__ in _SETTINGS and n != "training"]
 
 
@@ -48,15 +48,15 @@ def _tree_of(module: nn.Module) -> _Tree:
 
 
 class FusedBlock(NotScriptable, nn.Module):
-    """Stands in the place of `plain` and shares everything with it: children, parameters, buffers, hooks of all kinds, and so
-    the names in the state_dict; attributes and methods that it lacks are those of `plain`. Runs it as it was where no fused
-    kernels can.
+    """Replaces `plain` and shares everything with it: children, parameters, buffers, hooks of all kinds, and therefore the
+    names in the state_dict. Attributes and methods that it lacks are those of `plain`. If no fused kernels can run, it runs
+    `plain` as it was.
 
-    Input and output as of `plain`; the output of a chain is channels_last.
+    Input and output are those of `plain`; the output of a chain is channels_last.
 
     Args:
-        plain: a module that `plan.plan_of` finds chains in.
-        fused: "auto", or True to raise where no kernels can run.
+        plain: a module in which `plan.plan_of` finds chains.
+        fused: "auto", or True to raise if no kernels can run.
     """
 
     plain: nn.Module
@@ -83,7 +83,7 @@ class FusedBlock(NotScriptable, nn.Module):
             self._forget_plans()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the plans, which a copy makes of its own layers."""
+        """Without the plans: a copy makes its own, from its own layers."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_plans", "_tree")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -94,8 +94,8 @@ class FusedBlock(NotScriptable, nn.Module):
         self.__dict__.update(_tree=_tree_of(self.plain), _plans={})
 
     def plan(self) -> Plan | str:
-        """How the module is computed as it is now: layers may have been exchanged or converted to another class, and settings
-        that its code asks for may have changed."""
+        """How the module is computed now. Layers may have been exchanged or converted to another class, and settings that its
+        code reads may have changed."""
         tree: _Tree = self.__dict__["_tree"]
         # A compiler guards the modules itself.
         if not torch.compiler.is_compiling() and not all(node.holds() for node in tree):
@@ -109,7 +109,7 @@ class FusedBlock(NotScriptable, nn.Module):
 
     @property
     def fused_layers(self) -> set[nn.Module]:
-        """The layers that run on fused kernels in the present mode."""
+        """The layers that run on fused kernels in the current mode."""
         plan = self.plan()
         chains = () if isinstance(plan, str) else plan.chains
         return {layer for planned in chains for layer in planned.chain.layers}

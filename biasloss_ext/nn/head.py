@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class ClassificationHead(nn.Sequential):
     """Global average pool, linear, hard-swish, dropout, linear.
 
-    Input (N, in_features, H, W), any floating dtype and memory format; output (N, num_classes), or (N, hidden_features)
-    when num_classes is 0: the last layer is then an identity.
+    Input: (N, in_features, H, W), any floating dtype and memory format. Output: (N, num_classes), or (N, hidden_features) if
+    num_classes is 0; the last layer is then an identity.
     """
 
     def __init__(self, in_features: int, hidden_features: int, num_classes: int, drop_rate: float) -> None:
@@ -21,11 +21,11 @@ class ClassificationHead(nn.Sequential):
         )
 
     def forward(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """With `pre_logits`, what the dropout and the last layer would receive, (N, hidden_features)."""
+        """Features to scores, or with ``pre_logits`` to the input of the dropout, (N, hidden_features)."""
         return self.from_pooled(features.mean((2, 3)), pre_logits)
 
     def from_pooled(self, pooled: Tensor, pre_logits: bool = False) -> Tensor:
-        """The same from the features' global average pool, (N, in_features)."""
+        """The same, from the global average pool of the features, (N, in_features)."""
         linear, activation, dropout, classifier = self
         hidden: Tensor = activation(linear(pooled))
         if pre_logits:

@@ -9,22 +9,22 @@ from biasloss_ext.nn.squeeze_excite import SqueezeExcite
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expand, depthwise k x k, optional squeeze-and-excitation, 1x1 project; plus the input when the shapes agree.
+    """1x1 expand, depthwise k x k, optional squeeze-and-excitation, 1x1 project; plus the input if the shapes agree.
 
-    Batch normalisation follows each convolution, the activation follows the first two. The expand step is there even
-    where the expansion is 1, as in the SkipblockNet checkpoints.
+    A batch normalization follows each convolution, and an activation follows the first two. The expand step exists even if the
+    expansion is 1, as in the SkipblockNet checkpoints.
 
-    Input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)); any floating dtype,
-    contiguous or channels_last (kept).
+    Input: (N, in_channels, H, W). Output: (N, out_channels, ceil(H / stride), ceil(W / stride)). Any floating dtype; contiguous
+    or channels_last, which is kept.
 
     Args:
         in_channels: channels of the input.
         hidden_channels: channels of the expanded map.
         out_channels: channels of the output.
-        kernel_size: of the depthwise convolution, odd.
-        stride: of the depthwise convolution.
-        squeeze_excite: gate the expanded channels before the projection.
-        activation: class of the activation, nn.ReLU or nn.Hardswish.
+        kernel_size: kernel size of the depthwise convolution, odd.
+        stride: stride of the depthwise convolution.
+        squeeze_excite: whether to gate the expanded channels before the projection.
+        activation: class of the activation, `nn.ReLU` or `nn.Hardswish`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class InvertedResidual(nn.Module):
         activation: type[nn.Module] = nn.Hardswish,
     ) -> None:
         super().__init__()
-        # Names and positions are the checkpoint's: `conv.6` is there, without parameters, when nothing is gated.
+        # Names and positions are the checkpoint's: `conv.6` exists without parameters if nothing is gated.
         self.conv = nn.Sequential(
             *conv_norm(in_channels, hidden_channels),  # expand
             activation(),

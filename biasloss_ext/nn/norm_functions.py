@@ -1,4 +1,4 @@
-"""Autograd functions around the last batch normalization of a network: after a 1x1 convolution, before a pool."""
+"""Autograd functions for the last batch normalization of a network, between a 1x1 convolution and a pool."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class NormOptions(NamedTuple):
 
 def refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
-        raise RuntimeError("fused layers have no second derivative; build the model with fused=False for that")
+        raise RuntimeError("fused layers have no second derivative; build the model with fused=False to get one")
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Autocast off for the device of x, at no cost where it is off already."""
+    """Turn autocast off for the device of x, at no cost if it is off already."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
@@ -39,8 +39,8 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 class Pointwise(torch.autograd.Function):
     """(y, statistics of y) of a 1x1 convolution without bias; x is channels_last.
 
-    The parameters of the normalization after it serve the statistics alone, which are not differentiable. Where ``norm``
-    is frozen they have no elements.
+    The parameters of the following normalization serve only the statistics, which are not differentiable. If ``norm`` is
+    frozen, the statistics have no elements.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Convolutions that pad as TensorFlow does, whoever wrote them: they are tried on numbers."""
+"""Convolutions that pad as TensorFlow does, found by running them on numbers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _padding: dict[tuple[Any, ...], bool] = {}
 
 
 def pads_same(conv: nn.Module) -> bool:
-    """Whether a subclass of nn.Conv2d with a forward of its own pads with zeros to ``ceil(size / stride)`` outputs, and where the
-    number of rows or columns is odd one more after the map than before it, as timm's Conv2dSame does.
+    """Whether a subclass of nn.Conv2d with its own forward pads with zeros to ``ceil(size / stride)`` outputs, as timm's
+    Conv2dSame does. If the number of zero rows or columns is odd, the extra one comes after the map.
 
-    Tried on even and odd sizes, on a copy of two channels.
+    A copy with two channels is run on even and odd sizes.
     """
     if not isinstance(conv, nn.Conv2d) or type(conv).forward is nn.Conv2d.forward or conv.dilation != (1, 1):
         return False

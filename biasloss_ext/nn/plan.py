@@ -1,4 +1,4 @@
-"""How a module of another package is computed: which of its layers run as chains, and the rest as it was."""
+"""How a module of another package is computed: some layers run as chains, the rest as before."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _numbers = itertools.count()
 
 
 class PlannedChain(NamedTuple):
-    """A chain of a plan, and the layer that drops samples or elements of its result before something is added."""
+    """A chain of a plan, and the layer that drops samples or elements of its result before an addition."""
 
     chain: Chain
     drop: nn.Module | None
 
 
 class Generated:
-    """The function ``forward`` of a source that torch.fx wrote from a graph; unlike a function it can be pickled."""
+    """The function ``forward`` of source code that torch.fx wrote from a graph. Unlike a function it can be pickled."""
 
     def __init__(self, source: str, names: dict[str, Any]) -> None:
         self.source, self.names = source, dict(names)
         name = f"<biasloss_ext plan {next(_numbers)}>"
-        # So that tracebacks show the source, and torch.compile finds it.
+        # This makes tracebacks show the source, and torch.compile find it.
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
         values = dict(names)
         exec(compile(source, name, "exec"), values)
@@ -50,15 +50,15 @@ def _generated(source: str, names: dict[str, Any], modules: dict[str, str]) -> G
 
 
 class Plan(NamedTuple):
-    """What is known of a module.
+    """How a module is computed.
 
     Attributes:
-        chains: of the module, in order.
-        adds_input: for a module that is one chain and nothing else, whether its input is added to the result; None for others.
-        generated: for the others, the function (module, owner, x) that computes the module; it asks ``owner.run_chain`` for the
-            results of the chains.
-        bypassed: modules that are looked into, and so never called.
-        reasons: why layers are in no chain, by layer.
+        chains: the chains of the module, in order.
+        adds_input: for a module that is only one chain, whether its input is added to the result; None for other modules.
+        generated: for other modules, the function (module, owner, x) that computes the module; it gets the results of the
+            chains from ``owner.run_chain``.
+        bypassed: modules that are traced through and therefore never called.
+        reasons: why layers are not in a chain, by layer.
     """
 
     chains: tuple[PlannedChain, ...]
@@ -84,7 +84,7 @@ class Plan(NamedTuple):
         return torch.add(residual, out if drop is None else drop(out))
 
     def objection(self) -> str | None:
-        """Why the plan does not hold now; None where it does. Asked in each call, as hooks and attributes may have changed."""
+        """Why the plan is no longer valid; None if it is. Asked in each call, as hooks and attributes may have changed."""
         for planned in self.chains:
             objection = why_not_fusable(planned.chain)
             if objection is not None:
@@ -93,7 +93,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(module: nn.Module) -> Plan | str:
-    """How a module is computed, or why nothing of it runs on fused kernels; tracing takes a few milliseconds."""
+    """How a module is computed, or why no part of it runs on fused kernels. Tracing takes a few milliseconds."""
     if "forward" in module.__dict__:
         return "it has a forward method of its own"
     try:
@@ -107,7 +107,7 @@ def plan_of(module: nn.Module) -> Plan | str:
     chains = tuple(PlannedChain(f.chain, f.drop) for f in found)
     in_chains = {layer for f in found for layer in f.chain.layers}
     called = flow.called
-    # The children of a normalization that is called are its own business.
+    # A normalization that is called handles its children itself.
     inner = {child for layer in called for child in layer.modules() if child is not layer}
     bypassed = tuple(m for m in module.modules() if m is not module and m not in called and m not in inner | in_chains)
     reasons = {layer: reason for layer, reason in search.reasons.items() if layer not in in_chains}
@@ -122,7 +122,7 @@ def whole(chain: Chain, adds_input: bool) -> Plan:
 
 
 def _of_whole(flow: Flow, found: list[FoundChain]) -> bool | None:
-    """Whether the input is added to the one chain that the module is; None where it is more than that."""
+    """Whether the input is added to the only chain of the module; None if the module is more than one chain."""
     first = found[0]
     others = {node for node in flow.graph.nodes if node.op not in ("placeholder", "output")} - set(first.nodes)
     if others or first.input is not flow.input or first.output is not flow.output:
@@ -137,7 +137,7 @@ def run_chain(owner: Any, index: int, x: Tensor, residual: Tensor | None = None)
 
 
 def _compiled(flow: Flow, found: list[FoundChain]) -> Generated:
-    """The function of a graph in which each chain is one call."""
+    """The function of a graph with one call per chain."""
     graph = fx.Graph()
     of_node: dict[fx.Node, fx.Node] = {}
     owner: fx.Node | None = None
@@ -157,13 +157,13 @@ def _compiled(flow: Flow, found: list[FoundChain]) -> Generated:
 
 
 def only_map(arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The map, or the stand-in of one, that is all that a module was called with; None where it was called otherwise."""
+    """The map, or a proxy for one, if it is the only argument of the call; otherwise None."""
     is_map = len(arguments) == 1 and not options and hasattr(arguments[0], "dim")
     return arguments[0] if is_map else None
 
 
 def fits(x: Tensor, chain: Chain, residual: Tensor) -> bool:
-    """Whether the residual has the shape of the chain's output, rather than one that is broadcast."""
+    """Whether the residual has the shape of the chain's output and needs no broadcast."""
     samples, channels, height, width = x.shape
     for step in chain.steps:
         channels = channels if step.convolution is None else step.convolution.out_channels

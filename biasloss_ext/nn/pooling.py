@@ -1,4 +1,4 @@
-"""The average to a given size, with a gradient that is the same in every run."""
+"""Average pooling to a given size, with a deterministic gradient."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from biasloss_ext.ops.tracing import is_exporting
 
 
 def average_to(x: Tensor, size: tuple[int, int], deterministic: bool | None = None) -> Tensor:
-    """``F.adaptive_avg_pool2d(x, size)``, whose CUDA backward pass adds with atomic operations and so in any order.
+    """``F.adaptive_avg_pool2d(x, size)``, whose own CUDA backward pass uses atomic additions in any order.
 
-    Where the sizes divide, windows do not overlap and `F.avg_pool2d` is the same function with a fixed order.
+    If the sizes divide, windows do not overlap, and `F.avg_pool2d` is the same function with a fixed order.
 
     Args:
         x: map (N, C, H, W) of any floating dtype, contiguous or channels_last (kept).
         size: height and width of the result.
-        deterministic: take two small matrix products where the sizes do not divide; by default on CUDA after
+        deterministic: use two small matrix products if the sizes do not divide; by default on CUDA after
             ``torch.use_deterministic_algorithms(True)``.
     """
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
@@ -35,7 +35,7 @@ def average_to(x: Tensor, size: tuple[int, int], deterministic: bool | None = No
 
 
 def _by_products(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Averages rows and columns by matrices; in float32 where the map is narrower, so that it is rounded once."""
+    """Average rows and columns by matrix products; in float32 for 16-bit maps, so that the result is rounded once."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     wide = x if x.dtype == torch.float64 else x.float()
     over_rows, over_columns = (
@@ -47,7 +47,7 @@ def _by_products(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _averages(size: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix (outputs, size) of which row i averages from floor(i * size / outputs) to ceil((i + 1) * size / outputs)."""
+    """The matrix (outputs, size) whose row i averages from floor(i * size / outputs) to ceil((i + 1) * size / outputs)."""
     index = torch.arange(outputs, device=device)[:, None]
     position = torch.arange(size, device=device)
     inside = (position >= index * size // outputs) & (position < ((index + 1) * size + outputs - 1) // outputs)

@@ -1,4 +1,4 @@
-"""What the modules of `optimize_for_inference` have in common."""
+"""The base of the modules of `optimize_for_inference`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from biasloss_ext.ops.library import accumulation_dtype
 
 
 def refuse_state_dict(*_: Any) -> None:
-    """Also as a hook, before anything is loaded."""
+    """Raise before anything is loaded; also a hook."""
     raise RuntimeError(
-        "a model from optimize_for_inference takes no state_dict, since its tensors are prepared from it: load it into the model "
-        "that this one was made of, and optimize that again"
+        "a model from optimize_for_inference cannot load a state_dict, since its tensors are prepared: load it into the model "
+        "it was made from, and optimize that again"
     )
 
 
 class Prepared(NotScriptable, nn.Module):
-    """Runs `plain` from tensors that are made of it once, and again whenever it is moved or converted.
+    """Runs `plain` from tensors that are made from it once, and again whenever it is moved or converted.
 
-    `plain` is a child; where no kernels can run it runs itself.
+    `plain` is a child. If no kernels can run, `plain` runs itself.
     """
 
     def __init__(self, plain: nn.Module) -> None:
@@ -38,7 +38,7 @@ class Prepared(NotScriptable, nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what is prepared: that of the sums of its kernels."""
+        """The dtype of the prepared tensors: that of the sums of its kernels."""
         return accumulation_dtype(next(self.plain.parameters()).dtype)
 
     def prepare(self) -> None:
@@ -49,5 +49,7 @@ class Prepared(NotScriptable, nn.Module):
 
     def train(self, mode: bool = True) -> Any:
         if mode:
-            raise RuntimeError("a model from optimize_for_inference cannot be trained; train the one it was made of")
+            raise RuntimeError(
+                "a model from optimize_for_inference cannot be trained; train the model it was made from"
+            )
         return super().train(False)

@@ -1,8 +1,8 @@
 """The weights of a network's 1x1 convolutions in the 16 bits of autocast, cast in one launch per forward pass.
 
-Triton's kernels take float32 weights too, and round them alike while they load them: but each program of a launch does, and
-twice the bytes come through the cache. The copies serve one forward pass and its backward pass. A later one makes new ones,
-since weights change in ways that leave no trace: through ``.data``, or by the replay of a CUDA graph.
+Triton's kernels also take float32 weights and round them the same way while loading, but then each program of a launch
+rounds them and reads twice the bytes through the cache. The copies serve one forward pass and its backward pass. Each
+forward pass makes new copies, since weights can change without a trace, through ``.data`` or by the replay of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _prepared = _Prepared()
 
 
 def begin(network: nn.Module, x: Tensor) -> bool:
-    """Prepare the weights of ``network`` for a forward pass of images ``x``, if that pays: the caller then owes an `end`."""
+    """Prepare the weights of ``network`` for a forward pass of images ``x``, if that pays. If so, the caller must call `end`."""
     if torch.compiler.is_compiling() or exporting(x) or _prepared.copies is not None:
         return False
     # The backend first: devices without kernels, such as meta, may have no autocast to ask.
@@ -55,7 +55,7 @@ def end() -> None:
 
 
 def _plain_weight(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """The weight, where it is float32 on the device of x, and no shard of another kind of tensor."""
+    """The weight, if it is a plain float32 tensor on the device of x; otherwise None."""
     weight = parameter(layer, "weight")
     if weight is None or type(weight) not in (Tensor, nn.Parameter) or weight.device != x.device:
         return None
@@ -63,7 +63,7 @@ def _plain_weight(layer: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def prepared(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The copy of a weight for maps of ``dtype``; None where none was prepared."""
+    """The copy of a weight for maps of ``dtype``; None if none was prepared."""
     copies = _prepared.copies
     found = None if copies is None else copies.get(id(weight))
     return found if found is not None and found.dtype is dtype else None

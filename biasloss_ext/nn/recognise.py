@@ -1,4 +1,4 @@
-"""Knows layers of other packages by what they compute, not by what they are called: they are tried on numbers."""
+"""Identifies layers of other packages by what they compute, not by their names: they are run on numbers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from biasloss_ext.ops import maps
 
 
 def activation_of(layer: nn.Module) -> int | None:
-    """The number of the activation that a layer applies; None where it is no known activation.
+    """The number of the activation that a layer applies; None if it is not a known activation.
 
-    Layers of other classes than torch's, without any state, are tried on numbers.
+    Layers that are not torch's own and have no state are run on numbers.
     """
     kind = type(layer)
     number = number_of(layer)
@@ -49,8 +49,8 @@ def _agree(compute: Callable[[], Tensor], expected: Tensor) -> bool:
 
 
 def norm_of(layer: nn.Module) -> int | str | None:
-    """The activation that a normalization applies after it, as timm's BatchNormAct2d does; the identity for torch's own; why
-    it has no fused kernels; or None where the layer is no normalization of channels by a batch or by constants."""
+    """The activation that a normalization applies itself, as timm's BatchNormAct2d does; the identity for torch's own; or why
+    it has no fused kernels. None if the layer is not a normalization of channels by a batch or by constants."""
     if isinstance(layer, _BatchNorm):
         if not isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
             return f"{type(layer).__name__} is not BatchNorm2d"
@@ -66,7 +66,7 @@ _NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
 def is_frozen_norm(layer: nn.Module) -> bool:
-    """Whether a layer normalizes by four constants per channel, as torchvision's FrozenBatchNorm2d does."""
+    """Whether a layer normalizes by four constants per channel, like torchvision's FrozenBatchNorm2d."""
     names = {"weight", "bias", "running_mean", "running_var"}
     if layer._modules or layer._parameters or layer._buffers.keys() - {"num_batches_tracked"} != names:
         return False
@@ -96,12 +96,12 @@ def _normalizes_by_constants(layer: Any) -> bool:
 
 
 def kind_forward(layer: nn.Module, *arguments: Any) -> Any:
-    """What the class computes, without hooks."""
+    """The result of the class's own forward, without hooks."""
     return type(layer).forward(layer, *arguments)
 
 
 def is_channel_scale(layer: nn.Module) -> bool:
-    """Whether a layer multiplies each channel of a map by a parameter, as timm's LayerScale2d does."""
+    """Whether a layer multiplies each channel of a map by a parameter, like timm's LayerScale2d."""
     if layer._modules or layer._buffers or len(layer._parameters) != 1:
         return False
     (parameter,) = layer._parameters.values()
@@ -144,7 +144,7 @@ _applying: dict[type[nn.Module], bool] = {}
 
 
 def _applies_its_activation(norm: Any) -> bool:
-    """Tried on a copy, in evaluation."""
+    """Run a copy, in evaluation."""
     try:
         twin = copy.deepcopy(norm).to_empty(device="cpu").float().eval()
     except Exception:  # whatever its hooks or its own attributes raise
@@ -160,7 +160,7 @@ def _applies_its_activation(norm: Any) -> bool:
 
 @contextlib.contextmanager
 def _sync_batch_norm_on_cpu() -> Iterator[None]:
-    """In this thread, and in evaluation, let SyncBatchNorm compute on CPUs, which torch refuses."""
+    """Let SyncBatchNorm compute on CPUs in evaluation, in this thread; torch refuses."""
     original, thread = nn.SyncBatchNorm.forward, threading.get_ident()
 
     def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
@@ -188,5 +188,5 @@ def activation_of_norm(norm: Any) -> int | str:
 
 
 def is_drop(layer: nn.Module) -> bool:
-    """Whether a layer drops samples or elements in training, and does nothing in evaluation."""
+    """Whether a layer drops samples or elements in training and does nothing in evaluation."""
     return type(layer).__name__ in ("DropPath", "StochasticDepth") or isinstance(layer, nn.modules.dropout._DropoutNd)

@@ -11,17 +11,16 @@ from biasloss_ext.nn.pooling import average_to
 class SkipBlock(nn.Module):
     """Adds an early, large map to a later, smaller one: average pool, 1x1 expand, depthwise k x k, 1x1 project.
 
-    Batch normalisation follows each convolution, ReLU follows the first two.
+    A batch normalization follows each convolution, and a ReLU follows the first two.
 
-    Inputs: the early map (N, in_channels, H, W) and the later one (N, out_channels, h, w), to whose size the early
-    one is averaged; output: their sum, (N, out_channels, h, w). Any floating dtype, contiguous or channels_last
-    (kept).
+    Inputs: the early map (N, in_channels, H, W) and the later one (N, out_channels, h, w). The early map is averaged to the size
+    of the later one. Output: their sum, (N, out_channels, h, w). Any floating dtype; contiguous or channels_last, which is kept.
 
     Args:
         in_channels: channels of the early map.
         hidden_channels: channels of the expanded map.
         out_channels: channels of the later map.
-        kernel_size: of the depthwise convolution, odd.
+        kernel_size: kernel size of the depthwise convolution, odd.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, kernel_size: int) -> None:

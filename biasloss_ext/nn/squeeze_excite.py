@@ -8,13 +8,13 @@ from biasloss_ext.nn.channels import round_channels
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate in [0, 1] that is computed from the means of all channels.
+    """Scales each channel by a gate in [0, 1], computed from the means of all channels.
 
-    Input and output: (N, channels, H, W), any floating dtype, contiguous or channels_last (kept).
+    Input and output: (N, channels, H, W), any floating dtype; contiguous or channels_last, which is kept.
 
     Args:
         channels: channels of the map.
-        reduction: the hidden layer has round_channels(channels // reduction) units.
+        reduction: the hidden layer has ``round_channels(channels // reduction)`` units.
     """
 
     def __init__(self, channels: int, reduction: int = 4) -> None:

@@ -1,7 +1,7 @@
 """Batch normalization over several processes: one collective per normalization in each pass.
 
-Every process computes the moments of its own part of the batch, and they are merged as Chan, Golub and LeVeque do ("Updating
-formulae and a pairwise algorithm for computing sample variances", 1979). Any process group will do, gloo on CPUs too.
+Each process computes the moments of its part of the batch, and all are merged as in Chan, Golub and LeVeque, "Updating
+formulae and a pairwise algorithm for computing sample variances", 1979. Any process group works, including gloo on CPUs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Synchronization(NamedTuple):
-    """The processes that a normalization takes its statistics over."""
+    """The processes over which a normalization takes its statistics."""
 
     group: Any  # a process group; None for all
 
 
 def of_module(module: nn.Module) -> Synchronization | None:
-    """How the module synchronizes its statistics; None where it does not, or is the only process."""
+    """How the module synchronizes its statistics; None if it does not, or if there is only one process."""
     if not isinstance(module, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
         return None
     group = module.process_group
@@ -36,7 +36,7 @@ def of_module(module: nn.Module) -> Synchronization | None:
 def statistics(
     norm: Norm, y: Tensor, own: Tensor, weight: Tensor | None, bias: Tensor | None, *, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Statistics (4, C) of the maps of all processes, and how many values a channel has in them, from those of this one's y."""
+    """Statistics (4, C) of the maps of all processes and their number of values per channel, from those of this process."""
     assert norm.sync is not None
     count = own.new_full((1, y.shape[1]), y.numel() // max(y.shape[1], 1))
     of_all = _gathered(torch.cat((count, own[:2])), norm.sync)
@@ -50,7 +50,7 @@ def statistics(
 
 
 def _gathered(values: Tensor, sync: Synchronization) -> Tensor:
-    """Those of all processes, one after the other in a new first dimension."""
+    """The tensors of all processes, stacked in a new first dimension."""
     values = values.contiguous()
     gathered = values.new_empty((dist.get_world_size(sync.group), *values.shape))
     dist.all_gather_into_tensor(gathered.flatten(0, 1), values, group=sync.group)
@@ -58,8 +58,8 @@ def _gathered(values: Tensor, sync: Synchronization) -> Tensor:
 
 
 def coefficients(norm: Norm, own: Tensor, saved: Saved) -> Tensor:
-    """Coefficients (6, C) with b and c from the sums of all processes; the gradients of the parameters remain this one's, since
-    whoever trains in several processes averages those."""
+    """Coefficients (6, C) with b and c from the sums of all processes. The gradients of the parameters stay those of this
+    process, since data-parallel training averages them."""
     assert norm.sync is not None and saved.total is not None
     sums = own[4:].clone()
     dist.all_reduce(sums, group=norm.sync.group)

@@ -1,4 +1,4 @@
-"""Which modules of a network are computed as wholes: its blocks, and sequences of convolution, normalization, activation."""
+"""The modules of a network that are computed as a whole: blocks, and sequences of convolution, normalization, activation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from biasloss_ext.nn.depthwise_conv import is_depthwise
 from biasloss_ext.nn.recognise import is_frozen_norm
 
-# More convolutions than this are a stage or a network. Code that is traced as a whole is not seen by whoever hooks into it.
+# A module with more convolutions is a stage or a network. Hooks on the inside of code that is traced as a whole do not run.
 MOST_CONVOLUTIONS = 12
 MOST_IN_SEQUENCE = 5  # expansion, depthwise, projection and the two of an attention
 
 
 def is_unit(module: nn.Module) -> bool:
-    """Whether the module is a block, or one convolution and what follows it, by the layers that it has."""
+    """Whether the module, judged by its layers, is a block or one convolution with its normalization and activation."""
     if not module._modules or isinstance(module, nn.ModuleList | nn.ModuleDict):
         return False
     convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
@@ -29,7 +29,7 @@ def is_unit(module: nn.Module) -> bool:
 
 
 def _is_unit_sequence(module: nn.Sequential, convolutions: int, depthwise: int) -> bool:
-    """Sequences of blocks are none."""
+    """A sequence of blocks is not a unit."""
     if len(module) == 1 or convolutions > MOST_IN_SEQUENCE:
         return False
     if any(not isinstance(child, nn.Sequential) and is_unit(child) for child in module.children()):

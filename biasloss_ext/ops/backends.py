@@ -18,10 +18,10 @@ OLDEST_CAPABILITY_FOR_TRITON = (7, 5)
 
 
 def why_not(backend: str, device: torch.device, op: str = "bias_loss") -> str | None:
-    """The reason why ``backend`` of ``op`` cannot run on tensors of ``device``, or None when it can.
+    """Why ``backend`` of ``op`` cannot run on tensors of ``device``, or None if it can.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: unknown backend.
     """
     if backend == "reference":
         return None
@@ -39,10 +39,10 @@ def why_not(backend: str, device: torch.device, op: str = "bias_loss") -> str | 
 
 
 def check_name(backend: str) -> None:
-    """Before anything is known of a device.
+    """Check a name before a device is known.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: unknown backend.
     """
     if backend not in ("auto", *BACKENDS):
         raise _unknown(backend)
@@ -53,10 +53,10 @@ def _unknown(backend: str) -> ValueError:
 
 
 def choose(backend: str, device: torch.device, op: str = "bias_loss") -> str:
-    """The backend of ``op`` that runs: the fastest that can for "auto", the named one otherwise.
+    """The backend that runs ``op``: the fastest that can run for "auto", otherwise the named one.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: unknown backend.
         RuntimeError: the named backend cannot run on ``device``; the message has the cause.
     """
     if backend == "auto":
@@ -67,14 +67,13 @@ def choose(backend: str, device: torch.device, op: str = "bias_loss") -> str:
     return backend
 
 
-# What torch.compiler.assume_constant_result sets; calling it would import all of Dynamo with this package.
+# torch.compiler.assume_constant_result sets this; calling it would import all of Dynamo with this package.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _fastest(op: str, device: torch.device) -> str:
-    # Triton's interpreter, which can run on CPU tensors, is never the fastest.
-    # On a simulated GPU the choice is that on a GPU.
+    # Triton's interpreter, which can run on CPU tensors, is never the fastest. A simulated GPU chooses like a GPU.
     gpu = ("cuda", "triton")
     candidates = {"cpu": gpu if simulated() else ("cpu",), "cuda": gpu}.get(device.type, ())
     return next(

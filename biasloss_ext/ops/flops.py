@@ -1,5 +1,5 @@
-"""Floating-point operations of the ops, for `torch.utils.flop_counter.FlopCounterMode`: two per multiply-add of the convolutions
-that an op stands for, as PyTorch counts its own; what kernels recompute, activations and normalizations count nothing."""
+"""Floating-point operations of the ops, for `torch.utils.flop_counter.FlopCounterMode`. As PyTorch does, the formulas count
+two per multiply-add of a convolution, and nothing for recomputation, activations and normalizations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The torch library ``biasloss_ext``: schemas live here, in Python, so that they exist without the compiled kernels."""
+"""The torch library ``biasloss_ext``. Schemas are defined in Python, so that they exist without the compiled kernels."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def _check_devices(name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
+    """float64 for float64, float32 for narrower dtypes."""
     return torch.float64 if dtype == torch.float64 else torch.float32

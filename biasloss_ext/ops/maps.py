@@ -1,20 +1,20 @@
-"""What the ops on feature maps (N, C, H, W) have in common: layout, activations, channel sums, in plain PyTorch.
+"""Shared parts of the ops on feature maps (N, C, H, W): layout, activations and channel sums, in plain PyTorch.
 
-The terms that the ops of a depthwise-separable block share, here and in csrc:
+These terms are used in all ops of a depthwise-separable block, here and in csrc:
 
 affine (2, C): rows scale and shift of a batch normalization. It maps x to ``u = scale * x + shift``, and an activation maps
     u to h. Both are applied while x is loaded; h is never stored.
-moments (2, C): rows mean and biased variance of a map over N, H and W, taken from the values as they are stored.
+moments (2, C): rows mean and biased variance of a map over N, H and W, computed from the stored values.
 statistics (4, C): the moments of a map, then the affine of the batch normalization that follows it:
     ``scale = weight / sqrt(variance + eps)``, ``shift = bias - scale * mean``. The op that writes the map computes them, and
-    moves the running statistics of the normalization (`NORM`).
+    updates the running statistics of the normalization (`NORM`).
 coefficients (6, C): rows a, b, c and center of the backward pass of a batch normalization, then the gradients of its weight and
     bias. From du, the gradient at u, and the map y, ``dy = a * du + b * (y - center) + c``. The op that computes du finishes
     them (`BACK`): with rstd = 1 / sqrt(variance + eps), the gradients are ``rstd * sum(du * (y - mean))`` and ``sum(du)``,
     ``a = scale``, ``b = -scale * rstd^2 * sum(du * (y - mean)) / count``, ``c = -scale * sum(du) / count``, center the mean;
     b and c are 0 where the moments are constants (frozen). Ioffe and Szegedy, "Batch Normalization", 2015.
 
-Every one of them is float32, float64 for float64 maps; so are weights and weight gradients ("the accumulation dtype").
+All of them are float32, or float64 for float64 maps; so are weights and weight gradients ("the accumulation dtype").
 Maps are channels_last in memory.
 """
 
@@ -32,7 +32,7 @@ from torch import Tensor
 from biasloss_ext.ops.library import accumulation_dtype
 
 # The arguments of an op that finishes the batch normalization after the map it writes. running_mean and running_var move by
-# ``momentum`` towards the mean and the unbiased variance, num_batches_tracked by one; each may be None.
+# ``momentum`` towards the mean and the unbiased variance, and num_batches_tracked increases by one; each may be None.
 NORM = (
     "Tensor? norm_weight=None, Tensor? norm_bias=None, Tensor(a!)? running_mean=None, Tensor(b!)? running_var=None, "
     "Tensor(c!)? num_batches_tracked=None, float momentum=0.1, float eps=1e-05"
@@ -49,9 +49,9 @@ class Activation(enum.IntEnum):
     RELU6 = 2
     HARDSWISH = 3
     SILU = 4
-    HARDSIGMOID = 5  # this and the next are gates of squeeze-and-excitation
+    HARDSIGMOID = 5  # this one and the next are gates of squeeze-and-excitation
     SIGMOID = 6
-    GELU = 7  # in its exact form
+    GELU = 7  # the exact form
     GELU_TANH = 8  # F.gelu(approximate="tanh")
 
 
@@ -63,7 +63,7 @@ def checked_activation(activation: int, name: str = "activation") -> int:
     """The number of an activation.
 
     Raises:
-        ValueError: there is none of this number.
+        ValueError: the number is not one of an activation.
     """
     if not 0 <= activation <= LAST_ACTIVATION:
         known = ", ".join(f"{int(known)} ({known.name.lower()})" for known in Activation)
@@ -99,7 +99,7 @@ def derivative(u: Tensor, activation: int) -> Tensor:
 
 
 def per_channel(values: Tensor) -> Tensor:
-    """(C,) or (N, C) as it multiplies a map."""
+    """(C,) or (N, C) in a shape that multiplies a map."""
     return values.reshape(-1, values.shape[-1], 1, 1)
 
 
@@ -116,7 +116,7 @@ def gradient_behind_norm(du: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def with_pool_gradient(grad: Tensor, pool_grad: Tensor | None) -> Tensor:
-    """The gradient at a map, with the equal shares of all positions in that at its pool (N, C)."""
+    """The gradient at a map, plus the gradient at its pool (N, C), which all positions share equally."""
     if pool_grad is None:
         return grad
     share = per_channel(pool_grad / (grad.shape[2] * grad.shape[3]))
@@ -149,7 +149,7 @@ def finish_statistics(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Statistics (4, C) of the moments of ``count`` values per channel; moves the running statistics."""
+    """Statistics (4, C) of the moments of ``count`` values per channel; updates the running statistics."""
     mean, variance = moments.unbind()
     scale = torch.rsqrt(variance + eps)
     scale = scale if norm_weight is None else scale * norm_weight
@@ -189,24 +189,24 @@ def coefficients_of(du: Tensor, y: Tensor, affine: Tensor, moments: Tensor, *, e
 
 
 def none_like(x: Tensor) -> Tensor:
-    """What stands for an output that was not asked for: no elements, accumulation dtype. A new one each time, for outputs of
-    an op must not alias each other."""
+    """Placeholder for an output that was not requested: no elements, accumulation dtype. It is new each time, since the outputs
+    of an op must not alias each other."""
     return x.new_empty(0, dtype=accumulation_dtype(x.dtype))
 
 
 def empty_map(like: Tensor, channels: int, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised channels_last map for the samples of ``like``."""
+    """An uninitialized channels_last map for the samples of ``like``."""
     shape = (like.shape[0], channels, height, width)
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """``x`` itself where it is dense in channels_last order, else a copy that is."""
+    """``x`` itself if it is dense in channels_last order, otherwise a copy that is."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether a convolution of PyTorch takes a 4-D tensor with these strides, dense or not, as channels_last."""
+    """Whether PyTorch's convolutions treat a 4-D tensor with these strides, dense or not, as channels_last."""
     sizes, strides = x.shape, x.stride()
     smallest = 0
     for dimension in (1, 3, 2, 0):

@@ -1,4 +1,4 @@
-"""Loads the compiled kernels once, and remembers why when they cannot be had."""
+"""Loads the compiled kernels once, and records the reason if they do not load."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 
 # The path of an op library whose CUDA kernels run on the CPU, for tests: CPU tensors then stand for a GPU's.
 SIMULATED_GPU = os.environ.get("BIASLOSS_SIMULATED_GPU") or None
-BUILD_HINT = "reinstall with `pip install --no-build-isolation .` next to the torch you run"
+BUILD_HINT = "reinstall with `pip install --no-build-isolation .` in the environment of the torch you run"
 
 
 @dataclass(frozen=True)
 class Native:
-    """What the installed package carries. ``problem`` is None when the kernels are loaded."""
+    """The compiled kernels of the installed package. ``problem`` is None if they are loaded."""
 
     problem: str | None
     cuda_architectures: tuple[str, ...] = ()
@@ -33,10 +33,10 @@ def simulated() -> bool:
 
 @functools.cache
 def native() -> Native:
-    """Load ``_ops.so``, or the simulated GPU's library in its place, and ``_C``.
+    """Load ``_ops.so``, or the library of the simulated GPU instead, and ``_C``.
 
     Raises:
-        ValueError: the environment variable BIASLOSS_CPU_ISA is set, and names no instruction set.
+        ValueError: the environment variable BIASLOSS_CPU_ISA is set to an unknown instruction set.
     """
     path = Path(__file__).parent.parent / "_ops.so" if SIMULATED_GPU is None else Path(SIMULATED_GPU)
     if not path.exists():
@@ -57,7 +57,7 @@ def native() -> Native:
 
 
 def _remedy(package: Path) -> str:
-    """What to do where ``package`` has no kernels that load."""
+    """The advice if ``package`` has no kernels that load."""
     others = (Path(entry or ".").resolve() / package.name for entry in sys.path)
     installed = next((other for other in others if other != package.resolve() and (other / "_ops.so").exists()), None)
     if installed is None:
@@ -66,7 +66,7 @@ def _remedy(package: Path) -> str:
 
 
 def warn_if_missing() -> None:
-    """One warning an import: everything still works, on the reference backend."""
+    """Warn once per import. Everything still works, on the reference backend."""
     problem = native().problem
     if problem is not None:
         warnings.warn(f"biasloss_ext falls back to plain PyTorch: {problem}", RuntimeWarning, stacklevel=3)

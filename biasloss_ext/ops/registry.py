@@ -1,7 +1,7 @@
 """An op is one declaration that owns its backends.
 
-`Op` defines the schema, the shape function and the implementations of an op, and enters it in `OPS`. What can run where,
-``biasloss info``, the benchmarks and the tests are generated from there, so that nothing can be forgotten.
+`Op` defines the schema, the shape function and the implementations of an op, and enters it in `OPS`. The choice of backends,
+``biasloss info``, the benchmarks and the tests are generated from `OPS`, so that no op can be forgotten.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Op:
     """``biasloss_ext::name`` for the compiled kernels, ``biasloss_ext::name_triton`` for Triton's, and the reference.
 
     Args:
-        name: of the op.
-        signature: its schema without the name.
+        name: name of the op.
+        signature: schema without the name.
         fake: the shape function.
         reference: the implementation in plain PyTorch, with the parameters of the schema.
-        native: the backends that are compiled, of "cpu" and "cuda".
-        triton: the Triton implementation as "module:function", imported by its first call; with the parameters of the schema.
-        autograd: makes the implementation for the Autograd key of an overload of the op; None for an op that is
-            differentiated by the layers that call it.
+        native: the compiled backends, from "cpu" and "cuda".
+        triton: the Triton implementation as "module:function", with the parameters of the schema; the first call imports it.
+        autograd: makes the implementation for the Autograd key of an overload of the op; None for an op that the layers
+            differentiate.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Op:
         self._triton_function: Callable[..., Any] | None = None
         self._activations = tuple(re.findall(r"int (\w*activation)", signature))
         if self.triton is not None:
-            # On CPU tensors the kernels run under Triton's interpreter alone.
+            # On CPU tensors the kernels run only under Triton's interpreter.
             for key in ("CUDA", "CPU"):
                 LIBRARY.impl(self.triton, self._dispatched_triton, key)
         if autograd is not None:
@@ -96,7 +96,7 @@ class Op:
                 options[name] = checked_activation(number, name)
 
     def _dispatched_triton(self, *arguments: Any, **options: Any) -> Any:
-        """A call through ``torch.ops``, which nothing has checked yet."""
+        """A call through ``torch.ops``, whose arguments are not checked yet."""
         self._check_activations(options)
         first = next(argument for argument in arguments if isinstance(argument, Tensor))
         return self._run_triton(first, arguments, options)
@@ -109,7 +109,7 @@ class Op:
         return results
 
     def _run_triton(self, first: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """On the device of ``first``, whichever is current: Triton launches on the current one."""
+        """Run on the device of ``first``, since Triton launches on the current device."""
         function = self._triton_function or self._import_triton()
         if first.is_cuda and first.get_device() != torch._C._cuda_getDevice():
             with torch.cuda.device_of(first):
@@ -125,7 +125,7 @@ class Op:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether a call must go through the dispatcher: it is compiled, or something watches or replaces tensors."""
+    """Whether a call must go through the dispatcher: it is compiled, or a mode or subclass intercepts tensors."""
     return (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, torch.nn.Parameter)
@@ -135,7 +135,7 @@ def is_traced(x: Tensor) -> bool:
 
 
 def families() -> dict[str, list[Op]]:
-    """The ops by the folder that they are declared in; those of a family that have the same backends share a key."""
+    """The ops by the folder that declares them. Ops of a family with other backends than the first have their own key."""
     found: dict[str, list[Op]] = {}
     for op in OPS.values():
         peers = found.setdefault(op.family, [])

@@ -10,7 +10,7 @@ functorch_is_active = torch._C._are_functorch_transforms_active
 
 
 def exporting(x: Tensor) -> bool:
-    """Whether a graph is being recorded that is to stand without this package: its layers must be plain ones."""
+    """Whether a graph is being recorded that must not need this package, so that its layers must be plain."""
     return isinstance(x, torch.fx.Proxy) or is_exporting() or torch.jit.is_tracing()
 
 
@@ -24,6 +24,5 @@ def transformed(*tensors: Tensor | None) -> bool:
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` runs. Its own question, ``torch.compiler.is_exporting()``, answers yes to every compiled function
-    of torch 2.11."""
+    """Whether `torch.export` runs. ``torch.compiler.is_exporting()`` is also true in every compiled function of torch 2.11."""
     return torch.compiler._is_exporting_flag

@@ -29,7 +29,7 @@ KERNELS = (
     "pool_variance/pool_variance_simd.cpp",
     "squeeze_excite/squeeze_excite_simd.cpp",
 )
-# Without optimisation: what is inlined takes the compiler three times as long to guard.
+# Without optimization: what is inlined takes the compiler three times as long to guard.
 FLAGS = "-std=c++20 -O0 -g1 -Wall -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 

@@ -1,7 +1,7 @@
 """SkipblockNet-M a second time, from its description: functions of a state dict that share no code with the package.
 
 Everything is written out from convolutions, matrix products and elementary operations, to be run in float64. The
-running statistics in the state dict are replaced in training mode, as batch normalisation does.
+running statistics in the state dict are replaced in training mode, as batch normalization does.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def batch_norm(state: State, name: str, x: Tensor, training: bool) -> Tensor:
             state[f"{name}.num_batches_tracked"] = state[f"{name}.num_batches_tracked"] + 1
     else:
         mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-    normalised = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
-    return normalised * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
+    normalized = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    return normalized * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
 
 
 def pointwise(state: State, name: str, x: Tensor) -> Tensor:

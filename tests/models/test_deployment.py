@@ -1,8 +1,7 @@
-"""Tracing, compiling, exporting, and training in several processes."""
+"""Tracing, compiling, exporting, and training in several processes; tests/test_docs.py has ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -55,31 +54,6 @@ def test_torch_export(return_features: str) -> None:
     exported = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
     images = torch.randn(5, 3, 75, 50)
     torch.testing.assert_close(exported.module()(images), model(images))
-
-
-def test_onnx_runtime_gives_the_same_scores(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="torch.onnx needs onnxscript, which is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    model = random_model()
-    file = tmp_path / "model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about its dependencies
-        torch.onnx.export(
-            model,
-            (torch.randn(2, 3, 75, 50),),
-            file,
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["scores"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
-        )
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    images = torch.randn(5, 3, 75, 50) * torch.arange(1, 6)[:, None, None, None]
-    (scores,) = session.run(["scores"], {"images": images.numpy()})
-    expected = model(images).detach()
-    assert expected.std(0).min() > 1e-3
-    torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_fx() -> None:

@@ -21,7 +21,7 @@ class Case:
 
 
 def randomise(module: nn.Module, generator: torch.Generator) -> None:
-    """Normalisations as after some training: no ones, no zeros."""
+    """Normalizations as after some training: no ones, no zeros."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             for tensor, low, high in (

@@ -51,7 +51,7 @@ def test_the_algebra_is_exact(backend: str, scheme: str, case: Case) -> None:
     assert exact.keys() == fused.keys()
     largest = max(value.abs().max().item() for name, value in exact.items() if name.startswith("gradient"))
     for name, value in exact.items():
-        # What is zero in exact arithmetic, like the gradient of a shift before a normalisation, is rounding in both.
+        # What is zero in exact arithmetic, like the gradient of a shift before a normalization, is rounding in both.
         scale = max(value.abs().max().item(), 1e-3 * largest)
         torch.testing.assert_close(fused[name], value, rtol=0, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -189,7 +189,7 @@ def test_second_derivative_is_refused() -> None:
         torch.autograd.grad(out.sum(), x, create_graph=True)
 
 
-def test_one_value_per_channel_cannot_be_normalised() -> None:
+def test_one_value_per_channel_cannot_be_normalized() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         FusedInvertedResidual(8, 16, 8, 3)(torch.randn(1, 8, 1, 1))
 

@@ -66,7 +66,7 @@ def test_a_checkpoint_moves_both_ways() -> None:
 
 
 def test_frozen_parts() -> None:
-    """Some parameters, some normalisations and the input without gradients."""
+    """Some parameters, some normalizations and the input without gradients."""
     plain, fused = pair()
     for model in (plain, fused):
         model.blocks[0].eval()

@@ -14,7 +14,7 @@ from tests.runnable import imported
 
 
 def check(model: nn.Module, blocks: int) -> None:
-    """Accelerated and optimised, the model computes what it computed, in float64."""
+    """Accelerated and optimized, the model computes what it computed, in float64."""
     randomise(model, torch.Generator().manual_seed(0))
     model = model.double()
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ from tests.calls import Call, in_a_tuple
 from tests.ops import samples
 
 EMPTY = inspect.Parameter.empty
-UNKNOWN = (-1, 9, 99)
+UNKNOWN = (-1, maps.LAST_ACTIVATION + 1, 99)
 
 
 def test_every_op_has_samples() -> None:

@@ -289,7 +289,7 @@ def test_not_enough_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> Non
             raise error
 
         monkeypatch.setattr(loop, "load_data", raises)
-        assert "the memory does not suffice: try a smaller --batch-size or --image-size" in fails("train --out out")
+        assert "out of memory: try a smaller --batch-size or --image-size" in fails("train --out out")
 
 
 def _allocation_error() -> RuntimeError:

@@ -100,7 +100,7 @@ def test_models_of_other_packages(name: str) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
-def test_synchronised_normalisations_of_timm_keep_their_activations() -> None:
+def test_synchronised_normalizations_of_timm_keep_their_activations() -> None:
     if reason := why_not("timm"):
         pytest.skip(reason)
     recipe = make_recipe("digits", model="timm:mobilenetv3_large_100")

@@ -39,13 +39,13 @@ def test_sixteen_bits_keep_their_greys(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 def test_other_kinds_of_eight_bits(tmp_path: Path, mode: str) -> None:
-    colour = np.stack([gradient(np.uint8, 255)] * 3, -1)
+    color = np.stack([gradient(np.uint8, 255)] * 3, -1)
     ending = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
-    Image.fromarray(colour).convert(mode).save(tmp_path / f"image.{ending}")
+    Image.fromarray(color).convert(mode).save(tmp_path / f"image.{ending}")
     read = read_image(tmp_path / f"image.{ending}")
     assert (read.mode, read.size) == ("RGB", (8, 8))
     tolerance = {"1": 255, "P": 51, "CMYK": 10, "YCbCr": 10}.get(mode, 0)
-    assert np.abs(np.asarray(read).astype(int) - colour).max() <= tolerance
+    assert np.abs(np.asarray(read).astype(int) - color).max() <= tolerance
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

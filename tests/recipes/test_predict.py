@@ -102,7 +102,7 @@ def test_csv_top_classes_and_broken_files(
 
 
 def test_runs_on_other_data(tmp_path: Path) -> None:
-    """CIFAR by its class names; digits without colour."""
+    """CIFAR by its class names; digits without color."""
     cifar = make_recipe(
         "cifar10", data_dir=str(write_cifar(tmp_path / "data")), epochs=1, batch_size=16, loss="ce", small_input=False
     )

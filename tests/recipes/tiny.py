@@ -1,4 +1,4 @@
-"""Runs small enough for a test: a few coloured images in CIFAR's format, and SkipblockNet-XS on them."""
+"""Runs small enough for a test: a few colored images in CIFAR's format, and SkipblockNet-XS on them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Interrupting(Display):
 
 
 class LinearModel(nn.Module):
-    """Without batch normalisation and dropout, so that a batch can be cut: features and scores."""
+    """Without batch normalization and dropout, so that a batch can be cut: features and scores."""
 
     def __init__(self, with_features: bool) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class AuthorsBiasLoss(nn.Module):
         smallest = torch.min(variance)
         largest = torch.max(variance)
         self.running_min = min(self.running_min, smallest.item())
-        normalised = (variance - self.running_min) / (largest - smallest)
-        weight = torch.exp(normalised * ALPHA) - BETA
+        normalized = (variance - self.running_min) / (largest - smallest)
+        weight = torch.exp(normalized * ALPHA) - BETA
         losses = F.cross_entropy(output, target, reduction="none")
         return (weight * losses).mean()

@@ -1,11 +1,10 @@
 """``biasloss_ext::batch_norm_statistics``, ``_affine``, ``_apply``, ``_coefficients`` and ``_backward``: declarations.
 
-The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`. Maps (N, C, H, W) are
-channels_last. Every op is deterministic.
+`biasloss_ext.ops.maps` defines affine, moments, statistics and coefficients. Maps (N, C, H, W) are channels_last. Every op is
+deterministic.
 
-batch_norm_statistics: statistics (4, C) of y; moves the running statistics.
-batch_norm_affine: statistics (4, C) of given moments (2, C), taken over ``count`` values per channel; moves the running
-    statistics.
+batch_norm_statistics: statistics (4, C) of y; updates the running statistics.
+batch_norm_affine: statistics (4, C) of given moments (2, C) of ``count`` values per channel; updates the running statistics.
 batch_norm_apply: ``act(affine(y)) + residual``, dtype of y.
 batch_norm_coefficients: coefficients (6, C) of ``du = grad * act'(affine(y))``.
 batch_norm_backward: dy from du and coefficients, dtype of y.

@@ -1,7 +1,7 @@
 """``biasloss_ext::bias_loss`` and its backward: declarations and autograd.
 
-The op writes ``running_min``, and ``torch.library.register_autograd`` refuses ops that write: the autograd function is
-registered under the Autograd key by hand. ``torch.compile`` and ``torch.export`` then see one op and never look inside.
+The op writes ``running_min``, and ``torch.library.register_autograd`` does not accept ops that write. The autograd function is
+therefore registered under the Autograd key directly. ``torch.compile`` and ``torch.export`` see one op.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ BACKWARD_SIGNATURE = (
     "Tensor statistics, int reduction, int ignore_index, float label_smoothing) -> Tensor"
 )
 
-# Statistics are what the backward pass needs of the forward pass: the denominator of the mean, then the maximum of every
-# row of scores, then every row's log of the sum of exp(score - maximum).
+# The statistics that the backward pass needs: the denominator of the mean, then the maximum of each row of scores, then
+# each row's log of the sum of exp(score - maximum).
 Outputs = tuple[Tensor, Tensor, Tensor]
-# The kernels; features, variance and extrema; the arguments after ``output``; how many outputs are returned.
+# The kernels; features, variance and extrema; the arguments after ``output``; the number of outputs to return.
 Call = tuple["BiasLossKernels", tuple[Any, ...], tuple[Any, ...], int]
 
-# By name here, since a training step looks them up with cold caches.
+# Names of their own: a training step looks them up with cold caches.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 transforms_are_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
@@ -72,7 +72,7 @@ def _fake_backward(grad_loss: Tensor, output: Tensor, *_: Any) -> Tensor:
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """Runs the backward op; differentiating it again is an error that says what to do."""
+    """Runs the backward op. Differentiating it again raises an error with advice."""
 
     @staticmethod
     def forward(ctx: Any, op: torch._ops.OpOverload, *arguments: Any) -> Tensor:

@@ -1,1 +1,1 @@
-"""Depthwise convolution with a batch normalisation on either side folded in."""
+"""Depthwise convolution with a batch normalization on either side folded in."""

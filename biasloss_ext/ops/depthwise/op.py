@@ -1,21 +1,21 @@
 """``biasloss_ext::depthwise`` and its backward: declarations.
 
-The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`.
+`biasloss_ext.ops.maps` defines affine, moments, statistics and coefficients.
 
-depthwise: ``y = conv(act(affine(x)), weight)``, zero padding of half the kernel *after* the activation; with same_padding
-    TensorFlow's "same" instead, which differs at stride 2 alone: a dimension of even size has one zero fewer before it, half the
-    kernel - 1, and as many as else behind it.
-    x (N, C, H, W) channels_last; weight (C, 1, k, k), k in 3, 5, 7, accumulation dtype. Without an affine x is taken as it is,
-    and the activation must be the identity. y (N, C, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last;
-    statistics (4, C) of y, or no elements where they are not wanted.
+depthwise: ``y = conv(act(affine(x)), weight)``, with zero padding by half the kernel *after* the activation. same_padding pads
+    like TensorFlow's "same" instead, which differs only at stride 2: a dimension of even size gets k // 2 - 1 zeros before it and
+    k // 2 after it.
+    x (N, C, H, W) channels_last; weight (C, 1, k, k), k = 3, 5 or 7, accumulation dtype. Without an affine, x is used unchanged,
+    and the activation must be the identity. y (N, C, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last; statistics
+    (4, C) of y, with no elements if they are not requested.
 
 depthwise_backward: from the gradient at ``h2 = act(affine(y))`` to the gradient at ``u = affine(x)`` and at the weight.
-    With y given: ``u2 = y_affine(y)``, ``dh2 = grad + pool_grad / (H' * W')`` (either may be None), ``du2 = dh2 * act'(u2)``,
+    With y: ``u2 = y_affine(y)``, ``dh2 = grad + pool_grad / (H' * W')`` (either may be None), ``du2 = dh2 * act'(u2)``,
     and dy follows from du2, y and y_coefficients. Without y: ``dy = grad``, and pool_grad, y_affine and y_coefficients are None.
-    Then ``dh`` is the data gradient of the convolution at dy and ``du = dh * act'(u)``, u = x where affine is None.
-    grad_x is ``du + residual_grad`` (which is given only without moments), dtype of x; grad_weight (C, 1, k, k) in the
-    accumulation dtype; coefficients (6, C) of the normalization whose moments are given, no elements without moments. Either
-    gradient has no elements where it is not wanted. stride and same_padding are those of the convolution. Deterministic.
+    Then ``dh`` is the data gradient of the convolution at dy, and ``du = dh * act'(u)``, with u = x if affine is None.
+    grad_x is ``du + residual_grad`` (residual_grad only without moments), dtype of x; grad_weight (C, 1, k, k), accumulation
+    dtype; coefficients (6, C) of the normalization whose moments are given, with no elements without moments. A gradient that is
+    not requested has no elements. stride and same_padding are those of the convolution. Deterministic.
 """
 
 from __future__ import annotations

@@ -1,33 +1,33 @@
 """``biasloss_ext::expand_depthwise``, its variant for constant statistics, its backward, and ``biasloss_ext::channel_gram``:
 declarations.
 
-The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`.
+`biasloss_ext.ops.maps` defines affine, moments, statistics and coefficients.
 
-channel_gram: mean (C,) of x over N, H, and W, and ``gram = sum (x - mean)(x - mean)^T`` (C, C), accumulation dtype. The
-    moments of the expanded map ``y1 = x @ W^T`` follow without computing it: mean ``W mean``, variance
+channel_gram: mean (C,) of x over N, H and W, and ``gram = sum (x - mean)(x - mean)^T`` (C, C), accumulation dtype. They give the
+    moments of the expanded map ``y1 = x @ W^T`` without computing it: the mean is ``W mean``, the variance
     ``w_c^T gram w_c / count``.
 
-channel_gram_product: from weight (E, C) and weight_gram, their product (E, C), which a matrix product has computed, the same with
-    the moments (2, E) of y1. Where a common signal of the channels cancels in ``w_c``, rounding of the Gram matrix would be most
-    of the result: where the variance is below 1/64 of that of uncorrelated channels, moments and row are computed from x.
-    Deterministic, whatever the number of threads.
+channel_gram_product: takes weight (E, C) and weight_gram (E, C), the matrix product of weight and gram. Returns the exact
+    product and the moments (2, E) of y1. If a common signal of the channels cancels in ``w_c``, the rounding of the Gram
+    matrix would dominate the result. If the variance is below 1/64 of that of uncorrelated channels, moments and row are
+    therefore computed from x. Deterministic, regardless of the number of threads.
 
 expand_depthwise: ``y = depthwise(act(affine(conv(x, expand_weight))), weight)``, stride and same_padding as in depthwise.
-    x (N, C, H, W) channels_last; expand_weight (E, C, 1, 1), weight (E, 1, k, k), k in 3, 5, 7, accumulation dtype;
-    affine (2, E). y (N, E, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last; statistics (4, E) of y as asked.
-    The expanded map is recomputed in the accumulation dtype wherever it is needed, and never stored.
-    Constant weights may be passed in the layouts that the kernels read, which saves packing them at each call and changes no
-    bit of the results: expand_weight as a view of (C, E) memory whose rows are padded to multiples of 16, weight as one of
-    (k, k, E) memory. Else weight is contiguous; expand_weight may have any strides, and is packed. The backward op takes
-    contiguous ones alone.
+    x (N, C, H, W) channels_last; expand_weight (E, C, 1, 1), weight (E, 1, k, k), k = 3, 5 or 7, accumulation dtype;
+    affine (2, E). y (N, E, ceil(H / stride), ceil(W / stride)), dtype of x, channels_last; statistics (4, E) of y if requested.
+    The expanded map is recomputed in the accumulation dtype when it is needed, and never stored.
+    Constant weights may be passed in the layouts that the kernels read. This saves packing them in each call, and the results are
+    bit-identical: expand_weight as a view of (C, E) memory with rows padded to multiples of 16, weight as a view of (k, k, E)
+    memory. Otherwise weight is contiguous; expand_weight may have any strides and is packed. The backward op takes only
+    contiguous weights.
 
-expand_depthwise_activate: ``h = act(affine(y))`` with y_affine (2, E) and y_activation, of the same y, which is never stored
-    (nor rounded to the dtype of x), and pooled (N, E), the mean of h over a sample's positions, accumulation dtype, no elements
-    where it is not wanted. Deterministic, whatever the number of threads.
+expand_depthwise_activate: ``h = act(affine(y))`` of the same y, with y_affine (2, E) and y_activation; y is never stored or
+    rounded to the dtype of x. pooled (N, E) is the mean of h over the positions of a sample, accumulation dtype, with no
+    elements if it is not requested. Deterministic, regardless of the number of threads.
 
 expand_depthwise_backward: the arguments about y as in depthwise_backward; du is the gradient at ``affine(y1)``.
-    grad_x (N, C, H, W) in the accumulation dtype, channels_last: ``(scale * du) @ expand_weight``, that is, without the terms
-    of the batch normalization's own statistics, which the caller adds from x; grad_expand (E, C, 1, 1):
+    grad_x (N, C, H, W) in the accumulation dtype, channels_last: ``(scale * du) @ expand_weight``. It lacks the terms of the
+    batch normalization's own statistics, which the caller adds from x; grad_expand (E, C, 1, 1):
     ``sum du (x - x_mean)^T``; grad_weight (E, 1, k, k); coefficients (6, E) of the normalization of y1. Deterministic.
 """
 

@@ -1,4 +1,8 @@
-"""``biasloss_ext::feature_variance``: declaration."""
+"""``biasloss_ext::feature_variance``: declaration.
+
+feature_variance: the unbiased variance (N,) of each sample of features (N, *), and extrema (2,), the negated minimum and the
+    maximum of it over the batch, both in the accumulation dtype. Deterministic.
+"""
 
 from __future__ import annotations
 

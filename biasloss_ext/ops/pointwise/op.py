@@ -1,23 +1,23 @@
 """``biasloss_ext::pointwise`` and its backward: declarations.
 
-The words affine, moments, statistics and coefficients are explained in :mod:`biasloss_ext.ops.maps`.
+`biasloss_ext.ops.maps` defines affine, moments, statistics and coefficients.
 
 pointwise: ``y = output_act(conv(gate * act(affine(x)), weight) + bias) + residual``.
     x (N, C, H, W) channels_last; weight (K, C, 1, 1) and bias (K,) in the accumulation dtype; gate (N, C), accumulation dtype;
-    residual (N, K, H, W), dtype of x, channels_last. Without an affine x is taken as it is, and the activation must be the
-    identity. y (N, K, H, W), dtype of x, channels_last; statistics (4, K) of y, or no elements where they are not wanted.
+    residual (N, K, H, W), dtype of x, channels_last. Without an affine, x is used unchanged, and the activation must be the
+    identity. y (N, K, H, W), dtype of x, channels_last; statistics (4, K) of y, with no elements if they are not requested.
 
 pointwise_backward: from the gradient at ``BN(y)`` to the gradient at ``h = act(affine(x))``, at the weight and at the gate.
-    With y and y_coefficients dy follows from grad and y (no activation between); without: ``dy = grad``.
+    With y and y_coefficients, dy follows from grad and y (without an activation between them); otherwise ``dy = grad``.
     ``dz = dy @ weight``; grad_x is ``dh = dz * gate + residual_grad``, dtype of x (the derivative of the activation is *not*
-    in it); grad_weight (K, C, 1, 1) is ``sum dy (gate * h)``; gate_grad (N, C) is the sum over a sample's positions of
-    ``dz * h``, no elements without a gate.
-    any_origin: dy sums to zero over all positions, so that the gradient of the weight may be taken of x minus any constant of
-    its channel, which rounds less. Only without affine and gate.
-    Where moments of x are given (then the affine is, too), for the normalization before x, with slope = act'(u):
-    without a gate coefficients (6, C) of ``dh * slope``; with a gate sums (4, N, C) over the positions of each sample of
-    ``dh * slope``, ``slope``, ``dh * slope * (x - mean)``, ``slope * (x - mean)``, from which `squeeze_excite_backward` finishes
-    the coefficients once it knows the gradient ``p`` that the gate's pool adds to all of a sample's positions:
+    in it); grad_weight (K, C, 1, 1) is ``sum dy (gate * h)``; gate_grad (N, C) is the sum of ``dz * h`` over the
+    positions of a sample, with no elements without a gate.
+    any_origin: dy sums to zero over all positions, so the gradient of the weight may be computed from x minus any constant per
+    channel, which rounds less. Only without affine and gate.
+    With moments of x (which require an affine), for the normalization before x, with slope = act'(u):
+    without a gate, coefficients (6, C) of ``dh * slope``. With a gate, sums (4, N, C) over the positions of each sample of
+    ``dh * slope``, ``slope``, ``dh * slope * (x - mean)`` and ``slope * (x - mean)``. `squeeze_excite_backward` finishes the
+    coefficients from them when it knows the gradient ``p`` that the gate's pool adds to all positions of a sample:
     ``sum_n (sums[0] + p * sums[1])`` and ``sum_n (sums[2] + p * sums[3])``. dh before rounding. Deterministic.
 """
 

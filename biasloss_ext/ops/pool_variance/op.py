@@ -1,13 +1,14 @@
 """``biasloss_ext::pool_variance`` and its backward: declarations.
 
-The words affine, moments and coefficients are explained in :mod:`biasloss_ext.ops.maps`.
+`biasloss_ext.ops.maps` defines affine, moments and coefficients.
 
-pool_variance: ``h = act(affine(x))``; pooled (N, C), the mean of h over a sample's positions, and variance (N,), the unbiased
-    variance over all C * H * W activations of a sample (:func:`biasloss_ext.feature_variance` of h), both in the accumulation
-    dtype; no elements where the variance is not wanted (the pool of a squeeze-and-excitation). x (N, C, H, W) channels_last.
+pool_variance: with ``h = act(affine(x))``, pooled (N, C) is the mean of h over the positions of a sample, and variance (N,)
+    is the unbiased variance over all C * H * W activations of a sample (`biasloss_ext.feature_variance` of h), both in the
+    accumulation dtype. The variance has no elements if it is not requested (the pool of a squeeze-and-excitation). x (N, C,
+    H, W) channels_last.
 
 pool_variance_backward: ``du = pool_grad / (H * W) * act'(u)``, dtype of x, channels_last, and the coefficients (6, C) of the
-    normalization whose moments are given, no elements without moments. The variance is a constant. Deterministic.
+    normalization whose moments are given, with no elements without moments. The variance is a constant. Deterministic.
 """
 
 from __future__ import annotations

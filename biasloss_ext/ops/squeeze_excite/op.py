@@ -4,9 +4,9 @@ squeeze_excite (Hu et al., "Squeeze-and-Excitation Networks", 2018): ``gate = ga
     pooled (N, C); reduce_weight (R, C), reduce_bias (R,), expand_weight (C, R), expand_bias (C,): all in the accumulation
     dtype, contiguous. Returns gate (N, C) and the inputs of the activations: reduced (N, R), expanded (N, C).
 
-squeeze_excite_backward: gradients of pooled and of the four parameters, in this order. Given the sums (4, N, C) of
+squeeze_excite_backward: gradients of pooled and of the four parameters, in this order. From the sums (4, N, C) of
     `pointwise_backward` over the ``positions`` of each sample, it also finishes the coefficients (6, C) of the normalization
-    before the pool, whose affine and moments it takes; no elements without sums. Deterministic.
+    before the pool, with its affine and moments. They have no elements without sums. Deterministic.
 """
 
 from __future__ import annotations
