@@ -43,6 +43,8 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the f
 _HELP = {
     "data_dir": ("Data", "Folder of the data; digits need none."),
     "image_size": ("Data", "Height and width of the images."),
+    "train_images": ("Data", "Train on a fixed subset of so many images, every class in its proportion; 0 for all."),
+    "label_noise": ("Data", "Replace this share of the training labels by another class, in [0, 1)."),
     "mixup": ("Data", "Mixup with this parameter of the Beta distribution; needs torchvision."),
     "cutmix": ("Data", "CutMix likewise."),
     "model": ("Model", "skipblocknet_xs, _s, _m or _l, timm:NAME, torchvision:NAME, or mobilenet_v3_large."),

@@ -8,7 +8,9 @@ from typing import Any
 
 from biasloss_ext.errors import UserError
 
-DATA = ("digits", "cifar10", "cifar100", "imagefolder")
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+IDX_DATA = ("mnist", "fashion_mnist", "kmnist", *(f"emnist_{split}" for split in EMNIST_SPLITS))
+DATA = ("digits", "cifar10", "cifar100", *IDX_DATA, "imagefolder")
 LOSSES = ("bias", "ce", "focal")
 CHOICES = {
     "data": DATA,
@@ -26,9 +28,11 @@ class Recipe:
     """One training run. The defaults here are the paper's for CIFAR; :func:`make_recipe` has those of each data set.
 
     Attributes:
-        data: "digits", "cifar10", "cifar100" or "imagefolder".
+        data: one of ``DATA``.
         data_dir: where the data are; not used by digits.
-        image_size: height and width of the images; CIFAR's are always 32.
+        image_size: height and width of the images; always 32 for CIFAR and the data sets of MNIST's family.
+        train_images: size of a fixed subset of the training images, every class in its proportion; 0 takes all.
+        label_noise: share of the training labels, in [0, 1), that are replaced by another class.
         model: one of ours, "timm:NAME", "torchvision:NAME" or "mobilenet_v3_large", which is torchvision's.
         small_input: the first convolution has stride 1, for images of about 32 x 32.
         features_from: module whose output are the features of Bias Loss; None takes the model's last feature map.
@@ -56,6 +60,8 @@ class Recipe:
     data: str = "cifar100"
     data_dir: str | None = None
     image_size: int = 32
+    train_images: int = 0
+    label_noise: float = 0.0
     model: str = "skipblocknet_m"
     small_input: bool = True
     features_from: str | None = None
@@ -95,8 +101,18 @@ class Recipe:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("momentum", "label_smoothing"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-        for name in ("alpha", "focal_gamma", "weight_decay", "warmup_epochs", "mixup", "cutmix", "seed"):
+        for name in ("label_noise", "ema_decay"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in (
+            "train_images",
+            "alpha",
+            "focal_gamma",
+            "weight_decay",
+            "warmup_epochs",
+            "mixup",
+            "cutmix",
+            "seed",
+        ):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "at least 0")
         self._require("beta", -float("inf") < self.beta < 1, "below 1")
         for name in ("lr", "gamma"):
@@ -113,6 +129,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+_MNIST_FAMILY: dict[str, Any] = {
+    "model": "skipblocknet_xs",
+    "epochs": 15,
+    "optimizer": "adamw",
+    "lr": 3e-3,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "channels_last": True,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "skipblocknet_xs",
@@ -127,6 +153,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "cifar10": {},
     "cifar100": {},
+    **dict.fromkeys(IDX_DATA, _MNIST_FAMILY),
     "imagefolder": {
         "image_size": 224,
         "small_input": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import Outcome, train
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.weights import load_weights
+
+Fails = Callable[..., str]  # the fixture `fails`
 
 FILES = {
     "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"], b"labels"),

@@ -24,11 +24,18 @@ class Data(Protocol):
 
     @property
     def train_images(self) -> int:
-        """How many there are."""
+        """How many there are to train on."""
+
+    @property
+    def train_classes(self) -> Tensor:
+        """Their classes (n,), int64, on the CPU."""
 
     @property
     def test_images(self) -> int:
         """How many there are."""
+
+    def keep(self, indices: Tensor, classes: Tensor) -> None:
+        """Goes on with these training images alone, and with these classes for them."""
 
     def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         """Augmented training images, for every int64 tensor of indices."""

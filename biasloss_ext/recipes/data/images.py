@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from biasloss_ext.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+Verdict = tuple[Path, str | None]  # None of a file that can be read
+Watch = Callable[[Iterator[Verdict], int], Iterator[Verdict]]
+Broken = tuple[Path, str]  # a file that cannot be read, and why
 
 # What Pillow has to say of a file is either an error, which is reported with the file's name, or of no use here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -98,6 +103,19 @@ def problem_of(path: str | Path) -> str | None:
     except Exception as error:  # as above
         return _cause(error)
     return None
+
+
+def broken_files(paths: Sequence[Path], workers: int = 0, watch: Watch | None = None) -> list[Broken]:
+    """Those of the image files that cannot be read, each with the reason.
+
+    Args:
+        workers: threads that read; one where it is 0.
+        watch: is handed an iterator over a verdict for each file and their number, and hands the verdicts on.
+    """
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding runs beside Python
+        verdicts = zip(paths, pool.map(problem_of, paths), strict=True)
+        watched = verdicts if watch is None else watch(verdicts, len(paths))
+        return [(path, reason) for path, reason in watched if reason is not None]
 
 
 def image_files(folder: Path) -> list[Path]:
