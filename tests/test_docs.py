@@ -15,6 +15,7 @@ from PIL import Image
 from biasloss_ext.cli import main
 from biasloss_ext.recipes.data import digits
 from biasloss_ext.recipes.optional import why_not
+from tests.recipes.idx_files import EMNIST_PARTS, write_idx
 from tests.recipes.pictures import write_folder
 from tests.recipes.tiny import write_cifar
 
@@ -26,6 +27,7 @@ LESS = {
     "compare": "--epochs 1 --seeds 0 --workers 0",
     "diversity": "",
     "predict": "--workers 0",
+    "data": "",
 }
 
 
@@ -41,7 +43,7 @@ def commands(page: str) -> list[list[str]]:
 def needs(text: str) -> str | None:
     """Why this cannot run here."""
     reasons = {package: why_not(package) for package in OPTIONAL}
-    if "torchvision" in text or "mixup" in text:
+    if any(name in text for name in ("torchvision", "mixup", "rand-augment", "random-erasing")):
         return reasons["torchvision"]
     return next((reason for package, reason in reasons.items() if package in text and reason), None)
 
@@ -56,6 +58,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the data that the pages speak of, and fewer digits."""
     for name, images in (("cifar10", 32), ("cifar100", 128)):
         write_cifar(tmp_path / "data", name, images)
+    write_idx(tmp_path / "data" / "FashionMNIST" / "raw", train_images=600)
+    letters = tuple(f"emnist-letters-{part}-ubyte" for part in EMNIST_PARTS)
+    write_idx(tmp_path / "data" / "EMNIST", letters, train_images=128, classes=26, first_label=1, compressed=True)
     write_folder(tmp_path / "data" / "flowers", images=8)
     (tmp_path / "data" / "new").mkdir()
     for number in ("one", "two"):
@@ -92,7 +97,9 @@ def test_commands(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsy
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code in (0, None), f"{' '.join(words)}: {capsys.readouterr().err}"
-        if "--help" not in words:
+        if words[1] == "data":
+            assert "all 32 image files" in capsys.readouterr().out
+        elif "--help" not in words:
             out = Path(words[words.index("--out") + 1]) if "--out" in words else Path("runs/train")
             written = Path(words[words.index("--csv") + 1]) if "--csv" in words else out / "report.md"
             assert written.stat().st_size > 0

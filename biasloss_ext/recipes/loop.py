@@ -18,13 +18,14 @@ from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint, interrupts
 from biasloss_ext.recipes.data.images import Broken
 from biasloss_ext.recipes.display import Display
+from biasloss_ext.recipes.distillation import Teacher
 from biasloss_ext.recipes.evaluation import evaluate
 from biasloss_ext.recipes.files import make_folder
 from biasloss_ext.recipes.graphs import CapturedSteps, Compute, CudaCapture, why_not_captured
 from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
 from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.mixing import Mixing
-from biasloss_ext.recipes.models import build_model, synchronised
+from biasloss_ext.recipes.models import build_model, scores_of, synchronised
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.processes import Processes, processes
 from biasloss_ext.recipes.recipe import Recipe
@@ -150,6 +151,7 @@ class _Run:
         if recipe.compile:
             model.compile()  # in place: names in the state_dict stay
         self.parallel: nn.Module = DistributedDataParallel(model) if here.count > 1 else model
+        self.teacher = None if recipe.teacher is None else Teacher(Path(recipe.teacher), recipe, data, here.device)
         self.loss = build_loss(recipe, here.group).to(here.device)
         self.optimizer = build_optimizer(recipe, model)
         self.schedule = build_schedule(recipe, self.optimizer, self.order.steps)
@@ -237,7 +239,10 @@ class _Run:
     def _compute(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Leaves gradients in the parameters."""
         with self.autocast:
-            loss, weights = self.loss(self.parallel(images), target)
+            outputs = self.parallel(images)
+            loss, weights = self.loss(outputs, target)
+            if self.teacher is not None:
+                loss = self.teacher.share_in(loss, images, scores_of(outputs))
         self.scaler.scale(loss / self.recipe.accumulate).backward()
         return loss.detach(), weights
 
@@ -282,6 +287,7 @@ class _Run:
                     "schedule": self.schedule.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "loss": self.loss.state_dict(),
+                    "teacher": None if self.teacher is None else self.teacher.digest,
                     "random_states": random_states,
                     "epoch": self.epoch,
                     "step": self.step,
@@ -298,12 +304,14 @@ class _Run:
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         tensors = [tensor for model in models for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
-        return tensors + parameters * (2 if self.recipe.optimizer == "adamw" else 1)
+        return tensors + parameters * (1 if self.recipe.optimizer == "sgd" else 2)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Takes up the state of a checkpoint; None leaves the run at its beginning."""
         if state is None:
             return
+        if self.teacher is not None:
+            self.teacher.check_digest(state)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])

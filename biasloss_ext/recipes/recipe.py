@@ -16,7 +16,7 @@ CHOICES = {
     "data": DATA,
     "loss": LOSSES,
     "normalisation_mode": ("global", "local"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "rmsprop"),
     "schedule": ("step", "cosine"),
     "amp": ("none", "bf16", "fp16"),
     "fused": ("auto", "on", "off"),
@@ -41,12 +41,20 @@ class Recipe:
         alpha, beta, normalisation_mode: of Bias Loss.
         focal_gamma: exponent of the focal loss.
         label_smoothing: in [0, 1], for every loss.
+        bce: "bias" and "ce" take the binary cross-entropy, mean over the classes, in place of the cross-entropy.
+        teacher: folder of a training run whose model teaches this one; None for no distillation.
+        distill_weight: share of the teacher's term in the loss, in (0, 1].
+        distill_temperature: what the scores of both are divided by in the teacher's term.
         epochs: passes over the training images.
         batch_size: images of one optimiser step, over all processes and accumulated parts.
         accumulate: parts in which a batch is computed, one after the other.
-        optimizer, lr, momentum, weight_decay: "sgd" or "adamw" (which takes no momentum) and its constants.
+        optimizer, lr, momentum, weight_decay: "sgd", "adamw" (which takes no momentum) or "rmsprop", and its constants.
+        rms_decay: decay of the mean of squared gradients in RMSprop.
+        epsilon: what AdamW and RMSprop add to the root of that mean.
         schedule: "step" multiplies the rate by ``gamma`` at the ``milestones`` (epochs), "cosine" lowers it to 0.
         warmup_epochs: epochs in which the rate rises linearly from 0, in either schedule.
+        rand_augment: magnitude of RandAugment's two operations, up to 30; 0 for none; through torchvision.
+        random_erasing: share of the training images in which a rectangle is erased, in [0, 1]; through torchvision.
         mixup, cutmix: parameter of the Beta distribution, 0 for none; through torchvision.
         ema_decay: decay of the moving average of the weights, 0 for none.
         amp: "none", "bf16", or "fp16" with a gradient scaler.
@@ -72,17 +80,25 @@ class Recipe:
     normalisation_mode: str = "global"
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
+    bce: bool = False
+    teacher: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 4.0
     epochs: int = 160
     batch_size: int = 128
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    rms_decay: float = 0.9
+    epsilon: float = 1e-8
     weight_decay: float = 1e-4
     schedule: str = "step"
     milestones: tuple[int, ...] = (80, 122)
     gamma: float = 0.1
     warmup_epochs: int = 0
+    rand_augment: int = 0
+    random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     ema_decay: float = 0.0
@@ -99,9 +115,9 @@ class Recipe:
                 raise UserError(f"unknown {_spoken(name)} {getattr(self, name)!r}: there are {', '.join(choices)}")
         for name in ("epochs", "batch_size", "accumulate", "image_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "random_erasing"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("label_noise", "ema_decay"):
+        for name in ("label_noise", "rms_decay", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in (
             "train_images",
@@ -115,8 +131,12 @@ class Recipe:
         ):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "at least 0")
         self._require("beta", -float("inf") < self.beta < 1, "below 1")
-        for name in ("lr", "gamma"):
+        for name in ("lr", "gamma", "epsilon", "distill_temperature"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "above 0")
+        self._require("rand_augment", 0 <= self.rand_augment <= 30, "in [0, 30]")
+        self._require("distill_weight", 0 < self.distill_weight <= 1, "in (0, 1]")
+        if self.bce and self.loss == "focal":
+            raise UserError("--bce goes with --loss bias or ce: the focal loss is defined on the softmax here")
         self._require("milestones", all(epoch >= 0 for epoch in self.milestones), "epochs from 0 on")
         self._require("seed", self.seed < 2**63, "below 2^63")
 

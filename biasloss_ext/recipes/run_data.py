@@ -7,6 +7,7 @@ from typing import Any
 
 from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.data import Data, load_data
+from biasloss_ext.recipes.data.augmentation import augmentation_of
 from biasloss_ext.recipes.data.images import Broken
 from biasloss_ext.recipes.data.sound import check_images, left_out_note
 from biasloss_ext.recipes.data.subset import restrict
@@ -43,4 +44,5 @@ def open_data(
     data = load_data(recipe, here.device, workers)
     left_out = check_images(data, here, skip_broken=skip_broken, display=display)
     described = checkpoint.describe(data)
+    data.augmentation = augmentation_of(recipe)
     return RunData(data, described, left_out, [*left_out_note(left_out), *restrict(data, recipe)])

@@ -9,6 +9,8 @@ import numpy as np
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
+EMNIST_PARTS = ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
+
 
 def idx(values: np.ndarray) -> bytes:
     """The bytes of an IDX file of unsigned bytes."""

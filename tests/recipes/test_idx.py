@@ -14,15 +14,14 @@ from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data import load_data
 from biasloss_ext.recipes.data.base import Data
 from biasloss_ext.recipes.recipe import EMNIST_SPLITS, make_recipe
-from tests.recipes.idx_files import FILES, idx, write_idx
+from tests.recipes.idx_files import EMNIST_PARTS, FILES, idx, write_idx
 from tests.recipes.tiny import Fails, checkpoint_of, run, use_linear_model
 
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
 
 
 def emnist_files(split: str) -> tuple[str, ...]:
-    parts = ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
-    return tuple(f"emnist-{split}-{part}-ubyte" for part in parts)
+    return tuple(f"emnist-{split}-{part}-ubyte" for part in EMNIST_PARTS)
 
 
 def load(name: str, folder: Path) -> Data:

@@ -46,7 +46,12 @@ def tiny_recipe(data_dir: Path, **options: Any) -> Recipe:
 
 
 def run(
-    data_dir: Path, out: Path, display: Display | None = None, checkpoint_steps: int = 0, **options: Any
+    data_dir: Path,
+    out: Path,
+    display: Display | None = None,
+    checkpoint_steps: int = 0,
+    fresh: bool = False,
+    **options: Any,
 ) -> Outcome:
     """A whole tiny run, without a word."""
     return train(
@@ -54,6 +59,7 @@ def run(
         out,
         device="cpu",
         checkpoint_steps=checkpoint_steps,
+        fresh=fresh,
         display=display or Display(shown=False),
     )
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from biasloss_ext.recipes.data.augmentation import Augmentation
 from biasloss_ext.recipes.data.images import Preprocessing
 
 
@@ -21,6 +22,7 @@ class Data(Protocol):
     channels: int
     image_size: int
     preprocessing: Preprocessing  # of the test images, for images of whatever size
+    augmentation: Augmentation | None  # of the training images, beside the data set's own
 
     @property
     def train_images(self) -> int:

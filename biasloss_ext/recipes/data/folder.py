@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.augmentation import Augmentation, Key
 from biasloss_ext.recipes.data.images import Broken, Preprocessing, Watch, broken_files, image_files, read_image
 from biasloss_ext.recipes.order import seeded
 
@@ -75,6 +76,7 @@ class FolderData:
         device: torch.device,
         workers: int,
     ) -> None:
+        self.augmentation: Augmentation | None = None
         self.class_names, self.classes = class_names, len(class_names)
         self.image_size = image_size
         self.preprocessing = Preprocessing(image_size, round(image_size / 0.875), MEAN, STD)
@@ -133,14 +135,18 @@ class FolderData:
     def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return self._load(self._test, self._plain, 0, batches)
 
-    def _augmented(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+    def _augmented(self, image: Image.Image, key: Key) -> Tensor:
+        generator = seeded(*key, 1)
         cropped = image.crop(_random_crop(image.width, image.height, generator))
         resized = cropped.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
         if torch.rand((), generator=generator) < 0.5:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self.preprocessing.normalized(resized)
+        if self.augmentation is None:
+            return self.preprocessing.normalized(resized)
+        changed = self.augmentation.of_pixels(resized, key)
+        return self.augmentation.of_normalized(self.preprocessing.normalized(changed), key)
 
-    def _plain(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+    def _plain(self, image: Image.Image, key: Key) -> Tensor:
         return self.preprocessing(image)
 
     def _load(
@@ -162,7 +168,7 @@ class FolderData:
             raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
 
 
-Prepare = Callable[[Image.Image, torch.Generator], Tensor]
+Prepare = Callable[[Image.Image, Key], Tensor]
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
@@ -171,9 +177,9 @@ class _Files(Dataset[tuple[Tensor, int]]):
     def __init__(self, samples: list[Sample], prepare: Prepare) -> None:
         self._samples, self._prepare = samples, prepare
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         path, number = self._samples[key[2]]
-        return self._prepare(read_image(path), seeded(*key, 1)), number
+        return self._prepare(read_image(path), key), number
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from biasloss_ext.recipes.data.augmentation import Augmentation
 from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.order import seeded
 
@@ -36,6 +37,7 @@ class InMemoryData:
         seed: int,
         device: torch.device,
     ) -> None:
+        self.augmentation: Augmentation | None = None
         self.class_names, self.classes, self.preprocessing = class_names, len(class_names), preprocessing
         self.test_images = len(test[0])
         self.channels, self.image_size = len(preprocessing.mean), train[0].shape[3]
@@ -65,7 +67,7 @@ class InMemoryData:
         device = self._padded.device
         for indices in batches:
             images = self._crop(indices.to(device), places[indices].to(device), mirrored[indices].to(device))
-            yield self._normalised(images), self._train_classes[indices.to(device)]
+            yield self._augmented(images, epoch, indices), self._train_classes[indices.to(device)]
 
     def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in batches:
@@ -80,6 +82,18 @@ class InMemoryData:
         return self._padded[
             indices[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
         ]
+
+    def _augmented(self, images: Tensor, epoch: int, indices: Tensor) -> Tensor:
+        """Cropped images (n, channels, size, size), uint8, to what the model takes."""
+        augmentation = self.augmentation
+        if augmentation is None:
+            return self._normalised(images)
+        keys = [(self._seed, epoch, index) for index in indices.tolist()]
+        changed = [augmentation.of_pixels(image, key) for image, key in zip(images, keys, strict=True)]
+        normalised = self._normalised(torch.stack(changed))
+        return torch.stack(
+            [augmentation.of_normalized(image, key) for image, key in zip(normalised, keys, strict=True)]
+        )
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images - self._shift) / self._scale
