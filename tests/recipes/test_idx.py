@@ -53,7 +53,9 @@ def test_images_are_padded_and_gray(tmp_path: Path, name: str, compressed: bool)
 def test_splits_of_emnist_lie_in_one_folder_and_are_turned(tmp_path: Path, split: str) -> None:
     for other in EMNIST_SPLITS:
         count, first = EMNIST_CLASSES[other], int(other == "letters")
-        written = write_idx(tmp_path / "gzip", emnist_files(other), count, count, count, first, compressed=True)
+        written = write_idx(
+            tmp_path / "EMNIST" / "gzip", emnist_files(other), count, count, count, first, compressed=True
+        )
         if other == split:
             expected = written[emnist_files(split)[2]]
     data = load(f"emnist_{split}", tmp_path)
@@ -86,7 +88,7 @@ def test_a_file_is_prepared_as_the_test_images(tmp_path: Path) -> None:
 
 def test_files_are_found_below_and_not_in_the_folder_of_another_data_set(tmp_path: Path) -> None:
     write_idx(tmp_path / "MNIST" / "raw", train_images=30)
-    with pytest.raises(UserError, match=r"no Fashion-MNIST in .*: train-images-idx3-ubyte, .* missing"):
+    with pytest.raises(UserError, match=r"no Fashion-MNIST in .*: expected train-images-idx3-ubyte, "):
         load("fashion_mnist", tmp_path)
     write_idx(tmp_path / "FashionMNIST" / "raw", train_images=40, compressed=True)
     assert load("mnist", tmp_path).train_images == 30
@@ -108,7 +110,7 @@ def test_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 IMAGES, LABELS = "data/train-images-idx3-ubyte", "data/train-labels-idx1-ubyte"
 FAULTS: dict[str, tuple[str, bytes | None, str]] = {
-    "missing": (LABELS, None, "no MNIST in data: train-labels-idx1-ubyte missing; expected train-images-idx3-ubyte, "),
+    "missing": (LABELS, None, "there or in a folder below; train-labels-idx1-ubyte missing"),
     "empty": (IMAGES, b"", "it should begin with 00 00 08 03, begins with nothing"),
     "of another kind": (IMAGES, idx(np.zeros(80)), "it should begin with 00 00 08 03, begins with 00 00 08 01"),
     "text": (LABELS, b"no labels", f"{LABELS} is not an IDX file of 1-dimensional unsigned bytes: "),
@@ -137,7 +139,7 @@ def test_broken_files_are_one_sentence(fails: Fails, tmp_path: Path, fault: str)
     ("options", "sentence"),
     [
         ("", "mnist needs --data-dir, the folder where the data are"),
-        ("--data-dir none", "no MNIST in none: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3"),
+        ("--data-dir none", "no MNIST in none: expected train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-ima"),
         ("--data-dir data --image-size 28", "the images of mnist are 32 x 32: leave --image-size out, got 28"),
     ],
 )

@@ -68,6 +68,8 @@ _FORMATS = {
     "emnist_mnist": _emnist("mnist", _DIGITS),
 }
 
+_SAME_FILES = ("mnist", "fashion_mnist", "kmnist")  # data sets whose files have the same names
+
 
 def load_idx(name: str, data_dir: str, seed: int, device: torch.device) -> InMemoryData:
     """A data set in IDX files, padded from 28 x 28 to 32 x 32, the gray value in all three channels.
@@ -101,11 +103,11 @@ def _find(name: str, data_dir: Path) -> list[tuple[Path, Path]]:
     """The images and labels for training, and those for the test."""
     published = _FORMATS[name]
     wanted = [prefix + kind for prefix in published.prefixes for kind in (_IMAGES, _LABELS)]
-    others = {_letters(other) for other in ("mnist", "fashion_mnist", "kmnist", "emnist")} - {_letters(name)}
+    others = {_letters(other) for other in _SAME_FILES if other != name} if name in _SAME_FILES else set()
     found: dict[Path, list[Path]] = {}
     lacking: list[str] = wanted  # in the folder that has most of the files
     for parent, folders, files in os.walk(data_dir, followlinks=True):
-        # MNIST, Fashion-MNIST and KMNIST have the same file names: the folder of another one is not looked into.
+        # The folder of another data set with the same file names is not looked into.
         folders[:] = sorted(f for f in folders if not f.startswith(".") and _letters(f) not in others)
         paths = {kind: Path(parent, file) for kind in wanted for file in (f"{kind}.gz", kind) if file in files}
         missing = [kind for kind in wanted if kind not in paths]
@@ -113,9 +115,10 @@ def _find(name: str, data_dir: Path) -> list[tuple[Path, Path]]:
         if not missing:
             found[Path(parent)] = [paths[kind] for kind in wanted]
     if not found:
+        missing_some = f"; {', '.join(lacking)} missing" if len(lacking) < len(wanted) else ""
         raise UserError(
-            f"no {published.title} in {data_dir}: {', '.join(lacking)} missing; expected {', '.join(wanted)}, plain or"
-            " as .gz, there or in a folder below"
+            f"no {published.title} in {data_dir}: expected {', '.join(wanted)}, plain or as .gz, there or in a folder"
+            f" below{missing_some}"
         )
     if len(found) > 1 and data_dir not in found:
         listed = ", ".join(map(str, found))
