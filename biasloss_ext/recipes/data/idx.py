@@ -53,13 +53,13 @@ class _Format:
 
 def _emnist(split: str, class_names: tuple[str, ...], first_label: int = 0) -> _Format:
     prefixes = (f"emnist-{split}-train-", f"emnist-{split}-test-")
-    return _Format(f"EMNIST {split}", class_names, 0.132, 0.290, prefixes, first_label, transposed=True)
+    return _Format(f"EMNIST {split}", class_names, 0.133, 0.300, prefixes, first_label, transposed=True)
 
 
 _FORMATS = {
     "mnist": _Format("MNIST", _DIGITS, 0.100, 0.275),
     "fashion_mnist": _Format("Fashion-MNIST", _FASHION, 0.219, 0.332, flip=True),
-    "kmnist": _Format("KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"), 0.147, 0.314),
+    "kmnist": _Format("KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"), 0.147, 0.315),
     "emnist_balanced": _emnist("balanced", _MERGED),
     "emnist_byclass": _emnist("byclass", (*_DIGITS, *_CAPITALS, *_SMALL)),
     "emnist_bymerge": _emnist("bymerge", _MERGED),

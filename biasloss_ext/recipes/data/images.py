@@ -36,7 +36,8 @@ class Preprocessing:
 
     Attributes:
         image_size: height and width of what the model takes.
-        resize: the shorter side is brought to this length first; the middle of the result is taken.
+        resize: the shorter side is brought to this length first; the middle of the result is taken,
+            with a black border where it is smaller than the image.
         mean, deviation: of each channel of the image, as numbers in [0, 1]; what is subtracted, then divided by.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         grey: colour is taken out.
