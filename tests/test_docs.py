@@ -58,9 +58,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the data that the pages speak of, and fewer digits."""
     for name, images in (("cifar10", 32), ("cifar100", 128)):
         write_cifar(tmp_path / "data", name, images)
-    write_idx(tmp_path / "data" / "FashionMNIST" / "raw", train_images=600)
+    write_idx(tmp_path / "data" / "FashionMNIST" / "raw", train_images=128)
     letters = tuple(f"emnist-letters-{part}-ubyte" for part in EMNIST_PARTS)
-    write_idx(tmp_path / "data" / "EMNIST", letters, train_images=128, classes=26, first_label=1, compressed=True)
+    write_idx(tmp_path / "data" / "EMNIST", letters, train_images=600, classes=26, first_label=1, compressed=True)
     write_folder(tmp_path / "data" / "flowers", images=8)
     (tmp_path / "data" / "new").mkdir()
     for number in ("one", "two"):
