@@ -27,6 +27,7 @@ from biasloss_ext.cli import main
 from biasloss_ext.models import skipblocknet
 from biasloss_ext.recipes.data import digits
 from biasloss_ext.recipes.optional import why_not
+from tests.recipes.idx_files import EMNIST_PARTS, write_idx
 from tests.recipes.pictures import write_folder
 from tests.recipes.tiny import write_cifar
 
@@ -42,6 +43,7 @@ LESS = {
     "compare": "--epochs 1 --seeds 0 --workers 0",
     "diversity": "",
     "predict": "--workers 0",
+    "data": "",
 }
 
 
@@ -60,7 +62,7 @@ def commands(page: Path) -> list[list[str]]:
 def needs(text: str) -> str | None:
     """Why this cannot run here."""
     reasons = {package: why_not(package) for package in OPTIONAL}
-    if "torchvision" in text or "mixup" in text:
+    if any(name in text for name in ("torchvision", "mixup", "rand-augment", "random-erasing")):
         return reasons["torchvision"]
     if "torch.onnx" in text and reasons["onnxscript"]:
         return reasons["onnxscript"]
@@ -77,6 +79,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages speak of, and fewer digits."""
     for name, images in (("cifar10", 32), ("cifar100", 128)):
         write_cifar(tmp_path / "data", name, images)
+    write_idx(tmp_path / "data" / "FashionMNIST" / "raw", train_images=128)
+    letters = tuple(f"emnist-letters-{part}-ubyte" for part in EMNIST_PARTS)
+    write_idx(tmp_path / "data" / "EMNIST", letters, train_images=600, classes=26, first_label=1, compressed=True)
     write_folder(tmp_path / "data" / "flowers", images=8)
     (tmp_path / "data" / "new").mkdir()
     for number in ("one", "two"):
@@ -128,7 +133,9 @@ def test_commands(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caps
         less = LESS[words[1]] + (" --image-size 64 --batch-size 16" if "imagefolder" in words else "")
         status = run_here([*words, *shlex.split(less if "--help" not in words else "")], monkeypatch)
         assert status in (0, None), f"{' '.join(words)}: {capsys.readouterr().err}"
-        if words[1] != "info" and "--help" not in words:
+        if words[1] == "data":
+            assert "all 32 image files" in capsys.readouterr().out
+        elif words[1] != "info" and "--help" not in words:
             out = Path(words[words.index("--out") + 1]) if "--out" in words else Path("runs/train")
             written = Path(words[words.index("--csv") + 1]) if "--csv" in words else out / "report.md"
             assert written.stat().st_size > 0

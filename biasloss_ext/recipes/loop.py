@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +16,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint, interrupts
-from biasloss_ext.recipes.data import Data, load_data
-from biasloss_ext.recipes.data.sound import check_images
+from biasloss_ext.recipes.data.images import Broken
 from biasloss_ext.recipes.display import Display
+from biasloss_ext.recipes.distillation import Teacher
 from biasloss_ext.recipes.evaluation import evaluate
 from biasloss_ext.recipes.files import make_folder
 from biasloss_ext.recipes.graphs import CapturedSteps, Compute, CudaCapture, why_not_captured
 from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
 from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.mixing import Mixing
-from biasloss_ext.recipes.models import build_model, synchronised
+from biasloss_ext.recipes.models import build_model, scores_of, synchronised
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.processes import Processes, processes
 from biasloss_ext.recipes.recipe import Recipe
 from biasloss_ext.recipes.report import write_report
+from biasloss_ext.recipes.run_data import RunData, open_data
 from biasloss_ext.recipes.schedule import build_optimizer, build_schedule
 
 
@@ -41,12 +43,14 @@ class Outcome:
         folder: where its checkpoint, logs and report are.
         history: one row an epoch, as in metrics.csv.
         test_images: how many images the accuracy is taken over.
+        left_out: broken files that the run did without, each with the reason.
     """
 
     recipe: Recipe
     folder: Path
     history: list[Row]
     test_images: int
+    left_out: Sequence[Broken] = ()
 
     @property
     def accuracy(self) -> float:
@@ -90,14 +94,13 @@ def train(
         interrupts.watched(),
         Display(shown=here.leads) if display is None else nullcontext(display) as shown,
     ):
-        data = load_data(recipe, here.device, workers)
-        notes = check_images(data, here, skip_broken=skip_broken, display=shown)
-        run = _Run(recipe, data, here)
+        opened = open_data(recipe, here, workers, skip_broken, shown)
+        run = _Run(recipe, opened, here)
         if not fresh:
             state = checkpoint.load(out, recipe)
-            checkpoint.check_data(out, state, checkpoint.describe(data))
+            checkpoint.check_data(out, state, opened.described)
             run.restore(state)
-        for note in (*notes, *run.notes):
+        for note in (*opened.notes, *run.notes):
             shown.say(note)
         if cuda_graphs:
             run.capture_steps(shown)
@@ -117,17 +120,17 @@ def check(
         What :func:`biasloss_ext.recipes.checkpoint.describe` says of the data.
     """
     with processes(device) as here:
-        data = load_data(recipe, here.device, workers)
-        check_images(data, here, skip_broken=skip_broken, display=display)
-        _Run(recipe, data, here)
-        return checkpoint.describe(data)
+        opened = open_data(recipe, here, workers, skip_broken, display)
+        _Run(recipe, opened, here)
+        return opened.described
 
 
 class _Run:
     """Everything that changes during training, and where in the run it is."""
 
-    def __init__(self, recipe: Recipe, data: Data, here: Processes) -> None:
-        self.recipe, self.data, self.here = recipe, data, here
+    def __init__(self, recipe: Recipe, opened: RunData, here: Processes) -> None:
+        self.recipe, self.opened, self.here = recipe, opened, here
+        self.data = data = opened.data
         if recipe.sync_batchnorm and here.device.type != "cuda":
             raise UserError("batch normalisation over all processes (--sync-batchnorm) runs on GPUs only")
         self.order = Order(
@@ -148,6 +151,7 @@ class _Run:
         if recipe.compile:
             model.compile()  # in place: names in the state_dict stay
         self.parallel: nn.Module = DistributedDataParallel(model) if here.count > 1 else model
+        self.teacher = None if recipe.teacher is None else Teacher(Path(recipe.teacher), recipe, data, here.device)
         self.loss = build_loss(recipe, here.group).to(here.device)
         self.optimizer = build_optimizer(recipe, model)
         self.schedule = build_schedule(recipe, self.optimizer, self.order.steps)
@@ -178,7 +182,7 @@ class _Run:
 
     def train(self, out: Path, checkpoint_steps: int, display: Display, title: str) -> Outcome:
         """The rest of the run."""
-        outcome = Outcome(self.recipe, out, self.history, self.data.test_images)
+        outcome = Outcome(self.recipe, out, self.history, self.data.test_images, self.opened.left_out)
         log = None
         done = self.epoch * self.order.steps + self.step
         if self.here.leads:
@@ -235,7 +239,10 @@ class _Run:
     def _compute(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Leaves gradients in the parameters."""
         with self.autocast:
-            loss, weights = self.loss(self.parallel(images), target)
+            outputs = self.parallel(images)
+            loss, weights = self.loss(outputs, target)
+            if self.teacher is not None:
+                loss = self.teacher.share_in(loss, images, scores_of(outputs))
         self.scaler.scale(loss / self.recipe.accumulate).backward()
         return loss.detach(), weights
 
@@ -272,7 +279,7 @@ class _Run:
                 out,
                 {
                     "recipe": self.recipe.as_dict(),
-                    "data": checkpoint.describe(self.data),
+                    "data": self.opened.described,
                     "model": self.model.state_dict(),
                     "ema": None if self.ema is None else self.ema.module.state_dict(),
                     "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
@@ -280,6 +287,7 @@ class _Run:
                     "schedule": self.schedule.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "loss": self.loss.state_dict(),
+                    "teacher": None if self.teacher is None else self.teacher.digest,
                     "random_states": random_states,
                     "epoch": self.epoch,
                     "step": self.step,
@@ -296,12 +304,14 @@ class _Run:
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         tensors = [tensor for model in models for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
-        return tensors + parameters * (2 if self.recipe.optimizer == "adamw" else 1)
+        return tensors + parameters * (1 if self.recipe.optimizer == "sgd" else 2)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Takes up the state of a checkpoint; None leaves the run at its beginning."""
         if state is None:
             return
+        if self.teacher is not None:
+            self.teacher.check_digest(state)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])

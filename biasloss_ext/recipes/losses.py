@@ -22,15 +22,16 @@ def build_loss(recipe: Recipe, process_group: dist.ProcessGroup | None = None) -
         process_group: Bias Loss takes the smallest and largest variance over all its processes.
     """
     if recipe.loss == "bias":
-        return BiasLoss(
-            FusedBiasLoss(
-                recipe.alpha,
-                recipe.beta,
-                recipe.normalisation_mode,
-                label_smoothing=recipe.label_smoothing,
-                process_group=process_group,
-            )
+        loss = FusedBiasLoss(
+            recipe.alpha,
+            recipe.beta,
+            recipe.normalisation_mode,
+            label_smoothing=recipe.label_smoothing,
+            process_group=process_group,
         )
+        return BiasBinaryCrossEntropy(loss) if recipe.bce else BiasLoss(loss)
+    if recipe.bce:
+        return BinaryCrossEntropy(recipe.label_smoothing)
     if recipe.loss == "focal":
         return FocalLoss(recipe.focal_gamma, recipe.label_smoothing)
     return CrossEntropy(recipe.label_smoothing)
@@ -50,6 +51,44 @@ class BiasLoss(nn.Module):
         else:
             loss, weights = self.loss(first, scores, target, return_weights=True)
         return loss, weights
+
+
+class BiasBinaryCrossEntropy(BiasLoss):
+    """Bias Loss on the binary cross-entropy: the same weights w_i, times ``binary_cross_entropy`` of each sample."""
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        # The fused loss keeps the running minimum and takes the extrema over all processes; its own value is not used.
+        with torch.no_grad():
+            _, weights = super().forward(outputs, target)
+        assert weights is not None
+        return (weights * binary_cross_entropy(outputs[1], target, self.loss.label_smoothing)).mean(), weights
+
+
+class BinaryCrossEntropy(nn.Module):
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(outputs, Tensor)
+        return binary_cross_entropy(outputs, target, self.label_smoothing).mean(), None
+
+
+def binary_cross_entropy(scores: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Of each sample, the mean over the classes: every class is a question of its own, "is it this one?".
+
+    Args:
+        scores: (N, classes).
+        target: classes (N,) or probabilities (N, classes).
+
+    Returns:
+        (N,), float32.
+    """
+    classes = scores.shape[1]
+    if not target.is_floating_point():
+        target = F.one_hot(target, classes)
+    smoothed = target * (1 - label_smoothing) + label_smoothing / classes
+    return F.binary_cross_entropy_with_logits(scores.float(), smoothed.float(), reduction="none").mean(1)
 
 
 class CrossEntropy(nn.Module):

@@ -8,13 +8,15 @@ from typing import Any
 
 from biasloss_ext.errors import UserError
 
-DATA = ("digits", "cifar10", "cifar100", "imagefolder")
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+IDX_DATA = ("mnist", "fashion_mnist", "kmnist", *(f"emnist_{split}" for split in EMNIST_SPLITS))
+DATA = ("digits", "cifar10", "cifar100", *IDX_DATA, "imagefolder")
 LOSSES = ("bias", "ce", "focal")
 CHOICES = {
     "data": DATA,
     "loss": LOSSES,
     "normalisation_mode": ("global", "local"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "rmsprop"),
     "schedule": ("step", "cosine"),
     "amp": ("none", "bf16", "fp16"),
     "fused": ("auto", "on", "off"),
@@ -26,9 +28,11 @@ class Recipe:
     """One training run. The defaults here are the paper's for CIFAR; :func:`make_recipe` has those of each data set.
 
     Attributes:
-        data: "digits", "cifar10", "cifar100" or "imagefolder".
+        data: one of ``DATA``.
         data_dir: where the data are; not used by digits.
-        image_size: height and width of the images; CIFAR's are always 32.
+        image_size: height and width of the images; always 32 for CIFAR and the data sets of MNIST's family.
+        train_images: size of a fixed subset of the training images, every class in its proportion; 0 takes all.
+        label_noise: share of the training labels, in [0, 1), that are replaced by another class.
         model: one of ours, "timm:NAME", "torchvision:NAME" or "mobilenet_v3_large", which is torchvision's.
         small_input: the first convolution has stride 1, for images of about 32 x 32.
         features_from: module whose output are the features of Bias Loss; None takes the model's last feature map.
@@ -37,12 +41,20 @@ class Recipe:
         alpha, beta, normalisation_mode: of Bias Loss.
         focal_gamma: exponent of the focal loss.
         label_smoothing: in [0, 1], for every loss.
+        bce: "bias" and "ce" take the binary cross-entropy, mean over the classes, in place of the cross-entropy.
+        teacher: folder of a training run whose model teaches this one; None for no distillation.
+        distill_weight: share of the teacher's term in the loss, in (0, 1].
+        distill_temperature: what the scores of both are divided by in the teacher's term.
         epochs: passes over the training images.
         batch_size: images of one optimiser step, over all processes and accumulated parts.
         accumulate: parts in which a batch is computed, one after the other.
-        optimizer, lr, momentum, weight_decay: "sgd" or "adamw" (which takes no momentum) and its constants.
+        optimizer, lr, momentum, weight_decay: "sgd", "adamw" (which takes no momentum) or "rmsprop", and its constants.
+        rms_decay: decay of the mean of squared gradients in RMSprop.
+        epsilon: what AdamW and RMSprop add to the root of that mean.
         schedule: "step" multiplies the rate by ``gamma`` at the ``milestones`` (epochs), "cosine" lowers it to 0.
         warmup_epochs: epochs in which the rate rises linearly from 0, in either schedule.
+        rand_augment: magnitude of RandAugment's two operations, up to 30; 0 for none; through torchvision.
+        random_erasing: share of the training images in which a rectangle is erased, in [0, 1]; through torchvision.
         mixup, cutmix: parameter of the Beta distribution, 0 for none; through torchvision.
         ema_decay: decay of the moving average of the weights, 0 for none.
         amp: "none", "bf16", or "fp16" with a gradient scaler.
@@ -56,6 +68,8 @@ class Recipe:
     data: str = "cifar100"
     data_dir: str | None = None
     image_size: int = 32
+    train_images: int = 0
+    label_noise: float = 0.0
     model: str = "skipblocknet_m"
     small_input: bool = True
     features_from: str | None = None
@@ -66,17 +80,25 @@ class Recipe:
     normalisation_mode: str = "global"
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
+    bce: bool = False
+    teacher: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 4.0
     epochs: int = 160
     batch_size: int = 128
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    rms_decay: float = 0.9
+    epsilon: float = 1e-8
     weight_decay: float = 1e-4
     schedule: str = "step"
     milestones: tuple[int, ...] = (80, 122)
     gamma: float = 0.1
     warmup_epochs: int = 0
+    rand_augment: int = 0
+    random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     ema_decay: float = 0.0
@@ -93,14 +115,28 @@ class Recipe:
                 raise UserError(f"unknown {_spoken(name)} {getattr(self, name)!r}: there are {', '.join(choices)}")
         for name in ("epochs", "batch_size", "accumulate", "image_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "random_erasing"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-        for name in ("alpha", "focal_gamma", "weight_decay", "warmup_epochs", "mixup", "cutmix", "seed"):
+        for name in ("label_noise", "rms_decay", "ema_decay"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in (
+            "train_images",
+            "alpha",
+            "focal_gamma",
+            "weight_decay",
+            "warmup_epochs",
+            "mixup",
+            "cutmix",
+            "seed",
+        ):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "at least 0")
         self._require("beta", -float("inf") < self.beta < 1, "below 1")
-        for name in ("lr", "gamma"):
+        for name in ("lr", "gamma", "epsilon", "distill_temperature"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "above 0")
+        self._require("rand_augment", 0 <= self.rand_augment <= 30, "in [0, 30]")
+        self._require("distill_weight", 0 < self.distill_weight <= 1, "in (0, 1]")
+        if self.bce and self.loss == "focal":
+            raise UserError("--bce goes with --loss bias or ce: the focal loss is defined on the softmax here")
         self._require("milestones", all(epoch >= 0 for epoch in self.milestones), "epochs from 0 on")
         self._require("seed", self.seed < 2**63, "below 2^63")
 
@@ -113,6 +149,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+_MNIST_FAMILY: dict[str, Any] = {
+    "model": "skipblocknet_xs",
+    "epochs": 15,
+    "optimizer": "adamw",
+    "lr": 3e-3,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "channels_last": True,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "skipblocknet_xs",
@@ -127,6 +173,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "cifar10": {},
     "cifar100": {},
+    **dict.fromkeys(IDX_DATA, _MNIST_FAMILY),
     "imagefolder": {
         "image_size": 224,
         "small_input": False,

@@ -91,4 +91,7 @@ def _text(outcome: Outcome) -> str:
         "| --- | --- |",
         *(f"| {name.replace('_', ' ')} | {value} |" for name, value in recipe.as_dict().items()),
     ]
+    if outcome.left_out:
+        lines += ["", "## Broken files, left out", "", "| file | reason |", "| --- | --- |"]
+        lines += [f"| {path} | {reason} |" for path, reason in outcome.left_out]
     return "\n".join(lines) + "\n"

@@ -11,44 +11,18 @@ import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from biasloss_ext.cli import main
-from biasloss_ext.recipes import loop
+from biasloss_ext.recipes import loop, run_data
 from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.optional import why_not
 from biasloss_ext.recipes.recipe import make_recipe
 from tests.recipes.pictures import CLASSES, broken_files, write_folder
-from tests.recipes.tiny import build_small, run, write_cifar
-
-Fails = Callable[..., str]
-
-
-@pytest.fixture
-def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that has to fail, beside which nothing may be written; returns its sentence."""
-
-    def files() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-    def call(command: str) -> str:
-        before = files()
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["biasloss", *command.split()])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        said = capsys.readouterr().err
-        assert exit_.value.code == 2, said
-        assert said.startswith("biasloss: ")
-        assert said.count("\n") == 1
-        assert files() == before
-        return said.removeprefix("biasloss: ")
-
-    return call
+from tests.recipes.tiny import Fails, build_small, run, write_cifar
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--data mnist", "unknown data 'mnist': there are digits, cifar10, cifar100, imagefolder"),
+        ("--data svhn", "unknown data 'svhn': there are digits, cifar10, cifar100, mnist, fashion_mnist, kmnist, "),
         ("--data cifar100", "cifar100 needs --data-dir, the folder where the data are"),
         ("--data cifar100 --data-dir none", "no CIFAR-100 in none: train, test missing"),
         ("--data imagefolder --data-dir none", "expected none/train/CLASS/IMAGE and none/val/CLASS/IMAGE"),
@@ -288,7 +262,7 @@ def test_not_enough_memory(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> Non
         def raises(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr(loop, "load_data", raises)
+        monkeypatch.setattr(run_data, "load_data", raises)
         assert "out of memory: try a smaller --batch-size or --image-size" in fails("train --out out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 from pathlib import Path
@@ -12,13 +13,18 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from biasloss_ext.cli import main
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes import loop
 from biasloss_ext.recipes.data import sound
 from biasloss_ext.recipes.data.folder import load_folder
 from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_image
 from biasloss_ext.recipes.display import Display
+from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.processes import Processes
+from biasloss_ext.recipes.recipe import make_recipe
 from tests.recipes.pictures import broken_files, encoded, write_folder
+from tests.recipes.tiny import Fails, build_small
 
 
 def gradient(dtype: type, top: int) -> np.ndarray:
@@ -150,3 +156,68 @@ def test_a_bar_counts_the_images_of_a_large_folder_on_a_terminal(
         return
     for part in ("reading every image", "0/16", "16/16"):
         assert (part in printed.getvalue()) == (large == 16)
+
+
+def test_all_kinds_of_files_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes, black and white, told apart whatever the files are."""
+    monkeypatch.setattr(loop, "build_model", build_small)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "val"):
+        for name, value in (("black", 0), ("white", 255)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            image = Image.new("RGB", (40, 24), (value,) * 3)
+            image.convert("CMYK").save(folder / "cmyk.jpg")
+            image.convert("P").save(folder / "palette.png")
+            image.save(folder / "rotated.jpg", exif=exif)
+            Image.fromarray(np.full((24, 40), 257 * value, np.uint16)).save(folder / "sixteen.png")
+    recipe = make_recipe("imagefolder", data_dir=str(tmp_path / "data"), image_size=16, epochs=4, batch_size=8)
+    recipe = dataclasses.replace(recipe, loss="ce", lr=0.01, warmup_epochs=0)
+    outcome = train(recipe, tmp_path / "out", device="cpu", display=Display(shown=False))
+    assert outcome.accuracy == 1.0
+
+
+def test_data_check_lists_every_broken_file(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["biasloss", "data", "check", "data"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert capsys.readouterr().out == "all 16 image files in data can be read\n"
+    for name, (content, _) in broken_files().items():
+        (tmp_path / "data" / "val" / "rose" / name).write_bytes(content)
+    printed: list[str] = []
+    monkeypatch.setattr("biasloss_ext.recipes.check_command.typer.echo", printed.append)
+    count = len(broken_files())
+    assert f"{count} of {16 + count} image files in data cannot be read: repair" in fails("data check data")
+    assert len(printed) == count
+    for name, (_, reason) in broken_files().items():
+        assert any(line.startswith(f"data/val/rose/{name}: ") and reason in line for line in printed)
+
+
+def test_data_check_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.StringIO()
+    console = functools.partial(Console, file=printed, force_terminal=True, width=80)
+    monkeypatch.setattr("biasloss_ext.recipes.display.Console", console)
+    monkeypatch.setattr("sys.argv", ["biasloss", "data", "check", str(write_folder(tmp_path))])
+    with pytest.raises(SystemExit):
+        main()
+    assert "16/16" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("check", "Missing argument 'DIR'"),
+        ("check none", "there is no folder none"),
+        ("check empty", "there is no image in the folder empty"),
+        ("chekc .", "No such command 'chekc'"),
+    ],
+)
+def test_data_check_errors(fails: Fails, tmp_path: Path, arguments: str, sentence: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert sentence in fails(f"data {arguments}")

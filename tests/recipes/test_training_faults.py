@@ -91,7 +91,11 @@ def test_broken_images_can_be_left_out(flowers: Path, tmp_path: Path) -> None:
     outcome = run(flowers, tmp_path / "out", display, skip_broken=True)
     assert outcome.test_images == 7
     assert "left out as broken: " in display.said[0]
-    assert "train/rose/2.png (it is not an image) and 1 more" in display.said[0]
+    assert "train/rose/2.png (it is not an image) and 1 more, all named in the report" in display.said[0]
+    write_report(outcome)
+    report = (tmp_path / "out" / "report.md").read_text()
+    for name in ("train/rose/2.png", "val/daisy/0.png"):
+        assert f"| {flowers / name} | it is not an image |" in report
     assert checkpoint_of(tmp_path / "out")["data"]["train_images"] == 7
     for name in range(4):
         (flowers / "val" / "daisy" / f"{name}.png").write_bytes(b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import Outcome, train
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.weights import load_weights
+
+Fails = Callable[..., str]  # the fixture `fails`
 
 FILES = {
     "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"], b"labels"),
@@ -43,7 +46,12 @@ def tiny_recipe(data_dir: Path, **options: Any) -> Recipe:
 
 
 def run(
-    data_dir: Path, out: Path, display: Display | None = None, checkpoint_steps: int = 0, **options: Any
+    data_dir: Path,
+    out: Path,
+    display: Display | None = None,
+    checkpoint_steps: int = 0,
+    fresh: bool = False,
+    **options: Any,
 ) -> Outcome:
     """A whole tiny run, without a word."""
     return train(
@@ -51,6 +59,7 @@ def run(
         out,
         device="cpu",
         checkpoint_steps=checkpoint_steps,
+        fresh=fresh,
         display=display or Display(shown=False),
     )
 

@@ -9,7 +9,8 @@ from biasloss_ext.recipes.data.base import Data
 from biasloss_ext.recipes.data.cifar import load_cifar
 from biasloss_ext.recipes.data.digits import load_digits
 from biasloss_ext.recipes.data.folder import load_folder
-from biasloss_ext.recipes.recipe import Recipe
+from biasloss_ext.recipes.data.idx import load_idx
+from biasloss_ext.recipes.recipe import IDX_DATA, Recipe
 
 __all__ = ["Data", "load_data"]
 
@@ -31,4 +32,5 @@ def load_data(recipe: Recipe, device: torch.device, workers: int = 0) -> Data:
         return load_folder(recipe.data_dir, recipe.image_size, recipe.seed, device, workers)
     if recipe.image_size != 32:
         raise UserError(f"the images of {recipe.data} are 32 x 32: leave --image-size out, got {recipe.image_size}")
-    return load_cifar(recipe.data, recipe.data_dir, recipe.seed, device)
+    load = load_idx if recipe.data in IDX_DATA else load_cifar
+    return load(recipe.data, recipe.data_dir, recipe.seed, device)

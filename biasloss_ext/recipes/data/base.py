@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from biasloss_ext.recipes.data.augmentation import Augmentation
 from biasloss_ext.recipes.data.images import Preprocessing
 
 
@@ -21,14 +22,22 @@ class Data(Protocol):
     channels: int
     image_size: int
     preprocessing: Preprocessing  # of the test images, for images of whatever size
+    augmentation: Augmentation | None  # of the training images, beside the data set's own
 
     @property
     def train_images(self) -> int:
-        """How many there are."""
+        """How many there are to train on."""
+
+    @property
+    def train_classes(self) -> Tensor:
+        """Their classes (n,), int64, on the CPU."""
 
     @property
     def test_images(self) -> int:
         """How many there are."""
+
+    def keep(self, indices: Tensor, classes: Tensor) -> None:
+        """Goes on with these training images alone, and with these classes for them."""
 
     def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         """Augmented training images, for every int64 tensor of indices."""

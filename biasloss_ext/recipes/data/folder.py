@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from biasloss_ext.errors import UserError
-from biasloss_ext.recipes.data.images import Preprocessing, image_files, problem_of, read_image
+from biasloss_ext.recipes.data.augmentation import Augmentation, Key
+from biasloss_ext.recipes.data.images import Broken, Preprocessing, Watch, broken_files, image_files, read_image
 from biasloss_ext.recipes.order import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,7 +22,6 @@ _ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 _SCALES, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 
 Sample = tuple[Path, int]
-Verdict = tuple[Path, str | None]  # None of a file that can be read
 
 
 def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device, workers: int) -> FolderData:
@@ -77,6 +76,7 @@ class FolderData:
         device: torch.device,
         workers: int,
     ) -> None:
+        self.augmentation: Augmentation | None = None
         self.class_names, self.classes = class_names, len(class_names)
         self.image_size = image_size
         self.preprocessing = Preprocessing(image_size, round(image_size / 0.875), MEAN, STD)
@@ -88,6 +88,10 @@ class FolderData:
         return len(self._train)
 
     @property
+    def train_classes(self) -> Tensor:
+        return torch.tensor([number for _, number in self._train])
+
+    @property
     def test_images(self) -> int:
         return len(self._test)
 
@@ -97,19 +101,14 @@ class FolderData:
         states = ((path, path.stat()) for path, _ in (*self._train, *self._test) if path.exists())
         return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
 
-    def broken(
-        self, part: int = 0, parts: int = 1, watch: Callable[[Iterator[Verdict], int], Iterator[Verdict]] | None = None
-    ) -> list[tuple[Path, str]]:
+    def broken(self, part: int = 0, parts: int = 1, watch: Watch | None = None) -> list[Broken]:
         """The files that cannot be read, each with the reason: of every ``parts``-th file, from ``part`` on.
 
         Args:
-            watch: is handed an iterator over a verdict for each file and their number, and hands the verdicts on.
+            watch: as for :func:`biasloss_ext.recipes.data.images.broken_files`.
         """
         paths = [path for path, _ in (*self._train, *self._test)][part::parts]
-        with ThreadPoolExecutor(max(1, self._workers)) as pool:  # decoding runs beside Python
-            verdicts = zip(paths, pool.map(problem_of, paths), strict=True)
-            watched = verdicts if watch is None else watch(verdicts, len(paths))
-            return [(path, reason) for path, reason in watched if reason is not None]
+        return broken_files(paths, self._workers, watch)
 
     def leave_out(self, paths: set[Path]) -> None:
         """Goes on without these files.
@@ -125,20 +124,29 @@ class FolderData:
                 raise UserError(f"all images of the class {self.class_names[min(empty)]} are broken")
             setattr(self, name, kept)
 
+    def keep(self, indices: Tensor, classes: Tensor) -> None:
+        """Goes on with these training images alone, and with these classes for them."""
+        pairs = zip(indices.tolist(), classes.tolist(), strict=True)
+        self._train = [(self._train[index][0], number) for index, number in pairs]
+
     def train_batches(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return self._load(self._train, self._augmented, epoch, batches)
 
     def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return self._load(self._test, self._plain, 0, batches)
 
-    def _augmented(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+    def _augmented(self, image: Image.Image, key: Key) -> Tensor:
+        generator = seeded(*key, 1)
         cropped = image.crop(_random_crop(image.width, image.height, generator))
         resized = cropped.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
         if torch.rand((), generator=generator) < 0.5:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self.preprocessing.normalized(resized)
+        if self.augmentation is None:
+            return self.preprocessing.normalized(resized)
+        changed = self.augmentation.of_pixels(resized, key)
+        return self.augmentation.of_normalized(self.preprocessing.normalized(changed), key)
 
-    def _plain(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+    def _plain(self, image: Image.Image, key: Key) -> Tensor:
         return self.preprocessing(image)
 
     def _load(
@@ -160,7 +168,7 @@ class FolderData:
             raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
 
 
-Prepare = Callable[[Image.Image, torch.Generator], Tensor]
+Prepare = Callable[[Image.Image, Key], Tensor]
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
@@ -169,9 +177,9 @@ class _Files(Dataset[tuple[Tensor, int]]):
     def __init__(self, samples: list[Sample], prepare: Prepare) -> None:
         self._samples, self._prepare = samples, prepare
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         path, number = self._samples[key[2]]
-        return self._prepare(read_image(path), seeded(*key, 1)), number
+        return self._prepare(read_image(path), key), number
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

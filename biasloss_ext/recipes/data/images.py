@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from biasloss_ext.errors import UserError
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+Verdict = tuple[Path, str | None]  # None of a file that can be read
+Watch = Callable[[Iterator[Verdict], int], Iterator[Verdict]]
+Broken = tuple[Path, str]  # a file that cannot be read, and why
+
 # What Pillow has to say of a file is either an error, which is reported with the file's name, or of no use here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -31,7 +36,8 @@ class Preprocessing:
 
     Attributes:
         image_size: height and width of what the model takes.
-        resize: the shorter side is brought to this length first; the middle of the result is taken.
+        resize: the shorter side is brought to this length first; the middle of the result is taken,
+            with a black border where it is smaller than the image.
         mean, deviation: of each channel of the image, as numbers in [0, 1]; what is subtracted, then divided by.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         grey: colour is taken out.
@@ -98,6 +104,19 @@ def problem_of(path: str | Path) -> str | None:
     except Exception as error:  # as above
         return _cause(error)
     return None
+
+
+def broken_files(paths: Sequence[Path], workers: int = 0, watch: Watch | None = None) -> list[Broken]:
+    """Those of the image files that cannot be read, each with the reason.
+
+    Args:
+        workers: threads that read; one where it is 0.
+        watch: is handed an iterator over a verdict for each file and their number, and hands the verdicts on.
+    """
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding runs beside Python
+        verdicts = zip(paths, pool.map(problem_of, paths), strict=True)
+        watched = verdicts if watch is None else watch(verdicts, len(paths))
+        return [(path, reason) for path, reason in watched if reason is not None]
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.base import Data
-from biasloss_ext.recipes.data.folder import FolderData, Verdict
+from biasloss_ext.recipes.data.folder import FolderData
+from biasloss_ext.recipes.data.images import Broken, Verdict
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.processes import Processes
 
-_found: dict[tuple[object, ...], list[tuple[Path, str]]] = {}  # a comparison opens the same folder many times
+_found: dict[tuple[object, ...], list[Broken]] = {}  # a comparison opens the same folder many times
 
 
 LARGE = 1000  # files, from which on a bar shows how many have been read
@@ -19,7 +19,7 @@ LARGE = 1000  # files, from which on a bar shows how many have been read
 
 def check_images(
     data: Data, here: Processes, *, skip_broken: bool = False, display: Display | None = None
-) -> list[str]:
+) -> list[Broken]:
     """Reads every image file once, shared among all processes, and tells all of them of those that are broken.
 
     Args:
@@ -27,7 +27,7 @@ def check_images(
         display: shows a bar there, for a large folder on a terminal.
 
     Returns:
-        Sentences for the user.
+        The files that were left out, each with the reason.
 
     Raises:
         UserError: files are broken.
@@ -55,4 +55,13 @@ def check_images(
             f" {'them' if more else 'it'} out with --skip-broken"
         )
     data.leave_out({path for path, _ in broken})
-    return [f"left out as broken: {path} ({reason}){f' and {len(broken) - 1} more' if more else ''}"]
+    return broken
+
+
+def left_out_note(broken: list[Broken]) -> list[str]:
+    """What the user is told of files that were left out; the report names them all."""
+    if not broken:
+        return []
+    path, reason = broken[0]
+    more = f" and {len(broken) - 1} more, all named in the report" if len(broken) > 1 else ""
+    return [f"left out as broken: {path} ({reason}){more}"]
