@@ -10,6 +10,7 @@ FAMILIES = (
     "feature_variance",
     "pointwise",
     "pool_variance",
+    "program",
     "squeeze_excite",
 )
 # Importing an op declares it, so that whoever asks for the ops finds all of them.

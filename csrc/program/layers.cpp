@@ -1,0 +1,173 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../batch_norm/batch_norm_simd.h"
+#include "../cpu/maps.h"
+#include "../cpu/parallel.h"
+#include "../cpu/scratch.h"
+#include "../depthwise/partition.h"
+#include "../expand_depthwise/product_simd.h"
+#include "../squeeze_excite/squeeze_excite_simd.h"
+
+namespace biasloss {
+namespace {
+
+template <class F>
+auto with_wide_element(const Tensor& x, const char* name, F&& f) {
+  if (x.scalar_type() == ScalarType::Double) return f(double());
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, name, ": expected float32 or float64");
+  return f(float());
+}
+
+// An image of any strides, and the window of a convolution.
+template <class T>
+struct Window {
+  const T* x;
+  int64_t strides[4];
+  MapShape in;
+  int64_t kernel, stride, padding;
+
+  int64_t size() const { return kernel * kernel * in.channels; }
+  int64_t columns() const { return in.width + 2 * padding; }
+
+  // Rows of the input that output row `row` reads, as (column, row, channel), padded: each window is one run of values.
+  void load(int64_t sample, int64_t row, T* to) const {
+    for (int64_t k = 0; k < kernel; ++k) {
+      const int64_t y = row * stride - padding + k;
+      const bool inside = y >= 0 && y < in.height;
+      const T* from = x + sample * strides[0] + y * strides[2];
+      T* at = to + k * in.channels;
+      for (int64_t column = -padding; column < in.width + padding; ++column, at += kernel * in.channels)
+        for (int64_t c = 0; c < in.channels; ++c)
+          at[c] = inside && column >= 0 && column < in.width ? from[column * strides[3] + c * strides[1]] : T(0);
+    }
+  }
+};
+
+template <class T>
+Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride, int64_t padding,
+                Activation activation) {
+  const int64_t outputs = weight.size(0), kernel = weight.size(2);
+  const Window<T> window = {static_cast<const T*>(x.const_data_ptr()),
+                            {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
+                            {x.size(0), x.size(1), x.size(2), x.size(3)},
+                            kernel,
+                            stride,
+                            padding};
+  const MapShape &in = window.in, out = {in.samples, outputs, (in.height + 2 * padding - kernel) / stride + 1,
+                                         (in.width + 2 * padding - kernel) / stride + 1};
+  STD_TORCH_CHECK(in.height + 2 * padding >= kernel && in.width + 2 * padding >= kernel,
+                  "convolution: expected a map of at least ", kernel - 2 * padding, " rows and columns, got ",
+                  in.height, " x ", in.width);
+  const int64_t row_stride = weight.stride(1);
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && weight.stride(0) == 1 &&
+                      row_stride >= padded_columns<T>(outputs) && weight.stride(2) == in.channels * row_stride &&
+                      weight.stride(3) == kernel * weight.stride(2),
+                  "convolution: weight: expected the dtype of x and its values by column, row and channel");
+  const T* from_bias = values_of<T>(bias, outputs, "convolution: bias");
+  const std::vector<T> ones(outputs, T(1));
+  const auto& finish = batch_norm_tables().of(T());
+  const auto& product = expansion_tables().of(T());
+  STD_TORCH_CHECK(outputs >= finish.lanes, "convolution: expected at least ", finish.lanes, " outputs, got ", outputs);
+  Tensor y = empty_map(out, x.scalar_type());
+  T* const to = static_cast<T*>(y.mutable_data_ptr());
+  const int64_t rows = out.samples * out.height, values = kernel * in.channels * window.columns();
+  parallel_shares(rows * values, [&](int64_t share, int64_t shares) {
+    T *patches = nullptr, *sums = nullptr;
+    Scratch::lay_out([&](Scratch& scratch) {
+      patches = scratch.take<T>(values);
+      sums = scratch.take<T>(out.width * outputs);
+      return 0;
+    });
+    const Range own = part_of(rows, shares, share);
+    for (int64_t row = own.begin; row < own.end; ++row) {
+      window.load(row / out.height, row % out.height, patches);
+      product.multiply_exact(out.width, outputs, window.size(), patches, stride * kernel * in.channels,
+                    static_cast<const T*>(weight.const_data_ptr()), row_stride, sums, outputs, false);
+      finish.apply({sums, out.width, outputs, ones.data(), from_bias, activation}, nullptr,
+                   to + row * out.width * outputs);
+    }
+  });
+  return y;
+}
+
+// A row of windows, the rows of which are added up.
+template <class T>
+void average_row(const T* x, const MapShape& in, Range rows, int64_t columns, T* to) {
+  for (int64_t column = 0; column < columns; ++column, to += in.channels) {
+    const Range of = {column * in.width / columns, ((column + 1) * in.width + columns - 1) / columns};
+    std::fill_n(to, in.channels, T(0));
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      for (int64_t q = of.begin; q < of.end; ++q) {
+        const T* from = x + (row * in.width + q) * in.channels;
+        for (int64_t c = 0; c < in.channels; ++c) to[c] += from[c];
+      }
+    const T count = T(rows.size() * of.size());
+    for (int64_t c = 0; c < in.channels; ++c) to[c] /= count;
+  }
+}
+
+}  // namespace
+
+Tensor dense_convolution(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride, int64_t padding,
+                         Activation activation) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3),
+                  "convolution: expected x (N, C, H, W) and weight (K, C, k, k)");
+  STD_TORCH_CHECK(stride >= 1 && padding >= 0, "convolution: expected a stride from 1 and a padding from 0 on, got ",
+                  stride, " and ", padding);
+  return with_wide_element(x, "convolution", [&](auto element) {
+    return convolve<decltype(element)>(x, weight, bias, stride, padding, activation);
+  });
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation) {
+  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && weight.size(1) == x.size(1),
+                  "linear: expected x (N, C) and weight (K, C)");
+  const int64_t samples = x.size(0), depth = x.size(1), outputs = weight.size(0);
+  Tensor y = empty_tensor({samples, outputs}, x.scalar_type());
+  with_wide_element(x, "linear", [&](auto element) {
+    using T = decltype(element);
+    const auto& table = squeeze_excite_tables().of(element);
+    const T* from = values_of<T>(x, samples * depth, "linear: x");
+    const T* of_weight = values_of<T>(weight, outputs * depth, "linear: weight");
+    const T* of_bias = values_of<T>(bias, outputs, "linear: bias");
+    T* const to = static_cast<T*>(y.mutable_data_ptr());
+    constexpr int64_t kStep = 16;  // outputs, of which the weights stay in cache while all samples pass
+    const int64_t steps = divide_up(outputs, kStep);
+    parallel_shares(outputs * depth, [&](int64_t share, int64_t shares) {
+      const Range own = part_of(steps, shares, share);
+      for (int64_t step = own.begin; step < own.end; ++step)
+        table.linear(from, samples, depth, of_weight, of_bias, step * kStep, std::min(outputs, (step + 1) * kStep), to,
+                     outputs);
+    });
+    if (activation != Activation::identity) table.activate(activation, to, samples * outputs, to);
+  });
+  return y;
+}
+
+Tensor average_to(const Tensor& x, const Tensor& like) {
+  const MapShape in = map_shape(x, "average: x"), size = map_shape(like, "average: like");
+  const MapShape out = {in.samples, in.channels, size.height, size.width};
+  if (in.height == out.height && in.width == out.width) return x;
+  STD_TORCH_CHECK(in.positions() > 0, "average: expected a map with positions, got ", in.height, " x ", in.width);
+  Tensor y = empty_map(out, x.scalar_type());
+  with_wide_element(x, "average", [&](auto element) {
+    using T = decltype(element);
+    const auto* from = static_cast<const T*>(x.const_data_ptr());
+    auto* to = static_cast<T*>(y.mutable_data_ptr());
+    parallel_shares(in.rows() * in.channels, [&](int64_t share, int64_t shares) {
+      const Range own = part_of(out.samples * out.height, shares, share);
+      for (int64_t i = own.begin; i < own.end; ++i) {
+        const int64_t row = i % out.height;
+        average_row(from + i / out.height * in.positions() * in.channels, in,
+                    {row * in.height / out.height, ((row + 1) * in.height + out.height - 1) / out.height}, out.width,
+                    to + i * out.width * in.channels);
+      }
+    });
+  });
+  return y;
+}
+
+}  // namespace biasloss
