@@ -92,7 +92,11 @@ def test_a_network_computes_what_its_layers_do(name: str, dtype: torch.dtype) ->
     for size in ((1, 3, 64, 64), (3, 3, 75, 50), (2, 3, 33, 97)):
         x = images(*size, dtype=dtype)
         assert programs_in(lambda x=x: optimized(x)) > 0  # type: ignore[misc]
-        for given in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        for given in (
+            x,
+            x.contiguous(memory_format=torch.channels_last),
+            x.transpose(2, 3).contiguous().transpose(2, 3),
+        ):
             assert_close(optimized(given), exact(x.double()).to(dtype), 1e-4 if dtype is torch.float32 else 1e-10)
             assert_close(optimized(given), layers(optimized, given), 1e-5)
 
@@ -174,21 +178,19 @@ def test_a_copy_stands_alone(copied: Callable[[Any], Any]) -> None:
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "a layer exchanged": lambda model: model.classifier.__setitem__(1, nn.ReLU()),
     "a layer removed": lambda model: model.reset_classifier(0),
-    "a weight exchanged": lambda model: setattr(model.classifier[3], "weight", nn.Parameter(torch.ones(10, 640))),
+    "a weight exchanged": lambda model: setattr(model.classifier[3], "weight", nn.Parameter(torch.ones(10, 1024))),
     "a weight moved in place": lambda model: model.classifier[3].weight.data.mul_(2),
     "what is returned": lambda model: setattr(model, "return_features", "features"),
     "converted and back": lambda model: model.double().float(),
     "a hook on a layer": lambda model: model.classifier[1].register_forward_hook(lambda *given: 2 * given[-1]),
     "a hook on a block": lambda model: model.blocks[1].register_forward_hook(lambda *given: 2 * given[-1]),
-    "a forward method": lambda model: setattr(model.classifier[0], "forward", lambda x: x[:, :1].expand(-1, 640)),
+    "a forward method": lambda model: setattr(model.classifier[0], "forward", lambda x: x[:, :1].expand(-1, 1024)),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_seen(change: str) -> None:
     optimized: Any = optimize_for_inference(network())
-    if change in ("a weight exchanged", "a forward method"):
-        assert optimized.classifier[3].weight.shape == (10, 640), "the test expects this classifier"
     x = images(2, 3, 64, 64)
     before = optimized(x)
     CHANGES[change](optimized)
@@ -205,7 +207,9 @@ def test_hooks_see_every_layer() -> None:
     x = images(1, 3, 64, 64)
     optimized(x)
     called = []
-    handles = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in (optimized, *optimized.blocks, optimized.conv)]
+    handles = [
+        m.register_forward_hook(lambda m, *_: called.append(m)) for m in (optimized, *optimized.blocks, optimized.conv)
+    ]
     optimized(x)
     assert called == [*optimized.blocks, optimized.conv, optimized]
     for handle in handles:
@@ -248,13 +252,13 @@ def test_narrow_dtypes_take_the_layers(dtype: torch.dtype) -> None:
 
 
 class Around(nn.Module):
-    """A network with layers that no program has, some of which are looked into and others not."""
+    """A network with layers that no program has."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = lookalikes.network()[:4]
         self.middle = nn.Sequential(nn.PReLU(), nn.MaxPool2d(2))
-        self.rest = nn.Sequential(*(lookalikes.TorchvisionV3(channels, 32, channels) for channels in (16, 16)))
+        self.rest = nn.Sequential(*(lookalikes.TorchvisionV3(channels, 32, channels) for channels in (24, 24)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.middle(self.first(x))
@@ -262,19 +266,13 @@ class Around(nn.Module):
         return torch.cat((y, x.neg()), 1)
 
 
-@pytest.mark.parametrize("values", ["small", "an input of no map"])
-def test_layers_between_programs(values: str) -> None:
+def test_layers_between_programs() -> None:
     model = Around()
     randomise(model, torch.Generator().manual_seed(2))
     model = model.float().eval()
-    optimized = optimize_for_inference(model)
-    if values == "small":
-        x = images(2, 3, 64, 48)
-        assert_close(optimized(x), model(x))
-        assert programs_in(lambda: optimized(x)) == 2
-    else:
-        with pytest.raises((RuntimeError, ValueError)):
-            optimized(images(2, 5, 64, 48))
+    optimized, x = optimize_for_inference(model), images(2, 3, 64, 48)
+    assert_close(optimized(x), model(x))
+    assert programs_in(lambda: optimized(x)) == 2
 
 
 def test_errors_are_those_of_the_layers() -> None:

@@ -60,7 +60,10 @@ SIZES = ("size", getattr, operator.getitem)
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is called as it is, rather than looked into."""
-    return not module._modules or isinstance(module, _BatchNorm | Prepared) or fx.Tracer().is_leaf_module(module, "")
+    if not module._modules or isinstance(module, _BatchNorm | Prepared):
+        return True
+    is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)  # which nobody calls
+    return not is_list and fx.Tracer().is_leaf_module(module, "")
 
 
 class _Tracer(fx.Tracer):

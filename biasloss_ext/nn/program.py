@@ -165,7 +165,9 @@ def _can_run(x: Any) -> bool:
     """Whether programs can compute what they are given, and nothing records or transforms it."""
     if type(x) is not Tensor or x.dtype not in DTYPES or x.device.type != "cpu" or is_traced(x) or exporting(x):
         return False
-    if torch.is_autocast_enabled("cpu") or _has_any_global_hook() or transformed(x):
+    if x.dtype is not torch.float64 and torch.is_autocast_enabled("cpu"):  # which leaves float64 alone
+        return False
+    if _has_any_global_hook() or transformed(x):
         return False
     return choose("auto", x.device, "program") == "cpu"
 

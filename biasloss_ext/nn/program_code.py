@@ -61,7 +61,9 @@ class Writer:
         self._values += 1
         return self._values - 1
 
-    def write(self, operation: Operation, x: Value, channels: int | None, constants: tuple[Tensor, ...], **fields: Any) -> Value:
+    def write(
+        self, operation: Operation, x: Value, channels: int | None, constants: tuple[Tensor, ...], **fields: Any
+    ) -> Value:
         """Append an instruction that reads ``x``; its result has so many channels, and the shape of x otherwise."""
         for constant in constants:
             if constant.dtype is not self.dtype:
@@ -136,7 +138,9 @@ class Writer:
         )
         return y, pooled
 
-    def convolution(self, convolution: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Value, activation: int) -> Value:
+    def convolution(
+        self, convolution: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Value, activation: int
+    ) -> Value:
         """A dense convolution by these values instead of its own."""
         kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
         is_plain = convolution.groups == 1 and convolution.padding_mode == "zeros" and convolution.dilation == (1, 1)
@@ -150,8 +154,6 @@ class Writer:
                 raise Unsupported("a convolution of a map of one position")
             return self._linear(weight.flatten(1).contiguous(), bias, x, activation)
         x = self._map(x, convolution.in_channels)
-        if outputs < COLUMNS:
-            raise Unsupported(f"a convolution has {outputs} outputs, less than {COLUMNS}")
         geometry = {"stride": stride[0], "padding": int(padding[0]), "output_activation": activation}
         return self.write(Operation.CONVOLUTION, x, outputs, (packed_kernel(weight), bias), **geometry)
 

@@ -136,10 +136,10 @@ class Team {
     return number_.load(std::memory_order_acquire);
   }
 
-  alignas(64) std::atomic<uint64_t> ticket_{0};     // the number of the region, and the next share of it
-  alignas(64) std::atomic<uint32_t> finished_{0};   // shares of it
-  alignas(64) std::atomic<uint32_t> number_{0};     // what threads without work watch
-  std::atomic<int64_t> members_{0};                 // workers of the session
+  alignas(64) std::atomic<uint64_t> ticket_{0};    // the number of the region, and the next share of it
+  alignas(64) std::atomic<uint32_t> finished_{0};  // shares of it
+  alignas(64) std::atomic<uint32_t> number_{0};    // what threads without work watch
+  std::atomic<int64_t> members_{0};                // workers of the session
   std::atomic<uint32_t> shares_{0};
   std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
   std::atomic<const void*> body_{nullptr};

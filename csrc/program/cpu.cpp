@@ -59,8 +59,8 @@ class Machine {
 
  private:
   Tensor& value(int64_t number) {
-    STD_TORCH_CHECK(number >= 0 && number < int64_t(values_.size()) && values_[number].has_value(),
-                    "program: value ", number, " is read before it is computed");
+    STD_TORCH_CHECK(number >= 0 && number < int64_t(values_.size()) && values_[number].has_value(), "program: value ",
+                    number, " is read before it is computed");
     return *values_[number];
   }
 
@@ -87,30 +87,28 @@ class Machine {
   void run(const Instruction& i) {
     switch (static_cast<Operation>(i.operation)) {
       case Operation::expand_depthwise: {
-        auto [h, pooled] =
-            expand_depthwise_activate_cpu(value(i.input), constant(i, 0), constant(i, 1), constant(i, 2),
-                                          constant(i, 3), i.activation, i.stride, i.same_padding, i.output_activation,
-                                          i.pooled >= 0);
+        auto [h, pooled] = expand_depthwise_activate_cpu(value(i.input), constant(i, 0), constant(i, 1), constant(i, 2),
+                                                         constant(i, 3), i.activation, i.stride, i.same_padding,
+                                                         i.output_activation, i.pooled >= 0);
         set(i.output, std::move(h));
         if (i.pooled >= 0) set(i.pooled, std::move(pooled));
         return;
       }
       case Operation::depthwise:
-        return set(i.output, std::get<0>(depthwise_cpu(value(i.input), constant(i, 0), affine_on_load(i, 1),
-                                                       i.activation, i.stride, i.same_padding, false, {}, {}, {}, {},
-                                                       {}, 0, 0)));
-      case Operation::pointwise:
-        return set(i.output, std::get<0>(pointwise_cpu(value(i.input), constant(i, 0), affine_on_load(i, 2),
-                                                       i.activation, optional_value(i.gate), constant(i, 1),
-                                                       i.output_activation, optional_value(i.other), false, {}, {}, {},
-                                                       {}, {}, 0, 0)));
-      case Operation::pool:
         return set(i.output,
-                   std::get<0>(pool_variance_cpu(value(i.input), affine_on_load(i, 0), i.activation, false)));
+                   std::get<0>(depthwise_cpu(value(i.input), constant(i, 0), affine_on_load(i, 1), i.activation,
+                                             i.stride, i.same_padding, false, {}, {}, {}, {}, {}, 0, 0)));
+      case Operation::pointwise:
+        return set(i.output,
+                   std::get<0>(pointwise_cpu(value(i.input), constant(i, 0), affine_on_load(i, 2), i.activation,
+                                             optional_value(i.gate), constant(i, 1), i.output_activation,
+                                             optional_value(i.other), false, {}, {}, {}, {}, {}, 0, 0)));
+      case Operation::pool:
+        return set(i.output, std::get<0>(pool_variance_cpu(value(i.input), affine_on_load(i, 0), i.activation, false)));
       case Operation::squeeze_excite:
-        return set(i.output, std::get<0>(squeeze_excite_cpu(value(i.input), constant(i, 0), constant(i, 1),
-                                                            constant(i, 2), constant(i, 3), i.activation,
-                                                            i.output_activation)));
+        return set(i.output,
+                   std::get<0>(squeeze_excite_cpu(value(i.input), constant(i, 0), constant(i, 1), constant(i, 2),
+                                                  constant(i, 3), i.activation, i.output_activation)));
       case Operation::normalize:
         return set(i.output,
                    batch_norm_apply_cpu(value(i.input), constant(i, 0), i.activation, optional_value(i.other)));

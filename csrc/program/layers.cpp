@@ -66,28 +66,35 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
                       row_stride >= padded_columns<T>(outputs) && weight.stride(2) == in.channels * row_stride &&
                       weight.stride(3) == kernel * weight.stride(2),
                   "convolution: weight: expected the dtype of x and its values by column, row and channel");
-  const T* from_bias = values_of<T>(bias, outputs, "convolution: bias");
-  const std::vector<T> ones(outputs, T(1));
+  // Whole lines of outputs, so that a row can be finished where it lies: no vectors overlap.
+  const int64_t padded = padded_columns<T>(outputs);
+  const std::vector<T> ones(padded, T(1));
+  std::vector<T> shift(padded);
+  std::copy_n(values_of<T>(bias, outputs, "convolution: bias"), outputs, shift.data());
   const auto& finish = batch_norm_tables().of(T());
   const auto& product = expansion_tables().of(T());
-  STD_TORCH_CHECK(outputs >= finish.lanes, "convolution: expected at least ", finish.lanes, " outputs, got ", outputs);
   Tensor y = empty_map(out, x.scalar_type());
   T* const to = static_cast<T*>(y.mutable_data_ptr());
+  const auto* from_weight = static_cast<const T*>(weight.const_data_ptr());
   const int64_t rows = out.samples * out.height, values = kernel * in.channels * window.columns();
   parallel_shares(rows * values, [&](int64_t share, int64_t shares) {
     T *patches = nullptr, *sums = nullptr;
     Scratch::lay_out([&](Scratch& scratch) {
       patches = scratch.take<T>(values);
-      sums = scratch.take<T>(out.width * outputs);
+      sums = scratch.take<T>(out.width * padded);
       return 0;
     });
     const Range own = part_of(rows, shares, share);
     for (int64_t row = own.begin; row < own.end; ++row) {
+      T* const y_row = to + row * out.width * outputs;
+      T* const finished = padded == outputs ? y_row : sums;
+      Upcoming nothing = {};
       window.load(row / out.height, row % out.height, patches);
-      product.multiply_exact(out.width, outputs, window.size(), patches, stride * kernel * in.channels,
-                    static_cast<const T*>(weight.const_data_ptr()), row_stride, sums, outputs, false);
-      finish.apply({sums, out.width, outputs, ones.data(), from_bias, activation}, nullptr,
-                   to + row * out.width * outputs);
+      product.multiply(out.width, outputs, window.size(), patches, stride * kernel * in.channels, 1, from_weight,
+                       row_stride, finished, padded, false, nothing);
+      finish.apply({finished, out.width, padded, ones.data(), shift.data(), activation}, nullptr, finished);
+      for (int64_t q = 0; padded != outputs && q < out.width; ++q)
+        std::copy_n(sums + q * padded, outputs, y_row + q * outputs);
     }
   });
   return y;

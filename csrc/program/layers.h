@@ -6,8 +6,8 @@
 
 namespace biasloss {
 
-// act(conv(x) + bias), a map. x may have any strides; weight is (K, C, k, k), its memory (k, k, C, at least K) by column,
-// row and channel, in rows of whole cache lines; K fills a vector.
+// act(conv(x) + bias), a map. x may have any strides; weight is (K, C, k, k), its memory (k, k, C, at least K) by
+// column, row and channel, in rows of whole cache lines.
 Tensor dense_convolution(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride, int64_t padding,
                          Activation activation);
 

@@ -253,7 +253,12 @@ def _program(s: _Source) -> list[Call]:
     x, expand_weight, affine, weight = _expand(s)[0]
     constants = [expand_weight, affine, weight, torch.stack((1 + 0.2 * s.values(OUTPUTS), s.values(OUTPUTS)))]
     constants += [s.values(*shape) for shape in ((3, OUTPUTS), (3,), (OUTPUTS, 3), (OUTPUTS,))]
-    constants += [s.values(CHANNELS, OUTPUTS, 1, 1), s.values(CHANNELS), s.values(CHANNELS, 1, 3, 3), s.values(2, CHANNELS)]
+    constants += [
+        s.values(CHANNELS, OUTPUTS, 1, 1),
+        s.values(CHANNELS),
+        s.values(CHANNELS, 1, 3, 3),
+        s.values(2, CHANNELS),
+    ]
     rows = [
         Instruction(Operation.EXPAND_DEPTHWISE, 1, 2, activation=maps.RELU6, output_activation=maps.HARDSWISH),
         Instruction(Operation.SQUEEZE_EXCITE, 3, input=2, constants=4, activation=1, output_activation=maps.SIGMOID),

@@ -63,5 +63,5 @@ def _run(i: Instruction, values: dict[int, Tensor], constants: list[Tensor], for
             return maps.activate(F.linear(x, own[0], own[1]), i.output_activation)
         case Operation.AVERAGE:
             assert other is not None
-            return maps.channels_last(F.adaptive_avg_pool2d(x, other.shape[2:]))
+            return maps.channels_last(F.adaptive_avg_pool2d(x, (other.shape[2], other.shape[3])))
     raise ValueError(f"program: expected an operation below {len(Operation)}, got {i.operation}")
