@@ -14,7 +14,7 @@ from biasloss_ext.nn.chain import is_watched
 from biasloss_ext.nn.data_flow import Flow
 from biasloss_ext.nn.inference_block import InferenceBlock, InferenceConvNorm, InferenceSkipBlock, PreparedChain
 from biasloss_ext.nn.program_code import Unsupported, Value, Writer
-from biasloss_ext.nn.recognise import is_drop, norm_of
+from biasloss_ext.nn.recognise import is_drop, is_linear, norm_of
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Operation
 
@@ -138,8 +138,8 @@ class Translation:
             return self._conv_norm(layer, x)
         if type(layer) is nn.Conv2d:
             return writer.convolution(layer, layer.weight, layer.bias, x, maps.IDENTITY)
-        if type(layer) is nn.Linear:
-            return writer.linear(layer, x)
+        if is_linear(layer):
+            return writer.linear(layer, x)  # type: ignore[arg-type]
         if isinstance(layer, nn.Flatten):
             return self._flattened(x, (layer.start_dim, layer.end_dim))
         if isinstance(layer, _BatchNorm):

@@ -1,6 +1,7 @@
 #include "layers.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "../batch_norm/batch_norm_simd.h"
@@ -100,19 +101,28 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
   return y;
 }
 
-// A row of windows, the rows of which are added up.
+// The averages over a window of `count` channels from x on, which are a constant where it can be.
+template <class T, class Count>
+void average_window(const T* x, const MapShape& in, Range rows, Range columns, Count count, T* to) {
+  constexpr int64_t kMost = 16;
+  T sum[kMost] = {};
+  for (int64_t row = rows.begin; row < rows.end; ++row)
+    for (int64_t q = columns.begin; q < columns.end; ++q) {
+      const T* from = x + (row * in.width + q) * in.channels;
+      for (int64_t c = 0; c < count; ++c) sum[c] += from[c];
+    }
+  for (int64_t c = 0; c < count; ++c) to[c] = sum[c] / T(rows.size() * columns.size());
+}
+
+// A row of the result.
 template <class T>
 void average_row(const T* x, const MapShape& in, Range rows, int64_t columns, T* to) {
+  constexpr std::integral_constant<int64_t, 16> kAtOnce;
   for (int64_t column = 0; column < columns; ++column, to += in.channels) {
     const Range of = {column * in.width / columns, ((column + 1) * in.width + columns - 1) / columns};
-    std::fill_n(to, in.channels, T(0));
-    for (int64_t row = rows.begin; row < rows.end; ++row)
-      for (int64_t q = of.begin; q < of.end; ++q) {
-        const T* from = x + (row * in.width + q) * in.channels;
-        for (int64_t c = 0; c < in.channels; ++c) to[c] += from[c];
-      }
-    const T count = T(rows.size() * of.size());
-    for (int64_t c = 0; c < in.channels; ++c) to[c] /= count;
+    int64_t c = 0;
+    for (; c + kAtOnce <= in.channels; c += kAtOnce) average_window(x + c, in, rows, of, kAtOnce, to + c);
+    if (c < in.channels) average_window(x + c, in, rows, of, in.channels - c, to + c);
   }
 }
 
