@@ -147,6 +147,8 @@ class Writer:
         is_square = all(isinstance(pair, tuple) and pair[0] == pair[1] for pair in (kernel, stride, padding))
         if not is_plain or not is_square:
             raise Unsupported("a convolution is grouped, dilated, not square, or not padded with zeros")
+        if int(padding[0]) >= kernel[0]:
+            raise Unsupported("a convolution pads by its kernel or more")
         outputs, is_pointwise = weight.shape[0], (kernel[0], stride[0], padding[0]) == (1, 1, 0)
         bias = weight.new_zeros(outputs) if bias is None else bias
         if x.is_pooled:

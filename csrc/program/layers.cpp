@@ -1,5 +1,7 @@
 #include "layers.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -35,14 +37,23 @@ struct Window {
 
   // Rows of the input that output row `row` reads, as (column, row, channel), padded: each window is one run of values.
   void load(int64_t sample, int64_t row, T* to) const {
+    const int64_t step = kernel * in.channels;
     for (int64_t k = 0; k < kernel; ++k) {
       const int64_t y = row * stride - padding + k;
-      const bool inside = y >= 0 && y < in.height;
-      const T* from = x + sample * strides[0] + y * strides[2];
-      T* at = to + k * in.channels;
-      for (int64_t column = -padding; column < in.width + padding; ++column, at += kernel * in.channels)
+      T* const at = to + k * in.channels;
+      const Range inside = y >= 0 && y < in.height ? Range{padding, padding + in.width} : Range{0, 0};
+      for (int64_t column = 0; column < inside.begin; ++column) std::fill_n(at + column * step, in.channels, T(0));
+      for (int64_t column = inside.end; column < columns(); ++column)
+        std::fill_n(at + column * step, in.channels, T(0));
+      const int64_t first = sample * strides[0] + y * strides[2] - padding * strides[3];
+      if (strides[1] == 1) {
+        for (int64_t column = inside.begin; column < inside.end; ++column)
+          std::copy_n(x + first + column * strides[3], in.channels, at + column * step);
+      } else {
         for (int64_t c = 0; c < in.channels; ++c)
-          at[c] = inside && column >= 0 && column < in.width ? from[column * strides[3] + c * strides[1]] : T(0);
+          for (int64_t column = inside.begin; column < inside.end; ++column)
+            at[column * step + c] = x[first + c * strides[1] + column * strides[3]];
+      }
     }
   }
 };
@@ -67,6 +78,10 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
                       row_stride >= padded_columns<T>(outputs) && weight.stride(2) == in.channels * row_stride &&
                       weight.stride(3) == kernel * weight.stride(2),
                   "convolution: weight: expected the dtype of x and its values by column, row and channel");
+  int64_t bytes = 0;
+  STD_TORCH_CHECK(aoti_torch_get_storage_size(weight.get(), &bytes) == 0 &&
+                      (weight.storage_offset() + window.size() * row_stride) * int64_t(sizeof(T)) <= bytes,
+                  "convolution: weight: expected memory for whole rows");
   // Whole lines of outputs, so that a row can be finished where it lies: no vectors overlap.
   const int64_t padded = padded_columns<T>(outputs);
   const std::vector<T> ones(padded, T(1));
@@ -132,8 +147,9 @@ Tensor dense_convolution(const Tensor& x, const Tensor& weight, const Tensor& bi
                          Activation activation) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3),
                   "convolution: expected x (N, C, H, W) and weight (K, C, k, k)");
-  STD_TORCH_CHECK(stride >= 1 && padding >= 0, "convolution: expected a stride from 1 and a padding from 0 on, got ",
-                  stride, " and ", padding);
+  STD_TORCH_CHECK(stride >= 1 && padding >= 0 && padding < weight.size(2),
+                  "convolution: expected a stride from 1 on and a padding below ", weight.size(2), ", got ", stride,
+                  " and ", padding);
   return with_wide_element(x, "convolution", [&](auto element) {
     return convolve<decltype(element)>(x, weight, bias, stride, padding, activation);
   });
