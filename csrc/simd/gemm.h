@@ -89,8 +89,8 @@ inline void multiply_panel(int64_t wanted, Before& before, Arguments... argument
 inline int64_t parts_of(int64_t count, int64_t largest) { return (count + largest - 1) / largest; }
 inline int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
 
-// What is to be done before each block, and the rows of B of the panel or piece that comes next, fetched a few at a time:
-// they are short and far apart, so that no CPU foresees them, and weights have often left the near caches.
+// What is to be done before each block, and the rows of B of the panel or piece that comes next, fetched a few at a
+// time: they are short and far apart, so that no CPU foresees them, and weights have often left the near caches.
 template <class Before, class Scalar>
 class FetchingRows {
  public:
@@ -128,7 +128,8 @@ inline void multiply_panels(Before& before, int64_t rows, int64_t columns, int64
       const int64_t first = part_begin(depth, pieces, piece), last = part_begin(depth, pieces, piece + 1);
       const bool is_last = piece == pieces - 1;
       const int64_t next_first = is_last ? 0 : last, next_column = column + (is_last ? width * lanes : 0);
-      const int64_t next_rows = is_last && panel == panels - 1 ? 0 : part_begin(depth, pieces, is_last ? 1 : piece + 2) - next_first;
+      const int64_t next_rows =
+          is_last && panel == panels - 1 ? 0 : part_begin(depth, pieces, is_last ? 1 : piece + 2) - next_first;
       FetchingRows fetching(before, b + next_first * b_stride + next_column, next_rows, width * lanes, b_stride,
                             parts_of(rows, kBlockRows[width]));
       multiply_panel<kMostVectors>(width, fetching, rows, last_vector, last - first, a + first * a_column_stride,
