@@ -14,6 +14,7 @@ from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.inference_block import InferenceBlock, InferenceConvNorm, InferenceSkipBlock
 from biasloss_ext.nn.plan import Plan, plan_of, whole
 from biasloss_ext.nn.prepared import Prepared, refuse_state_dict
+from biasloss_ext.nn.program import attach_programs, detach_programs
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.unit import is_unit
 
@@ -42,12 +43,15 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _check_parameters(model)
-    optimized = reparameterize(copy.deepcopy(model).eval())
+    optimized = copy.deepcopy(model)
+    detach_programs(optimized)
+    optimized = reparameterize(optimized.eval())
     prepared = _prepared(optimized)
     if prepared is None:
         prepared = optimized
         _swap_children(optimized)
         fold_normalizations(optimized)
+        attach_programs(optimized)
     if refuse_state_dict not in prepared._load_state_dict_pre_hooks.values():
         prepared.register_load_state_dict_pre_hook(refuse_state_dict)
     return prepared
@@ -88,4 +92,10 @@ def _prepared(module: nn.Module) -> nn.Module | None:
     plain = module.plain if isinstance(module, FusedBlock) else module
     fold_normalizations(plain)
     plan = plan_of(plain)
-    return InferenceBlock(plain, plan) if isinstance(plan, Plan) and plan.objection() is None else None
+    if isinstance(plan, Plan) and plan.objection() is None:
+        return InferenceBlock(plain, plan)
+    if plain is module:
+        return None
+    plain.training = False  # nothing is left in it that the wrapper could fuse
+    _swap_children(plain)
+    return plain

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "op_types.h"
 
@@ -73,6 +74,14 @@ class DeviceComparison {
       ++shown_;
   }
 
+  void show(const std::vector<Tensor>& list) {
+    for (const Tensor& t : list) {
+      show(t);
+      --shown_;  // a list has one name
+    }
+    ++shown_;
+  }
+
   template <class T>
   void show(const T&) {}
 
@@ -90,7 +99,8 @@ class DeviceComparison {
 };
 
 template <class T>
-constexpr bool kIsTensor = std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>;
+constexpr bool kIsTensor =
+    std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor> || std::is_same_v<T, std::vector<Tensor>>;
 
 // `names`: of the tensors among the arguments, optional ones included, in their order.
 template <Text op, Text names, auto function>

@@ -13,6 +13,7 @@
 #include "on_one_device.h"
 #include "pointwise/ops.h"
 #include "pool_variance/ops.h"
+#include "program/ops.h"
 #include "squeeze_excite/ops.h"
 
 // Tensors in the order of the schema, optional ones included: what an error calls them.
@@ -41,6 +42,7 @@ inline constexpr Text pointwise = "x weight affine gate bias residual " BIASLOSS
 inline constexpr Text pointwise_backward = "grad x weight y y_coefficients affine moments gate residual_grad";
 inline constexpr Text pool_variance = "x affine";
 inline constexpr Text pool_variance_backward = "pool_grad x affine moments";
+inline constexpr Text program = "x constants";
 inline constexpr Text squeeze_excite = "pooled reduce_weight reduce_bias expand_weight expand_bias";
 inline constexpr Text squeeze_excite_backward =
     "gate_grad pooled reduced expanded reduce_weight expand_weight sums affine moments";
@@ -70,6 +72,7 @@ inline constexpr Text squeeze_excite_backward =
   OP(pointwise_backward)        \
   OP(pool_variance)             \
   OP(pool_variance_backward)    \
+  OP(program)                   \
   OP(squeeze_excite)            \
   OP(squeeze_excite_backward)
 

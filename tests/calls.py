@@ -27,6 +27,8 @@ class Call:
         """With every tensor changed."""
 
         def changed(value: Any) -> Any:
+            if isinstance(value, list):
+                return [changed(element) for element in value]
             return change(value) if isinstance(value, Tensor) else value
 
         return Call(

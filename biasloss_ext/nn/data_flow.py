@@ -42,10 +42,17 @@ RESHAPES = (
 SIZES = ("size", getattr, operator.getitem)
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is called as it is, rather than looked into."""
+    if not module._modules or isinstance(module, _BatchNorm | Prepared):
+        return True
+    is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)  # which nobody calls
+    return not is_list and fx.Tracer().is_leaf_module(module, "")
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        leaf = not module._modules or isinstance(module, _BatchNorm | Prepared)
-        return leaf or super().is_leaf_module(module, name)
+        return is_leaf(module)
 
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]

@@ -106,12 +106,12 @@ def plan_of(module: nn.Module) -> Plan | str:
         return next(iter(search.reasons.values()), "no normalization follows a convolution of it")
     chains = tuple(PlannedChain(f.chain, f.drop) for f in found)
     in_chains = {layer for f in found for layer in f.chain.layers}
-    called = flow.called
+    adds_input = _of_whole(flow, found)
+    called = flow.called if adds_input is None else {layer for layer in flow.called if type(layer) is not nn.Identity}
     # A normalization that is called handles its children itself.
     inner = {child for layer in called for child in layer.modules() if child is not layer}
     bypassed = tuple(m for m in module.modules() if m is not module and m not in called and m not in inner | in_chains)
     reasons = {layer: reason for layer, reason in search.reasons.items() if layer not in in_chains}
-    adds_input = _of_whole(flow, found)
     generated = None if adds_input is not None else _compiled(flow, found)
     return Plan(chains, adds_input, generated, bypassed, reasons)
 
@@ -122,12 +122,22 @@ def whole(chain: Chain, adds_input: bool) -> Plan:
 
 
 def _of_whole(flow: Flow, found: list[FoundChain]) -> bool | None:
-    """Whether the input is added to the only chain of the module; None if the module is more than one chain."""
+    """Whether the input is added to the only chain of the module; None if the module is more than one chain and identities."""
     first = found[0]
     others = {node for node in flow.graph.nodes if node.op not in ("placeholder", "output")} - set(first.nodes)
-    if others or first.input is not flow.input or first.output is not flow.output:
+    if any(type(flow.layer(node)) is not nn.Identity for node in others):
         return None
-    return first.residual is not None if first.residual in (None, flow.input) else None
+    if _source(flow, first.input) is not flow.input or _source(flow, flow.output) is not _source(flow, first.output):
+        return None
+    residual = None if first.residual is None else _source(flow, first.residual)
+    return residual is not None if residual in (None, flow.input) else None
+
+
+def _source(flow: Flow, node: fx.Node) -> fx.Node:
+    """The node, without the identities that it passes through."""
+    while type(flow.layer(node)) is nn.Identity:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def run_chain(owner: Any, index: int, x: Tensor, residual: Tensor | None = None) -> Tensor:

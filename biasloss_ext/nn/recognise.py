@@ -129,6 +129,21 @@ def _multiplies_channels(layer: Any, parameter: Tensor) -> bool:
     return _agree(lambda: kind_forward(twin, values.clone()), values * factors[:, None, None])
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer computes what nn.Linear does, as timm's subclass of it."""
+    if not isinstance(layer, nn.Linear) or layer._modules or layer._buffers:
+        return False
+    kind = type(layer)
+    if kind not in _linear:
+        values = torch.linspace(-4.0, 4.0, 3 * layer.in_features).reshape(3, -1).to(layer.weight)
+        bias = layer.bias
+        _linear[kind] = _agree(lambda: kind_forward(layer, values), F.linear(values, layer.weight, bias).detach())
+    return _linear[kind]
+
+
+_linear: dict[type[nn.Module], bool] = {nn.Linear: True}
+
+
 def is_norm_with_activation(module: nn.Module) -> bool:
     """Whether the module is a BatchNorm2d that applies its child ``act`` itself, as timm's BatchNormAct2d does; or a
     SyncBatchNorm, as timm's SyncBatchNormAct."""

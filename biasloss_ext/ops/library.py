@@ -27,7 +27,8 @@ def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.Op
 
 def _check_devices(name: str, arguments: tuple[Any, ...]) -> None:
     """Raise for tensors on several devices: a single meta tensor sends a call to the shape function, not to a kernel."""
-    devices = dict.fromkeys(str(argument.device) for argument in arguments if isinstance(argument, torch.Tensor))
+    flat = [each for argument in arguments for each in (argument if isinstance(argument, list) else [argument])]
+    devices = dict.fromkeys(str(argument.device) for argument in flat if isinstance(argument, torch.Tensor))
     if len(devices) > 1:
         raise ValueError(
             f"biasloss_ext::{name} expects all tensors on one device, got {' and '.join(devices)}: move them to one device"

@@ -110,8 +110,9 @@ std::tuple<Tensor, Tensor> expand_depthwise_activate(const Expansion<T, Scalar>&
   const MapShape out = output_of(e);
   const ScalarType wide = accumulation_dtype(dtype);
   const auto& kernels = activated_tables().of(T());
-  // Nothing is merged that depends on the pieces: there may be as many as suits the threads.
-  const int64_t threads = torch::stable::get_num_threads();
+  // Nothing is merged that depends on the pieces: there may be as many as suits the threads. Those of a team take the
+  // next piece when they are done: with two for each, one that is held up holds up less.
+  const int64_t threads = team_size() > 1 ? 2 * team_size() : torch::stable::get_num_threads();
   constexpr int64_t kCacheBytes = 384 << 10;  // more than elsewhere: fewer pieces, each of which reads x again
   ChannelBlocks blocks(e.channels, e.rows.lanes, e.bytes_a_channel(), kCacheBytes);
   if (e.in.samples < threads) blocks.share_among(threads);

@@ -89,6 +89,28 @@ inline void multiply_panel(int64_t wanted, Before& before, Arguments... argument
 inline int64_t parts_of(int64_t count, int64_t largest) { return (count + largest - 1) / largest; }
 inline int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
 
+// What is to be done before each block, and the rows of B of the panel or piece that comes next, fetched a few at a
+// time: they are short and far apart, so that no CPU foresees them, and weights have often left the near caches.
+template <class Before, class Scalar>
+class FetchingRows {
+ public:
+  // `columns` of `rows` rows, within so many blocks.
+  FetchingRows(Before& before, const Scalar* next, int64_t rows, int64_t columns, int64_t stride, int64_t blocks)
+      : before_(before), next_(next), left_(rows), columns_(columns), stride_(stride), step_(parts_of(rows, blocks)) {}
+
+  void operator()() {
+    before_();
+    for (int64_t i = 0; i < step_ && left_ > 0; ++i, --left_, next_ += stride_)
+      for (int64_t column = 0; column < columns_; column += kLineBytes / int64_t(sizeof(Scalar)))
+        __builtin_prefetch(next_ + column);
+  }
+
+ private:
+  Before& before_;
+  const Scalar* next_;
+  int64_t left_, columns_, stride_, step_;
+};
+
 // Panels of columns, which the rows of B are passed through in pieces. Where `exact`, the last vector overlaps the one
 // before it instead of reaching beyond the last column.
 template <bool exact, class Before, class Scalar, class RowStride, class ColumnStride>
@@ -104,7 +126,13 @@ inline void multiply_panels(Before& before, int64_t rows, int64_t columns, int64
     const int64_t last_vector = exact && panel == panels - 1 ? columns - lanes - column : (width - 1) * lanes;
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t first = part_begin(depth, pieces, piece), last = part_begin(depth, pieces, piece + 1);
-      multiply_panel<kMostVectors>(width, before, rows, last_vector, last - first, a + first * a_column_stride,
+      const bool is_last = piece == pieces - 1;
+      const int64_t next_first = is_last ? 0 : last, next_column = column + (is_last ? width * lanes : 0);
+      const int64_t next_rows =
+          is_last && panel == panels - 1 ? 0 : part_begin(depth, pieces, is_last ? 1 : piece + 2) - next_first;
+      FetchingRows fetching(before, b + next_first * b_stride + next_column, next_rows, width * lanes, b_stride,
+                            parts_of(rows, kBlockRows[width]));
+      multiply_panel<kMostVectors>(width, fetching, rows, last_vector, last - first, a + first * a_column_stride,
                                    a_row_stride, a_column_stride, b + first * b_stride + column, b_stride, c + column,
                                    c_stride, accumulate || piece > 0);
     }

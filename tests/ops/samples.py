@@ -11,6 +11,7 @@ from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.bias_loss import reference as bias_loss
 from biasloss_ext.ops.expand_depthwise import reference as expand_reference
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.registry import OPS
 from tests.calls import Call
 
@@ -247,6 +248,30 @@ def _gate_backward(s: _Source) -> list[Call]:
     return [Call(given, {**options, **finish, "frozen": f}) for f in (False, True)] + [Call(given)]
 
 
+def _program(s: _Source) -> list[Call]:
+    """A block of every op, and a pool alone."""
+    x, expand_weight, affine, weight = _expand(s)[0]
+    constants = [expand_weight, affine, weight, torch.stack((1 + 0.2 * s.values(OUTPUTS), s.values(OUTPUTS)))]
+    constants += [s.values(*shape) for shape in ((3, OUTPUTS), (3,), (OUTPUTS, 3), (OUTPUTS,))]
+    constants += [
+        s.values(CHANNELS, OUTPUTS, 1, 1),
+        s.values(CHANNELS),
+        s.values(CHANNELS, 1, 3, 3),
+        s.values(2, CHANNELS),
+    ]
+    rows = [
+        Instruction(Operation.EXPAND_DEPTHWISE, 1, 2, activation=maps.RELU6, output_activation=maps.HARDSWISH),
+        Instruction(Operation.SQUEEZE_EXCITE, 3, input=2, constants=4, activation=1, output_activation=maps.SIGMOID),
+        Instruction(Operation.RELEASE, input=2),
+        Instruction(Operation.POINTWISE, 4, input=1, other=0, gate=3, constants=8, output_activation=maps.RELU),
+        Instruction(Operation.DEPTHWISE, 5, input=4, constants=10, stride=2),
+        Instruction(Operation.NORMALIZE, 6, input=5, constants=11, activation=maps.SILU),
+    ]
+    code = [int(field) for row in rows for field in row]
+    pool = [int(field) for field in Instruction(Operation.POOL, 1, constants=0, on_load=1, activation=maps.RELU)]
+    return [Call((x, constants, code)), Call((x, [s.values(2, CHANNELS)], pool))]
+
+
 def _variance(s: _Source) -> list[Call]:
     return [Call((s.map(),)), Call((s.map().permute(0, 2, 3, 1),)), Call((s.map()[:, ::2],))]
 
@@ -291,6 +316,7 @@ _MAKERS = {
     "pointwise_backward": _pointwise_backward,
     "pool_variance": _pool,
     "pool_variance_backward": _pool_backward,
+    "program": _program,
     "squeeze_excite": _gate,
     "squeeze_excite_backward": _gate_backward,
 }
