@@ -138,7 +138,7 @@ def test_table_csv_and_plot() -> None:
 
     axes = diversity_plot(rows).axes[0]
     assert axes.get_yscale() == "linear"  # a zero has no logarithm
-    assert axes.get_xlabel() == "place between the first layer and the last"
+    assert axes.get_xlabel() == "position between the first and the last layer"
     alike = summarise(
         {"one": {"a": torch.ones(2), "b": torch.ones(2)}, "two": {"a": torch.ones(3), "b": torch.ones(1)}}
     )

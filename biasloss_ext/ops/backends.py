@@ -83,9 +83,9 @@ def _fastest(op: str, device: torch.device) -> str:
 
 def _why_not_simulated(backend: str, device: torch.device) -> str | None:
     if backend == "cpu":
-        return "CPU tensors stand for a GPU's in this process (BIASLOSS_SIMULATED_GPU is set)"
+        return "CPU tensors stand in for a GPU's in this process (BIASLOSS_SIMULATED_GPU is set)"
     if device.type != "cpu":
-        return f"it runs on CPU tensors, which stand for a GPU's in this process, not on {device.type}"
+        return f"it runs on CPU tensors, which stand in for a GPU's in this process, not on {device.type}"
     return native().problem
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-# The path of an op library whose CUDA kernels run on the CPU, for tests: CPU tensors then stand for a GPU's.
+# The path of an op library whose CUDA kernels run on the CPU, for tests: CPU tensors then stand in for a GPU's.
 SIMULATED_GPU = os.environ.get("BIASLOSS_SIMULATED_GPU") or None
 BUILD_HINT = "reinstall with `pip install --no-build-isolation .` in the environment of the torch you run"
 
@@ -27,7 +27,7 @@ class Native:
 
 
 def simulated() -> bool:
-    """Whether CPU tensors stand for a GPU's."""
+    """Whether CPU tensors stand in for a GPU's."""
     return SIMULATED_GPU is not None
 
 

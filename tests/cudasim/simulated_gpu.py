@@ -2,7 +2,7 @@
 
     export BIASLOSS_SIMULATED_GPU=$(python -m tests.cudasim.simulated_gpu)
 
-In a process with this variable, CPU tensors stand for a GPU's: backend "cuda" runs on them. `BIASLOSS_SIMULATED_SEED`,
+In a process with this variable, CPU tensors stand in for a GPU's: backend "cuda" runs on them. `BIASLOSS_SIMULATED_SEED`,
 `BIASLOSS_SIMULATED_MULTIPROCESSORS` and `BIASLOSS_SIMULATED_RESIDENT_BLOCKS` say how; `Simulator` changes it at run time.
 """
 

@@ -1,4 +1,4 @@
-"""These tests run on a GPU, or on the simulated one of tests/cudasim, where CPU tensors stand for a GPU's; without either they
+"""These tests run on a GPU, or on the simulated one of tests/cudasim, where CPU tensors stand in for a GPU's; without either they
 are skipped. Streams, graphs and sizes need a GPU."""
 
 from __future__ import annotations

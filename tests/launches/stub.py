@@ -73,7 +73,7 @@ def _stubbed(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
-    """CPU tensors stand for a GPU's from here on."""
+    """CPU tensors stand in for a GPU's from here on."""
     driver.set_active(StubDriver())
     jit.JITFunction._do_compile = _do_compile
     for name, op in registry.OPS.items():

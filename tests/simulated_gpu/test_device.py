@@ -116,10 +116,10 @@ def test_cpu_tensors_stand_for_a_gpu() -> None:
     assert backends.choose("auto", CPU, "depthwise") == "cuda"
     assert backends.choose("auto", CPU, "expand_depthwise") == "reference"
     assert backends.choose("cuda", CPU, "feature_variance") == "cuda"
-    with pytest.raises(RuntimeError, match="'cpu' cannot run here: CPU tensors stand for a GPU's in this process"):
+    with pytest.raises(RuntimeError, match="'cpu' cannot run here: CPU tensors stand in for a GPU's in this process"):
         backends.choose("cpu", CPU, "depthwise")
     with pytest.raises(
-        RuntimeError, match="it runs on CPU tensors, which stand for a GPU's in this process, not on meta"
+        RuntimeError, match="it runs on CPU tensors, which stand in for a GPU's in this process, not on meta"
     ):
         backends.choose("cuda", META)
     with pytest.raises(RuntimeError, match="'cuda' cannot run here: pointwise has no cuda kernels"):
