@@ -48,7 +48,7 @@ struct Window {
       const int64_t first = sample * strides[0] + y * strides[2] - padding * strides[3];
       if (strides[1] == 1) {
         for (int64_t column = inside.begin; column < inside.end; ++column)
-          std::copy_n(x + first + column * strides[3], in.channels, at + column * step);
+          for (int64_t c = 0; c < in.channels; ++c) at[column * step + c] = x[first + column * strides[3] + c];
       } else {
         for (int64_t c = 0; c < in.channels; ++c)
           for (int64_t column = inside.begin; column < inside.end; ++column)
