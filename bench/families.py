@@ -14,10 +14,12 @@ import collections
 import copy
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from biasloss_ext import accelerate, optimize_for_inference
 from biasloss_ext.accelerate_command import as_data, inference, training
@@ -44,22 +46,32 @@ BATCH, SIZE = 16, 224
 
 
 def measured(name: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a training step and of inference: eager in both layouts, accelerated, and optimized for inference."""
+    """Milliseconds of a training step and of inference: eager in both layouts, accelerated where that pays, and optimized for
+    inference."""
     plain = ready_made(name, 1000)
-    fused = copy.deepcopy(plain)
-    report = accelerate(fused)
     images = torch.randn(BATCH, 3, SIZE, SIZE)
     last = images.contiguous(memory_format=torch.channels_last)
-    plain_last, fused = (m.to(memory_format=torch.channels_last) for m in (copy.deepcopy(plain), fused))  # type: ignore[call-overload]
-    trained = {"contiguous": (plain, images), "channels_last": (plain_last, last), "accelerated": (fused, last)}
-    forms = {**trained, "optimized": (optimize_for_inference(fused), last)}
-    for module in (plain, plain_last, fused):
-        module.eval()
-    found = {"inference": in_turns({key: inference(*pair) for key, pair in forms.items()}, images.device, rounds)}
-    for module in (plain, plain_last, fused):
-        module.train()
-    found["training"] = in_turns({key: training(*pair) for key, pair in trained.items()}, images.device, rounds)
+    report = accelerate(copy.deepcopy(plain))
+    in_training, in_evaluation = (copy.deepcopy(plain).train(mode) for mode in (True, False))
+    for fused in (in_training, in_evaluation):
+        accelerate(fused.to(memory_format=torch.channels_last), measure_on=last)  # type: ignore[call-overload]
+    plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    eager = {"contiguous": (plain, images), "channels_last": (plain_last, last)}
+    forms = {**eager, "accelerated": (in_evaluation, last), "optimized": (optimize_for_inference(plain_last), last)}
+    found = {"inference": _times(inference, False, forms, rounds)}
+    found["training"] = _times(training, True, {**eager, "accelerated": (in_training, last)}, rounds)
     return {"model": name, **as_data(report), **found}
+
+
+def _times(
+    form: Callable[[nn.Module, Tensor], Callable[[int], object]],
+    mode: bool,
+    pairs: dict[str, tuple[nn.Module, Tensor]],
+    rounds: int,
+) -> dict[str, list[float]]:
+    """Milliseconds of each model on its images, in turns."""
+    calls = {name: form(model.train(mode) if mode else model.eval(), images) for name, (model, images) in pairs.items()}
+    return in_turns(calls, next(iter(pairs.values()))[1].device, rounds)
 
 
 def ratios(samples: dict[str, list[float]], ours: str) -> tuple[float, float, float]:

@@ -9,5 +9,10 @@ from biasloss_ext.benchmarks import skipblocknet
 from biasloss_ext.benchmarks.contender import Op
 from biasloss_ext.ops import FAMILIES
 
-OPS: dict[str, Op] = {family: importlib.import_module(f"biasloss_ext.benchmarks.{family}").OP for family in FAMILIES}
+OF_NETWORKS = ("program",)  # families that the benchmarks of whole networks measure
+OPS: dict[str, Op] = {
+    family: importlib.import_module(f"biasloss_ext.benchmarks.{family}").OP
+    for family in FAMILIES
+    if family not in OF_NETWORKS
+}
 OPS[skipblocknet.OP.name] = skipblocknet.OP

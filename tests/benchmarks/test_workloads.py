@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from typer.testing import CliRunner
 
 from biasloss_ext.benchmarks import block_shapes, engine, results, shapes, skipblocknet
-from biasloss_ext.benchmarks.ops import OPS
+from biasloss_ext.benchmarks.ops import OF_NETWORKS, OPS
 from biasloss_ext.benchmarks.peers.compiled import compiled
 from biasloss_ext.cli import _app
 from biasloss_ext.nn import SqueezeExcite
@@ -98,7 +98,7 @@ def test_our_steps_take_the_workloads_of_a_gpu(op: str, one_thread: None) -> Non
 
 
 def test_every_family_of_ops_has_a_benchmark() -> None:
-    assert {op.family for op in registry.OPS.values()} | {"skipblocknet"} == set(OPS)
+    assert {op.family for op in registry.OPS.values()} | {"skipblocknet"} == {*OPS, *OF_NETWORKS}
 
 
 def test_compare_of_two_files(tmp_path: Path, quick_compiler: None) -> None:
