@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from biasloss_ext import accelerate, optimize_for_inference
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.ops import backends
+from biasloss_ext.ops.program.code import instructions
 from tests.nn import lookalikes
 from tests.nn.blocks import randomise
 
@@ -280,3 +281,19 @@ def test_errors_are_those_of_the_layers() -> None:
     for wrong in (images(1, 4, 64, 64), images(1, 3, 16, 16), images(3, 64, 64)):
         with pytest.raises(ValueError, match="images must be of shape"):
             optimized(wrong)
+
+
+def test_what_pytorch_computes_faster_is_left_to_it() -> None:
+    """Dense convolutions of many channels, and GELU."""
+    layers = (
+        *(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.GELU(), nn.Conv2d(16, 8, 1)),
+    )
+    network = nn.Sequential(*layers).eval()
+    optimized = optimize_for_inference(network)
+    x = images(2, 3, 32, 32)
+    with torch.no_grad():
+        assert programs_in(lambda: optimized(x)) == 1
+        torch.testing.assert_close(optimized(x), network(x))
+    (segment,) = optimized.forward._made.segments
+    assert len(instructions(segment.code)) == 4, "two layers, and the release of their inputs"

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn.chain import DEPTHWISE, POINTWISE
-from biasloss_ext.nn.inference_block import COLUMNS, PreparedChain, PreparedStep
+from biasloss_ext.nn.inference_block import COLUMNS, PreparedChain, PreparedStep, packed
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Instruction, Operation
+
+MOST_STEM_CHANNELS = 4  # of the input of a dense convolution larger than 1x1
 
 
 class Unsupported(Exception):
@@ -155,6 +157,10 @@ class Writer:
             if not is_pointwise or x.rank != 4:
                 raise Unsupported("a convolution of a map of one position")
             return self._linear(weight.flatten(1).contiguous(), bias, x, activation)
+        if is_pointwise:
+            return self.pointwise(packed(weight), bias, x, activation)
+        if convolution.in_channels > MOST_STEM_CHANNELS:
+            raise Unsupported("PyTorch's dense convolutions are faster but for a few channels")
         x = self._map(x, convolution.in_channels)
         geometry = {"stride": stride[0], "padding": int(padding[0]), "output_activation": activation}
         return self.write(Operation.CONVOLUTION, x, outputs, (packed_kernel(weight), bias), **geometry)
@@ -196,6 +202,8 @@ class Writer:
 
     def activate(self, x: Value, activation: int) -> Value:
         """An activation of the result of the last instruction, which is read by nothing else."""
+        if activation in (maps.GELU, maps.GELU_TANH):
+            raise Unsupported("PyTorch's GELU is faster")
         if activation != maps.IDENTITY:
             last = self._last(x)
             if last.operation not in (Operation.POINTWISE, Operation.CONVOLUTION, Operation.LINEAR) or last.other >= 0:
