@@ -17,6 +17,7 @@ from biasloss_ext.acceleration import accelerate as accelerate_model
 from biasloss_ext.benchmarks.timing import in_turns
 from biasloss_ext.errors import UserError
 from biasloss_ext.inference import optimize_for_inference
+from biasloss_ext.ops import maps
 from biasloss_ext.recipes.models import ready_made
 from biasloss_ext.report import KINDS, Report
 
@@ -62,13 +63,13 @@ def accelerate(
     if rounds > 0 or measure:
         plain, images = plain.to(device), images.to(device)
     fused = copy.deepcopy(plain).train()
-    report = accelerate_model(fused, measure_on=_channels_last(images) if measure else None)
+    report = accelerate_model(fused, measure_on=maps.channels_last(images) if measure else None)
     print(f"{model}, {report}")
     data: dict[str, Any] = {"model": model, **as_data(report)}
     in_evaluation = fused
     if measure:
         in_evaluation = copy.deepcopy(plain).eval()
-        of_evaluation = accelerate_model(in_evaluation, measure_on=_channels_last(images))
+        of_evaluation = accelerate_model(in_evaluation, measure_on=maps.channels_last(images))
         print(f"in inference, {of_evaluation}")
         data["inference"] = as_data(of_evaluation)
     if rounds > 0:
@@ -88,10 +89,6 @@ def as_data(report: Report) -> dict[str, Any]:
     }
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
-
-
 def _timed(
     plain: nn.Module, fused: tuple[nn.Module, nn.Module], images: Tensor, rounds: int
 ) -> dict[str, dict[str, Any]]:
@@ -108,15 +105,15 @@ def _timed(
     print(f"{len(images)} images of {images.shape[2]} x {images.shape[3]}, {torch.get_num_threads()} threads")
     in_evaluation = {
         "plain": inference(plain.eval(), images),
-        "plain, channels_last": inference(plain_last.eval(), _channels_last(images)),
-        "accelerated": inference(for_evaluation.eval(), _channels_last(images)),
-        "optimize_for_inference": inference(optimize_for_inference(for_evaluation).eval(), _channels_last(images)),
+        "plain, channels_last": inference(plain_last.eval(), maps.channels_last(images)),
+        "accelerated": inference(for_evaluation.eval(), maps.channels_last(images)),
+        "optimize_for_inference": inference(optimize_for_inference(for_evaluation).eval(), maps.channels_last(images)),
     }
     found = {"inference": _compare("inference", in_evaluation, images.device, rounds)}
     in_training = {
         "plain": training(plain.train(), images),
-        "plain, channels_last": training(plain_last.train(), _channels_last(images)),
-        "accelerated": training(for_training.train(), _channels_last(images)),
+        "plain, channels_last": training(plain_last.train(), maps.channels_last(images)),
+        "accelerated": training(for_training.train(), maps.channels_last(images)),
     }
     found["training step"] = _compare("training step", in_training, images.device, rounds)
     return found

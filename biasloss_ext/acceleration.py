@@ -21,13 +21,7 @@ from biasloss_ext.nn.recognise import activation_of_norm, is_norm_with_activatio
 from biasloss_ext.nn.unit import is_unit
 from biasloss_ext.report import Entry, Report, layers_of
 
-FUSED = (
-    FusedBlock,
-    FusedInvertedResidual,
-    FusedSkipBlock,
-    FusedConvNormActivation,
-    FusedNormActivation,
-)
+FUSED = (FusedBlock, FusedInvertedResidual, FusedSkipBlock, FusedConvNormActivation, FusedNormActivation)
 
 
 def accelerate(model: nn.Module, *, fused: Fused = "auto", measure_on: Tensor | None = None) -> Report:

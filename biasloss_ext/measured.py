@@ -19,7 +19,7 @@ def slower_when_fused(model: nn.Module, names: list[str], images: Tensor) -> dic
     """Those modules of a model that are faster on their plain layers, each with a sentence that says by how much.
 
     A copy of the model sees the images, so that no statistics move. Each module is timed alone, on the input that it is given
-    in the model, both forms in turns: forward and backward in training mode, forward alone in evaluation.
+    in the model, alternating between its forms: forward and backward in training mode, forward alone in evaluation.
 
     Args:
         model: in the mode that is timed.

@@ -14,33 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from biasloss_ext import FusedBiasLoss, accelerate, functional, optimize_for_inference
-from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import DepthwiseConv2d
-from tests.nn import lookalikes
-from tests.nn.blocks import randomise
+from tests.networks import MODELS, network
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def network() -> Any:
-    torch.manual_seed(0)
-    model = skipblocknet_xs(num_classes=10)
-    randomise(model, torch.Generator().manual_seed(0))
-    return model.float().eval()
-
-
-def accelerated() -> nn.Module:
-    torch.manual_seed(0)
-    model = lookalikes.network()
-    accelerate(model)
-    return model.eval()
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "skipblocknet_xs": network,
-    "accelerated": accelerated,
-    "blocks of other libraries": lambda: lookalikes.network().eval(),
-}
 
 
 @torch.no_grad()

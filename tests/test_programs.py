@@ -14,36 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from biasloss_ext import accelerate, optimize_for_inference
-from biasloss_ext.models import skipblocknet_xs
+from biasloss_ext import optimize_for_inference
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.program.code import instructions
+from tests.networks import MODELS, network
 from tests.nn import lookalikes
 from tests.nn.blocks import randomise
 
 HAS_KERNELS = backends.why_not("cpu", torch.device("cpu"), "program") is None
 pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="programs run on the compiled kernels alone")
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    model = skipblocknet_xs(num_classes=10)
-    randomise(model, torch.Generator().manual_seed(0))
-    return model.float().eval()
-
-
-def accelerated() -> nn.Module:
-    torch.manual_seed(0)
-    model = lookalikes.network()
-    accelerate(model)
-    return model.eval()
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "skipblocknet_xs": network,
-    "accelerated": accelerated,
-    "blocks of other libraries": lambda: lookalikes.network().eval(),
-}
 
 
 def images(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:

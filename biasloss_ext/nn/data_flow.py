@@ -42,12 +42,15 @@ RESHAPES = (
 SIZES = ("size", getattr, operator.getitem)
 
 
+_torch_fx = fx.Tracer()  # which knows torch's own layers
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is called as it is, rather than looked into."""
     if not module._modules or isinstance(module, _BatchNorm | Prepared):
         return True
     is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)  # which nobody calls
-    return not is_list and fx.Tracer().is_leaf_module(module, "")
+    return not is_list and _torch_fx.is_leaf_module(module, "")
 
 
 class _Tracer(fx.Tracer):
