@@ -16,7 +16,7 @@ mean of x drops out of dW because ``a sum(du)`` and ``count * c`` cancel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,13 +54,21 @@ class StepOptions(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a chain does. `adds_input` makes x the residual, in place of a tensor of its own; `returns_statistics` is for a
-    caller that moves running statistics itself."""
+    """What a chain does.
+
+    Attributes:
+        steps: in order.
+        adds_input: whether x is the residual, in place of a tensor of its own.
+        returns_statistics: for a caller that moves running statistics itself.
+        backend: of every op.
+        description: by `chain_replay.description`, of options that serve many calls.
+    """
 
     steps: tuple[StepOptions, ...]
     adds_input: bool
     returns_statistics: bool
     backend: str
+    description: Hashable = None
 
 
 class Weights(NamedTuple):

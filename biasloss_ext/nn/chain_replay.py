@@ -73,7 +73,8 @@ def _dtypes(tensors: Tensors) -> Hashable:
     return tuple([None if t is None else t.dtype for t in tensors])
 
 
-def _of_options(options: Options, x: Tensor) -> tuple[Hashable, ...]:
+def description(options: Options) -> Hashable:
+    """What options say about launches: all but which running statistics change."""
     steps = tuple(
         [
             (*step[:7], norm.eps, norm.frozen, None if norm.running is None else norm.running.momentum)
@@ -81,6 +82,10 @@ def _of_options(options: Options, x: Tensor) -> tuple[Hashable, ...]:
             for norm in (step.norm,)
         ]
     )
+    return steps, options.adds_input, options.backend
+
+
+def _of_options(options: Options, x: Tensor) -> tuple[Hashable, ...]:
     # Products of float32 are exact, or rounded where torch is told so.
     precision = torch._C._get_fp32_precision_getter("cuda", "matmul") if x.dtype is torch.float32 else None
-    return x.device, steps, options.adds_input, options.backend, precision
+    return x.device, options.description or description(options), precision

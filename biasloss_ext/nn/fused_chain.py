@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.batch_norm import Norm
 from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, scale_of, weights_of
-from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, ChainFunction, Options, StepOptions, Weights
+from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, WEIGHTS, ChainFunction, Options, StepOptions, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype
@@ -102,16 +103,43 @@ def fused_chain(
     """
     check_channels(x, chain.channels)
     adds_input = residual is x
+    x, residual = operands(chain, x, residual)
+    return run_call(chain, call_of(chain, x, adds_input, recompute, backend), x, residual)
+
+
+def operands(chain: Chain, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The tensors as the ops take them; no residual where it is x itself."""
+    adds_input = residual is x
     # Autocast casts for convolutions, and leaves normalizations alone.
     convolves = any(step.convolution is not None for step in chain.steps)
     x = autocast_input(x) if convolves else maps.channels_last(x)
     # torch.compile does not trace a function that is given one tensor twice.
-    residual = None if residual is None or adds_input else maps.channels_last(residual.to(x.dtype))
+    return x, None if residual is None or adds_input else maps.channels_last(residual.to(x.dtype))
+
+
+Source = tuple[Mapping[Any, Tensor | None], Any]  # a module's parameters, and the name of one of them
+NO_PARAMETER: Source = ({None: None}, None)
+
+
+class Call(NamedTuple):
+    """How a chain is computed on maps of one shape.
+
+    Attributes:
+        options: of the autograd function.
+        counts: values per channel after each step.
+        sources: where all weights are, for a chain without constants whose weights are parameters as they are; None otherwise.
+    """
+
+    options: Options
+    counts: tuple[int, ...]
+    sources: tuple[Source, ...] | None = None
+
+
+def call_of(chain: Chain, x: Tensor, adds_input: bool, recompute: bool | None, backend: str) -> Call:
+    """How a chain is computed on maps like ``x``; the arguments are those of `fused_chain`."""
     dtype, (samples, _, height, width) = accumulation_dtype(x.dtype), x.shape
     recomputes = (can_recompute(x, backend) if recompute is None else recompute) and len(chain.steps) > 1
     steps: list[StepOptions] = []
-    constants: list[Tensor | None] = []
-    weights: list[Tensor | None] = []
     counts: list[int] = []
     for index, step in enumerate(chain.steps):
         height, width = step.output_size(height, width)
@@ -119,16 +147,53 @@ def fused_chain(
         norm = batch_norm.norm_of(step.norm, dtype, count, moves=bias_of(step) is None)
         is_recomputed = recomputes and index == 0 and _is_recomputable(chain, norm)
         steps.append(_options(step, norm, is_recomputed))
-        constants.append(constants_of(step, dtype, backend=backend) if norm.frozen else None)
-        weights.extend(_weights(step, constants[-1], norm))
         counts.append(count)
     returns = any(step.norm.is_returned for step in steps)
-    options = Options(tuple(steps), adds_input, returns, backend)
+    return Call(Options(tuple(steps), adds_input, returns, backend), tuple(counts))
+
+
+def run_call(chain: Chain, call: Call, x: Tensor, residual: Tensor | None) -> Tensor:
+    """The result for `operands`, with the running statistics moved."""
+    options = call.options
+    if call.sources is None:
+        constants, weights = _parameters(chain, options, accumulation_dtype(x.dtype))
+    else:
+        constants, weights = [None] * len(options.steps), [parameters[name] for parameters, name in call.sources]
     out, *statistics = ChainFunction.apply(options, x, residual, *constants, *weights)
-    if returns:
-        _update_running(chain, options, statistics, counts)
+    if options.returns_statistics:
+        _update_running(chain, options, statistics, call.counts)
     result: Tensor = out
     return result
+
+
+def _parameters(chain: Chain, options: Options, dtype: torch.dtype) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The constant statistics of each step, and the fields of its `Weights`."""
+    constants: list[Tensor | None] = []
+    weights: list[Tensor | None] = []
+    for step, of_step in zip(chain.steps, options.steps, strict=True):
+        norm = of_step.norm
+        constants.append(constants_of(step, dtype, backend=options.backend) if norm.frozen else None)
+        weights.extend(_weights(step, constants[-1], norm))
+    return constants, weights
+
+
+def sources_of(chain: Chain, options: Options) -> tuple[Source, ...] | None:
+    """`Call.sources` of a chain."""
+    found: list[Source] = []
+    for step, of_step in zip(chain.steps, options.steps, strict=True):
+        is_plain = not of_step.norm.frozen and bias_of(step) is None and factors_of(step) is None and step.scale is None
+        gate = () if step.gate is None else (step.gate.reduce, step.gate.excite)
+        layers = (step.norm, *gate)
+        named = [(layer, name) for layer in layers if layer is not None for name in ("weight", "bias")]
+        if step.convolution is not None:
+            named = [(step.convolution, "weight"), *named]
+        if not is_plain or any(name not in layer._parameters for layer, name in named):
+            return None
+        sources: list[Source] = [(layer._parameters, name) for layer, name in named]
+        before = [] if step.convolution is not None else [NO_PARAMETER]
+        after = [NO_PARAMETER] * (WEIGHTS - len(before) - len(sources))
+        found += [*before, *sources, *after]
+    return tuple(found)
 
 
 def _is_recomputable(chain: Chain, norm: Norm) -> bool:
@@ -180,7 +245,7 @@ def _weights(step: Step, constants: Tensor | None, norm: Norm) -> Weights:
     return weights_of(step, factor.to(step.convolution.bias.dtype))  # type: ignore[union-attr]
 
 
-def _update_running(chain: Chain, options: Options, statistics: list[Tensor], counts: list[int]) -> None:
+def _update_running(chain: Chain, options: Options, statistics: list[Tensor], counts: tuple[int, ...]) -> None:
     """Move the running statistics that no op has moved."""
     returned = iter(statistics)
     for step, of_step, count in zip(chain.steps, options.steps, counts, strict=True):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn.activations import number_of
 from biasloss_ext.nn.chain import Chain, Gate, Step, why_not_fusable
 from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
-from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
+from biasloss_ext.nn.fused_chain import Fused, takes_fused_path
 from biasloss_ext.nn.inverted_residual import InvertedResidual
 from biasloss_ext.nn.members import child, children
 from biasloss_ext.nn.pooling import average_to
+from biasloss_ext.nn.ready_chain import ReadyChain
 from biasloss_ext.nn.scripting import NotScriptable
 from biasloss_ext.nn.skip_block import SkipBlock
 from biasloss_ext.nn.squeeze_excite import SqueezeExcite
@@ -101,7 +103,27 @@ def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
     return fused
 
 
-class FusedInvertedResidual(NotScriptable, InvertedResidual):
+class _OneChain(NotScriptable):
+    """A block of one chain, which is found anew where its layers have changed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the chain: a copy finds its own, of its own layers."""
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
+
+    def ready_chain(self, layers: nn.Sequential) -> ReadyChain | str:
+        """The chain of the layers as they are now, or why they have no fused kernels."""
+        compiles = torch.compiler.is_compiling()
+        ready: ReadyChain | None = None if compiles else self.__dict__.get("_ready")
+        if ready is not None and ready.chain.others[0] is layers and ready.holds():
+            return ready
+        found = chain_of(layers)
+        if isinstance(found, str) or compiles:
+            return found if isinstance(found, str) else ReadyChain(found)
+        ready = self.__dict__["_ready"] = ReadyChain(found)
+        return ready.objection() or ready
+
+
+class FusedInvertedResidual(_OneChain, InvertedResidual):
     """`InvertedResidual` on the fused ops, with the same parameters and results.
 
     For the backward pass it saves its input, y2, y3 and values per channel, see `nn.chain_function`. The other arguments
@@ -121,13 +143,13 @@ class FusedInvertedResidual(NotScriptable, InvertedResidual):
         self.fused = check_fused(fused, self.conv, type(self).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        chain = chain_of(child(self, "conv"))
+        chain = self.ready_chain(child(self, "conv"))
         if isinstance(chain, str) or not takes_fused_path(x, self.fused, None, type(self).__name__):
             return super().forward(x)
-        return fused_chain(x, chain, x if self.has_residual else None)
+        return chain.run(x, x if self.has_residual else None)
 
 
-class FusedSkipBlock(NotScriptable, SkipBlock):
+class FusedSkipBlock(_OneChain, SkipBlock):
     """`SkipBlock` on the fused ops. ``fused`` and the errors are those of `FusedInvertedResidual`; the rest is `SkipBlock`'s."""
 
     def __init__(self, *arguments: Any, fused: Fused = "auto", **options: Any) -> None:
@@ -135,8 +157,8 @@ class FusedSkipBlock(NotScriptable, SkipBlock):
         self.fused = check_fused(fused, self.core_block, type(self).__name__)
 
     def forward(self, early: Tensor, later: Tensor) -> Tensor:
-        chain = chain_of(child(self, "core_block"))
+        chain = self.ready_chain(child(self, "core_block"))
         if isinstance(chain, str) or not takes_fused_path(early, self.fused, None, type(self).__name__):
             return super().forward(early, later)
         pooled = average_to(early, (later.shape[-2], later.shape[-1]))
-        return fused_chain(pooled, chain, later)
+        return chain.run(pooled, later)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from biasloss_ext.nn.chain import Chain, why_not_bypassed, why_not_fusable
+from biasloss_ext.nn.chain import Chain, why_not_bypassed
 from biasloss_ext.nn.chain_search import FoundChain, Search
 from biasloss_ext.nn.data_flow import Flow, Unfamiliar
-from biasloss_ext.nn.fused_chain import fused_chain
+from biasloss_ext.nn.ready_chain import ReadyChain
 
 _numbers = itertools.count()
 
@@ -23,8 +23,12 @@ _numbers = itertools.count()
 class PlannedChain(NamedTuple):
     """A chain of a plan, and the layer that drops samples or elements of its result before an addition."""
 
-    chain: Chain
+    ready: ReadyChain
     drop: nn.Module | None
+
+    @property
+    def chain(self) -> Chain:
+        return self.ready.chain
 
 
 class Generated:
@@ -76,17 +80,17 @@ class Plan(NamedTuple):
 
     def run_chain(self, index: int, x: Tensor, residual: Tensor | None) -> Tensor:
         """``drop(chain(x)) + residual`` on the fused ops, with gradients."""
-        chain, drop = self.chains[index]
+        ready, drop = self.chains[index]
         drops = drop is not None and drop.training and type(drop) is not nn.Identity
-        if residual is None or (not drops and fits(x, chain, residual)):
-            return fused_chain(x, chain, residual)
-        out = fused_chain(x, chain)
+        if residual is None or (not drops and fits(x, ready.chain, residual)):
+            return ready.run(x, residual)
+        out = ready.run(x)
         return torch.add(residual, out if drop is None else drop(out))
 
     def objection(self) -> str | None:
         """Why the plan is no longer valid; None if it is. Asked in each call, as hooks and attributes may have changed."""
         for planned in self.chains:
-            objection = why_not_fusable(planned.chain)
+            objection = planned.ready.objection()
             if objection is not None:
                 return objection
         return why_not_bypassed(Chain((), self.bypassed))
@@ -104,7 +108,7 @@ def plan_of(module: nn.Module) -> Plan | str:
     found = search.chains()
     if not found:
         return next(iter(search.reasons.values()), "no normalization follows a convolution of it")
-    chains = tuple(PlannedChain(f.chain, f.drop) for f in found)
+    chains = tuple(PlannedChain(ReadyChain(f.chain), f.drop) for f in found)
     in_chains = {layer for f in found for layer in f.chain.layers}
     adds_input = _of_whole(flow, found)
     called = flow.called if adds_input is None else {layer for layer in flow.called if type(layer) is not nn.Identity}
@@ -118,7 +122,7 @@ def plan_of(module: nn.Module) -> Plan | str:
 
 def whole(chain: Chain, adds_input: bool) -> Plan:
     """The plan of a module that is one chain."""
-    return Plan((PlannedChain(chain, None),), adds_input, None, (), {})
+    return Plan((PlannedChain(ReadyChain(chain), None),), adds_input, None, (), {})
 
 
 def _of_whole(flow: Flow, found: list[FoundChain]) -> bool | None:

@@ -44,23 +44,32 @@ class LaunchStep:
 
 
 class CallStep:
-    """A call of a compiled op, by the places of its tensors."""
+    """A call of a compiled op. Its tensors are entries of the table, or parts of entries."""
 
-    def __init__(self, called: Called) -> None:
+    def __init__(self, called: Called, layouts: dict[int, Place]) -> None:
         self.op, self.results = called.op, called.results
-        self.arguments, self.options = called.arguments, called.options
-        self.placed_arguments = [(i, value) for i, value in enumerate(called.arguments) if isinstance(value, Place)]
-        self.placed_options = [(name, value) for name, value in called.options.items() if isinstance(value, Place)]
+        self.arguments, self.options = list(called.arguments), called.options
+        self.placed_arguments = _placed(enumerate(called.arguments), layouts)
+        self.placed_options = _placed(called.options.items(), layouts)
 
     def run(self, table: Table, addresses: Addresses) -> None:
-        arguments, options = list(self.arguments), self.options.copy()
-        for index, place in self.placed_arguments:
-            arguments[index] = tensor_at(place, table)
-        for name, place in self.placed_options:
-            options[name] = tensor_at(place, table)
-        for entry, result in zip(self.results, self.op(*arguments, **options), strict=True):
-            if entry is not None:
-                table[entry], addresses[entry] = result, result.data_ptr()
+        arguments, options = self.arguments.copy(), self.options.copy()
+        for index, entry, part in self.placed_arguments:
+            arguments[index] = table[entry] if part is None else tensor_at(part, table)
+        for name, entry, part in self.placed_options:
+            options[name] = table[entry] if part is None else tensor_at(part, table)
+        for written, result in zip(self.results, self.op(*arguments, **options), strict=True):
+            if written is not None:
+                table[written], addresses[written] = result, result.data_ptr()
+
+
+def _placed(values: Iterable[tuple[Any, Any]], layouts: dict[int, Place]) -> list[tuple[Any, int, Place | None]]:
+    """Names of tensors, their entries, and their places where these are only a part of the entry."""
+    return [
+        (name, place.entry, None if place == layouts.get(place.entry) else place)
+        for name, place in values
+        if isinstance(place, Place)
+    ]
 
 
 class Recording:
@@ -85,9 +94,11 @@ class Recording:
             else:
                 self.parts.append((entry, self.scratch))
                 self.scratch += -(-tensor.nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
-        self.layouts = {entry: Place.of(t, entry, t.data_ptr()) for entry, t in recorder.allocated.items()}
+        whole = [*enumerate(recorder.inputs, 1), *recorder.allocated.items()]
+        self.layouts = {entry: Place.of(t, entry, t.data_ptr()) for entry, t in whole if t is not None}
         self.steps = [
-            CallStep(step) if isinstance(step, Called) else LaunchStep(step, self.no_tensor) for step in recorder.steps
+            CallStep(step, self.layouts) if isinstance(step, Called) else LaunchStep(step, self.no_tensor)
+            for step in recorder.steps
         ]
         self._results(results)
 
