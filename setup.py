@@ -32,6 +32,7 @@ X86_VARIANTS = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
+SIMD_FLAGS = ["-ffp-contract=fast", "-fno-math-errno"]
 BYTES_PER_JOB = 3 << 30  # nvcc, while it compiles for all architectures
 
 ROOT = Path(__file__).parent
@@ -294,12 +295,18 @@ class Build(build_ext):
                 objects += writer.build(target, "nvcc", str(source.resolve()))
             elif source.name.endswith("_simd.cpp"):
                 for name, flags in self.variants.items():
-                    all_flags = [f"-DBIASLOSS_ISA={name}", "-ffp-contract=fast", "-fno-math-errno", *flags]
+                    all_flags = [f"-DBIASLOSS_ISA={name}", *SIMD_FLAGS, *flags]
                     objects += writer.build(
                         target.replace(".o", f"_{name}.o"),
                         "cxx",
                         str(source.resolve()),
                         variables={"flags": shlex.join(all_flags)},
+                    )
+            elif source.name.endswith("_vnni.cpp"):
+                if "avx512" in self.variants:
+                    vnni_flags = ["-DBIASLOSS_ISA=avx512vnni", *SIMD_FLAGS, *self.variants["avx512"], "-mavx512vnni"]
+                    objects += writer.build(
+                        target, "cxx", str(source.resolve()), variables={"flags": shlex.join(vnni_flags)}
                     )
             elif source.suffix == ".cpp":
                 objects += writer.build(target, "cxx", str(source.resolve()))

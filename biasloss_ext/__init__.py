@@ -7,6 +7,7 @@ from biasloss_ext.features import FeatureTap
 from biasloss_ext.functional import bias_weight, feature_variance
 from biasloss_ext.inference import optimize_for_inference
 from biasloss_ext.loss import FusedBiasLoss
+from biasloss_ext.nn.quantization.quantize import quantization_report
 from biasloss_ext.ops.native import warn_if_missing
 from biasloss_ext.version import __version__
 
@@ -22,4 +23,5 @@ __all__ = [
     "feature_variance",
     "functional",
     "optimize_for_inference",
+    "quantization_report",
 ]

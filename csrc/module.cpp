@@ -20,7 +20,8 @@ std::map<std::string, std::string> build_information() {
           {"cuda", BIASLOSS_CUDA_VERSION},
           {"cuda_architectures", BIASLOSS_CUDA_ARCHITECTURES},
           {"cpu_variants", BIASLOSS_CPU_VARIANTS},
-          {"cpu_variant_in_use", biasloss::isa_name(biasloss::best_isa())}};
+          {"cpu_variant_in_use", biasloss::isa_name(biasloss::best_isa())},
+          {"cpu_int8", biasloss::has_int8() ? "AVX-512 VNNI" : ""}};
 }
 
 }  // namespace

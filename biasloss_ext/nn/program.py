@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ DTYPES = (torch.float32, torch.float64)
 class Segment:
     """A run as code, and as the layers that it stands for."""
 
-    def __init__(self, run: Run, dtype: torch.dtype) -> None:
-        self.dtype, self.channels = dtype, run.writer.input_channels
+    def __init__(self, run: Run) -> None:
+        self.dtype, self.channels = run.writer.dtype, run.writer.input_channels
         self.constants, self.code = run.writer.constants, run.writer.code()
         self.reads_any_strides = run.reads_any_strides
         self.layers = _function(run.input, run.nodes, run.output)
@@ -138,15 +138,23 @@ class NetworkProgram:
 
 
 class Made:
-    """What a `NetworkProgram` has made of a network for one dtype.
+    """What a `NetworkProgram` has made of a network for one dtype, with what ``make_segment`` makes of each run.
 
     Attributes:
         function: of the whole network; None where no part of it is a program.
+        outside: the nodes that no program computes.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        make_segment: Callable[[Run, int], Any] = lambda run, index: Segment(run),
+        any_convolution: bool = False,
+    ) -> None:
         self.network, self.dtype, self.snapshot = network, dtype, Snapshot(network)
-        self.segments: list[Segment] = []
+        self.segments: list[Any] = []
+        self.outside: list[fx.Node] = []
         self.function: Generated | None = None
         plain = network.__class__.__new__(network.__class__)  # with the method of its class
         plain.__dict__.update({name: value for name, value in network.__dict__.items() if name != "forward"})
@@ -154,10 +162,12 @@ class Made:
             flow = Flow(plain)
         except Unfamiliar:
             return
-        runs = runs_of(flow, dtype)
-        self.segments = [Segment(run, dtype) for run in runs]
+        runs = runs_of(flow, dtype, any_convolution)
+        self.segments = [make_segment(run, index) for index, run in enumerate(runs)]
+        nodes = [node for node in flow.graph.nodes if node.op not in ("placeholder", "output")]
+        inside = {node for run in runs for node in run.nodes}
+        self.outside = [node for node in nodes if node not in inside]
         if runs:
-            nodes = [node for node in flow.graph.nodes if node.op not in ("placeholder", "output")]
             self.function = _function(flow.input, nodes, flow.output, runs)
 
 

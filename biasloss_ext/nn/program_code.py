@@ -50,10 +50,11 @@ class Writer:
         instructions: in order.
         constants: in order; those of an instruction one after another.
         input_channels: that the layers which read the input expect.
+        any_convolution: whether dense convolutions of many channels are written, too, which are faster in PyTorch.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, any_convolution: bool = False) -> None:
+        self.dtype, self.any_convolution = dtype, any_convolution
         self.input_channels: int | None = None
         self.instructions: list[Instruction] = []
         self.constants: list[Tensor] = []
@@ -159,7 +160,7 @@ class Writer:
             return self._linear(weight.flatten(1).contiguous(), bias, x, activation)
         if is_pointwise:
             return self.pointwise(packed(weight), bias, x, activation)
-        if convolution.in_channels > MOST_STEM_CHANNELS:
+        if convolution.in_channels > MOST_STEM_CHANNELS and not self.any_convolution:
             raise Unsupported("PyTorch's dense convolutions are faster but for a few channels")
         x = self._map(x, convolution.in_channels)
         geometry = {"stride": stride[0], "padding": int(padding[0]), "output_activation": activation}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,12 +43,12 @@ class Run(NamedTuple):
         return readers == [Operation.CONVOLUTION]
 
 
-def runs_of(flow: Flow, dtype: torch.dtype) -> list[Run]:
-    """Those of a network, from the first layer on, each as long as possible."""
+def runs_of(flow: Flow, dtype: torch.dtype, any_convolution: bool = False) -> list[Run]:
+    """Those of a network, from the first layer on, each as long as possible; for ``any_convolution`` see `Writer`."""
     nodes = [node for node in flow.graph.nodes if node.op not in ("placeholder", "output")]
     found, first = [], 0
     while first < len(nodes):
-        run = _longest(flow, dtype, nodes[first:])
+        run = _longest(flow, lambda: Writer(dtype, any_convolution), nodes[first:])
         if run is None:
             first += 1
         else:
@@ -57,14 +57,14 @@ def runs_of(flow: Flow, dtype: torch.dtype) -> list[Run]:
     return found
 
 
-def _longest(flow: Flow, dtype: torch.dtype, nodes: Sequence[fx.Node]) -> Run | None:
-    supported = _supported(flow, dtype, nodes)
+def _longest(flow: Flow, new_writer: Callable[[], Writer], nodes: Sequence[fx.Node]) -> Run | None:
+    supported = _supported(flow, new_writer, nodes)
     for count in range(len(supported), 0, -1):
         inside = set(supported[:count])
         read = [node for node in supported[:count] if not inside.issuperset(node.users)]
         if len(read) != 1:
             continue
-        translation = Translation(flow, dtype)
+        translation = Translation(flow, new_writer())
         for node in supported[:count]:
             translation.add(node)
         value, instructions = translation.values[read[0]], translation.writer.instructions
@@ -75,9 +75,9 @@ def _longest(flow: Flow, dtype: torch.dtype, nodes: Sequence[fx.Node]) -> Run | 
     return None
 
 
-def _supported(flow: Flow, dtype: torch.dtype, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+def _supported(flow: Flow, new_writer: Callable[[], Writer], nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The first nodes that one program can compute."""
-    translation = Translation(flow, dtype)
+    translation = Translation(flow, new_writer())
     found = []
     for node in nodes:
         try:
@@ -97,9 +97,8 @@ class Translation:
         input: the one node that is read and was not added; None as long as none was.
     """
 
-    def __init__(self, flow: Flow, dtype: torch.dtype) -> None:
-        self.flow = flow
-        self.writer = Writer(dtype)
+    def __init__(self, flow: Flow, writer: Writer) -> None:
+        self.flow, self.writer = flow, writer
         self.values: dict[fx.Node, Value] = {}
         self.input: fx.Node | None = None
 

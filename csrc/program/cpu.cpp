@@ -9,6 +9,7 @@
 #include "../expand_depthwise/ops.h"
 #include "../pointwise/ops.h"
 #include "../pool_variance/ops.h"
+#include "../quantized/layers.h"
 #include "../squeeze_excite/ops.h"
 #include "layers.h"
 #include "ops.h"
@@ -27,13 +28,21 @@ enum class Operation : int64_t {
   linear,
   average,
   release,
+  quantize,
+  dequantize,
+  quantized_convolution,
+  quantized_depthwise,
+  quantized_pool,
+  quantized_average,
+  quantized_gate,
   count
 };
 
 // A row of the code: see Instruction in biasloss_ext/ops/program/code.py.
 struct Instruction {
   int64_t operation, output, pooled, input, other, gate, constants, on_load, activation, output_activation, stride,
-      same_padding, padding;
+      same_padding, padding,
+      kernel, outputs;
 };
 constexpr size_t kFields = sizeof(Instruction) / sizeof(int64_t);
 
@@ -74,6 +83,22 @@ class Machine {
 
   OptionalTensor affine_on_load(const Instruction& i, int64_t index) const {
     return i.on_load ? OptionalTensor(constant(i, index)) : OptionalTensor();
+  }
+
+  QuantizedConvolution quantized(const Instruction& i) {
+    return {constant(i, 0),
+            constant(i, 1),
+            constant(i, 2),
+            constant(i, 3),
+            constant(i, 4),
+            optional_value(i.other),
+            i.other < 0 ? OptionalTensor() : OptionalTensor(constant(i, 5)),
+            i.outputs,
+            i.kernel,
+            i.stride,
+            i.padding,
+            i.same_padding != 0,
+            checked_activation(i.output_activation, "output_activation")};
   }
 
   void set(int64_t number, Tensor result) {
@@ -124,6 +149,20 @@ class Machine {
         value(i.input);
         values_[i.input].reset();
         return;
+      case Operation::quantize:
+        return set(i.output, quantize(value(i.input), constant(i, 0)));
+      case Operation::dequantize:
+        return set(i.output, dequantize(value(i.input), constant(i, 0)));
+      case Operation::quantized_convolution:
+        return set(i.output, quantized_convolution(value(i.input), quantized(i)));
+      case Operation::quantized_depthwise:
+        return set(i.output, quantized_depthwise(value(i.input), quantized(i)));
+      case Operation::quantized_pool:
+        return set(i.output, quantized_pool(value(i.input), constant(i, 0)));
+      case Operation::quantized_average:
+        return set(i.output, quantized_average(value(i.input), value(i.other)));
+      case Operation::quantized_gate:
+        return set(i.output, quantized_gate(value(i.input), value(i.gate), constant(i, 0), constant(i, 1)));
       default:
         STD_TORCH_CHECK(false, "program: expected an operation below ", int64_t(Operation::count), ", got ",
                         i.operation);

@@ -42,6 +42,15 @@ Isa best_isa() {
   return isa;
 }
 
+bool has_int8() {
+#if defined(BIASLOSS_WITH_AVX512)
+  static const bool has = best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
+  return has;
+#else
+  return false;
+#endif
+}
+
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::avx512:

@@ -15,6 +15,9 @@ enum class Isa { baseline, avx2, avx512 };
 Isa best_isa();
 const char* isa_name(Isa isa);
 
+// Whether the products of bytes can run, which are compiled once, for AVX-512 with VNNI: files named *_vnni.cpp.
+bool has_int8();
+
 // Picks among the builds of one table of functions; null stands for one that is not in this build.
 template <class Table>
 const Table& for_this_cpu(const Table* baseline, const Table* avx2, const Table* avx512) {

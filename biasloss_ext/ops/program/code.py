@@ -9,7 +9,8 @@ from typing import NamedTuple
 class Operation(enum.IntEnum):
     """What an instruction computes, and the constants that it takes one after another.
 
-    The first six are the ops of the same names. A program has float32 or float64 maps where it has one of the next three.
+    The first six are the ops of the same names. A program has float32 or float64 maps where it has one of the next three. Those
+    from QUANTIZE on are described in `quantized`, their weights in `packing`.
     """
 
     EXPAND_DEPTHWISE = 0  # expand_depthwise_activate: expand_weight, affine, weight, y_affine
@@ -22,6 +23,13 @@ class Operation(enum.IntEnum):
     LINEAR = 7  # weight, bias
     AVERAGE = 8  # F.adaptive_avg_pool2d to the size of ``other``
     RELEASE = 9  # frees the input, which is not read again
+    QUANTIZE = 10  # levels
+    DEQUANTIZE = 11  # levels
+    QUANTIZED_CONVOLUTION = 12  # 1x1, dense or linear: weight, bias, scale, levels of x, of the result, of the residual ``other``
+    QUANTIZED_DEPTHWISE = 13  # the same
+    QUANTIZED_POOL = 14  # levels
+    QUANTIZED_AVERAGE = 15  # as AVERAGE
+    QUANTIZED_GATE = 16  # levels of x and of the result
 
 
 class Instruction(NamedTuple):
@@ -40,7 +48,9 @@ class Instruction(NamedTuple):
         output_activation: of the result.
         stride: of a convolution.
         same_padding: of a depthwise convolution, as in `depthwise`.
-        padding: of CONVOLUTION, on each side.
+        padding: of a dense convolution, on each side.
+        kernel: of a quantized convolution.
+        outputs: of the same, its channels.
     """
 
     operation: int
@@ -56,6 +66,8 @@ class Instruction(NamedTuple):
     stride: int = 1
     same_padding: int = 0
     padding: int = 0
+    kernel: int = 1
+    outputs: int = 0
 
 
 FIELDS = len(Instruction._fields)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from biasloss_ext.ops import maps
+from biasloss_ext.ops.program import quantized
 from biasloss_ext.ops.program.code import Instruction, Operation, instructions
 from biasloss_ext.ops.registry import OPS
 
@@ -64,4 +65,4 @@ def _run(i: Instruction, values: dict[int, Tensor], constants: list[Tensor], for
         case Operation.AVERAGE:
             assert other is not None
             return maps.channels_last(F.adaptive_avg_pool2d(x, (other.shape[2], other.shape[3])))
-    raise ValueError(f"program: expected an operation below {len(Operation)}, got {i.operation}")
+    return quantized.run(i, x, other, values.get(i.gate), own)

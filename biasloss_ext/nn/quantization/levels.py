@@ -1,0 +1,100 @@
+"""Chooses the 256 levels of each map from what it holds for the calibration images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from biasloss_ext.nn.quantization.layers import Kind, Layer
+
+SAMPLED = 1 << 15  # values of a map and batch that the error is measured on
+CANDIDATES = 24
+SMALLEST = 0.25  # of what was seen, the least that levels may cover
+
+
+class Levels(NamedTuple):
+    """A byte q stands for ``step * (q - zero)``."""
+
+    step: float
+    zero: int
+
+    @staticmethod
+    def between(low: float, high: float) -> Levels:
+        """Those that cover a range, in which 0 is a level."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        step = max((high - low) / 255, 1e-8)
+        return Levels(torch.tensor(step, dtype=torch.float32).item(), min(255, max(0, round(-low / step))))
+
+    def tensor(self) -> Tensor:
+        return torch.tensor([self.step, float(self.zero)], dtype=torch.float32)
+
+    def error(self, values: Tensor) -> float:
+        """The mean square of what is lost."""
+        levels = (values / self.step).round().add_(self.zero).clamp_(0, 255)
+        return (levels.sub_(self.zero).mul_(self.step) - values).square_().mean().item()
+
+
+class Seen:
+    """Values of one map."""
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, 0.0
+        self._samples: list[Tensor] = []
+
+    def add(self, values: Tensor) -> None:
+        low, high = values.aminmax()
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise ValueError(
+                "the calibration images lead to values that are not finite; check them and the weights"
+            )
+        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        flat = values.permute(0, 2, 3, 1).reshape(-1) if values.dim() == 4 else values.reshape(-1)
+        step = max(1, flat.numel() // SAMPLED) | 1  # odd, so that no channel is left out
+        self._samples.append(flat[::step].clone())
+
+    def levels(self) -> Levels:
+        """Those with the least mean square error: a few large values are cut off where all others gain by it."""
+        values = torch.cat(self._samples)
+        low, high = self.low, self.high
+        for end in ("high", "low"):
+            tried = []
+            for index in range(CANDIDATES):
+                share = 1 - (1 - SMALLEST) * index / (CANDIDATES - 1)
+                bounds = (low, high * share) if end == "high" else (low * share, high)
+                tried.append((Levels.between(*bounds).error(values), index, bounds))
+                if bounds == (low, high) and index > 0:  # this end is 0
+                    break
+            low, high = min(tried)[2]
+        return Levels.between(low, high)
+
+
+class Observer:
+    """Runs layers in float32, and looks at the values between them."""
+
+    def __init__(self, layers: list[Layer], output: int) -> None:
+        self.layers, self.output = layers, output
+        self.seen: dict[int, Seen] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        values = {0: x}
+        self.seen.setdefault(0, Seen()).add(x)
+        last_reader = {number: layer for layer in self.layers for number in layer.reads}
+        for layer in self.layers:
+            y = layer(values[layer.input], values.get(layer.other))
+            values[layer.output] = y
+            if layer.kind is not Kind.SQUEEZE_EXCITE:
+                self.seen.setdefault(layer.output, Seen()).add(y)
+            for number in layer.reads:
+                if last_reader[number] is layer and number != self.output:
+                    values.pop(number, None)
+        return values[self.output]
+
+    def levels(self) -> dict[int, Levels]:
+        """Of each value; those of an average are its input's."""
+        found: dict[int, Levels] = {number: seen.levels() for number, seen in self.seen.items()}
+        for layer in self.layers:
+            if layer.kind is Kind.AVERAGE:
+                found[layer.output] = found[layer.input]
+        return found
