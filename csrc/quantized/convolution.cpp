@@ -64,19 +64,42 @@ ScalarType result_dtype(const QuantizedConvolution& of) {
 
 // The windows that a dense convolution reads, each as a row of kernel x kernel x channels bytes, filled up with zeros.
 struct Windows {
+  static constexpr int64_t kCopied = 16;
+
   const uint8_t* x;
   MapShape in, out;
   int64_t kernel, stride, padding, depth;
   uint8_t zero;
 
+  // Behind the last row may lie kCopied bytes that are overwritten.
   void load(int64_t first, int64_t rows, uint8_t* to) const {
-    for (int64_t row = first; row < first + rows; ++row, to += depth) {
-      const int64_t q = row % out.width, p = row / out.width % out.height, sample = row / out.positions();
-      load_one(x + sample * in.positions() * in.channels, p * stride - padding, q * stride - padding, to);
+    int64_t q = first % out.width, p = first / out.width % out.height;
+    const uint8_t* sample = x + first / out.positions() * in.positions() * in.channels;
+    const uint8_t* const end = x + in.rows() * in.channels;
+    for (int64_t row = 0; row < rows; ++row, to += depth) {
+      const int64_t top = p * stride - padding, left = q * stride - padding;
+      const uint8_t* from = sample + (top * in.width + left) * in.channels;
+      const bool inside = top >= 0 && top + kernel <= in.height && left >= 0 && left + kernel <= in.width;
+      if (inside && kernel * in.channels <= kCopied && from + (kernel - 1) * in.width * in.channels + kCopied <= end)
+        load_short(from, to);
+      else
+        load_any(sample, top, left, to);
+      if (++q < out.width) continue;
+      q = 0;
+      if (++p < out.height) continue;
+      p = 0;
+      sample += in.positions() * in.channels;
     }
   }
 
-  void load_one(const uint8_t* sample, int64_t top, int64_t left, uint8_t* to) const {
+  // Rows of few bytes in copies of a constant length, each of which overwrites what the one before it had too much.
+  void load_short(const uint8_t* from, uint8_t* to) const {
+    for (int64_t k = 0; k < kernel; ++k)
+      std::copy_n(from + k * in.width * in.channels, kCopied, to + k * kernel * in.channels);
+    for (int64_t k = kernel * kernel * in.channels; k < depth; ++k) to[k] = 0;
+  }
+
+  void load_any(const uint8_t* sample, int64_t top, int64_t left, uint8_t* to) const {
     const int64_t begin = std::max<int64_t>(0, -left), end = std::clamp<int64_t>(in.width - left, begin, kernel);
     const int64_t c = in.channels;
     for (int64_t k = 0; k < kernel; ++k, to += kernel * c) {
@@ -125,7 +148,7 @@ Tensor quantized_convolution(const Tensor& x, const QuantizedConvolution& of) {
     uint8_t* patches = nullptr;
     Scratch::lay_out([&](Scratch& scratch) {
       sums = scratch.take<int32_t>(kTileRows * kPanel);
-      patches = scratch.take<uint8_t>(reads_windows ? kTileRows * depth : 0);
+      patches = scratch.take<uint8_t>(reads_windows ? kTileRows * depth + Windows::kCopied : 0);
       return 0;
     });
     const Range own = part_of(pieces.count(), shares, share);

@@ -12,8 +12,6 @@ namespace biasloss {
 namespace BIASLOSS_ISA {
 namespace {
 
-typedef uint8_t ByteVector __attribute__((vector_size(kOutputs)));
-
 // sum[i] += a[4i] * b[4i] + ... + a[4i + 3] * b[4i + 3], a unsigned and b signed.
 inline IntVector dot(const IntVector& sum, const IntVector& a, const IntVector& b) {
   return bits_as<IntVector>(
@@ -22,15 +20,15 @@ inline IntVector dot(const IntVector& sum, const IntVector& a, const IntVector& 
 
 inline IntVector load_ints(const void* from) { return load_bytes<IntVector>(from); }
 
+// gcc 12 takes the vectors of __builtin_convertvector between bytes and integers apart.
 inline IntVector load_wide(const uint8_t* from) {
-  return __builtin_convertvector(load_bytes<ByteVector>(from), IntVector);
+  return bits_as<IntVector>(_mm512_maskz_cvtepu8_epi32(0xffff, load_bytes<__m128i>(from)));
 }
 
-// Of fewer than 16 bytes, behind which none may be read.
+// Of at most 16 bytes, behind which none are read.
 inline IntVector load_wide(const uint8_t* from, int64_t count) {
-  uint8_t padded[kOutputs] = {};
-  __builtin_memcpy(padded, from, count);
-  return load_wide(padded);
+  const auto bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), from);
+  return bits_as<IntVector>(_mm512_maskz_cvtepu8_epi32(0xffff, bytes));
 }
 
 inline FloatVector floats(const IntVector& v) { return __builtin_convertvector(v, FloatVector); }
@@ -40,18 +38,20 @@ inline FloatVector floats(const IntVector& v) { return __builtin_convertvector(v
 struct Rounding {
   static constexpr float kBase = 0x1.8p23f;
 
-  explicit Rounding(int32_t zero) : zero(FloatVector{} + (kBase + float(zero))) {}
+  explicit Rounding(int32_t zero)
+      : zero(_mm512_set1_ps(kBase + float(zero))), low(_mm512_set1_ps(kBase)), high(_mm512_set1_ps(kBase + 255)) {}
   void store(const FloatVector& value, const FloatVector& factor, uint8_t* to, int64_t count) const {
-    const FloatVector lowest = FloatVector{} + kBase, highest = FloatVector{} + (kBase + 255);
-    const FloatVector rounded = between(value * factor + zero, lowest, highest);
-    const auto bytes = __builtin_convertvector(bits_as<UnsignedVector>(rounded), ByteVector);
+    const __m512 rounded = _mm512_fmadd_ps(bits_as<__m512>(value), bits_as<__m512>(factor), zero);
+    // With a mask of all, as elsewhere: without one, gcc 12 warns of its own headers.
+    const __m512 bounded = _mm512_maskz_min_ps(0xffff, _mm512_maskz_max_ps(0xffff, rounded, low), high);
+    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_castps_si512(bounded));
     if (count >= kOutputs)
-      __builtin_memcpy(to, &bytes, kOutputs);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
     else
-      __builtin_memcpy(to, &bytes, count);
+      _mm_mask_storeu_epi8(to, static_cast<__mmask16>((1u << count) - 1), bytes);
   }
 
-  FloatVector zero;
+  __m512 zero, low, high;
 };
 
 // A product that the compiler must not contract with a sum that follows: a multiply-add rounds otherwise.
@@ -120,15 +120,22 @@ void finish_as(const Finish& of, const int32_t* sums, int64_t sums_stride, int64
                const Target& to) {
   const Rounding rounding(of.y.zero);
   const FloatVector inverse = FloatVector{} + 1 / of.y.step, residual_step = FloatVector{} + of.residual_levels.step;
+  const auto value = [&](int64_t row, int64_t output, const FloatVector& scale) {
+    return activate<activation>(product(floats(load_ints(sums + row * sums_stride + output)), scale));
+  };
   for (int64_t output = 0; output < outputs; output += kOutputs) {
     const int64_t count = std::min(kOutputs, outputs - output);
     const FloatVector scale = load(of.scale + output);
+    if (to.residual == nullptr && to.bytes != nullptr && count == kOutputs) {
+      for (int64_t row = 0; row < rows; ++row)
+        rounding.store(value(row, output, scale), inverse, to.bytes + row * to.stride + output, kOutputs);
+      continue;
+    }
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t at = row * to.stride + output;
-      FloatVector y = activate<activation>(product(floats(load_ints(sums + row * sums_stride + output)), scale));
+      FloatVector y = value(row, output, scale);
       if (to.residual != nullptr) {
-        const uint8_t* from = to.residual + at;
-        const IntVector q = count < kOutputs ? load_wide(from, count) : load_wide(from);
+        const IntVector q = load_wide(to.residual + at, count);
         y += product(floats(q - of.residual_levels.zero), residual_step);
       }
       if (to.bytes != nullptr)
@@ -149,7 +156,6 @@ void finish(const Finish& of, const int32_t* sums, int64_t sums_stride, int64_t 
 inline __m512i transposed(__m512i columns) {
   const __m512i pieces = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m128i bytes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  // With a mask of all: without one, gcc 12 warns of its own headers.
   return _mm512_shuffle_epi8(_mm512_maskz_permutexvar_epi32(0xffff, pieces, columns),
                              _mm512_maskz_broadcast_i32x4(0xffff, bytes));
 }
@@ -229,14 +235,22 @@ void gate(const uint8_t* x, int64_t rows, int64_t channels, const float* gate, L
     const FloatVector factor = product(load(padded), ratio);
     for (int64_t row = 0; row < rows; ++row) {
       const uint8_t* from = x + row * channels + c;
-      const IntVector q = count < kOutputs ? load_wide(from, count) : load_wide(from);
+      const IntVector q = load_wide(from, count);
       rounding.store(floats(q - levels.zero), factor, to + row * channels + c, count);
     }
   }
 }
 
 void add_up(const uint8_t* x, int64_t rows, int64_t stride, int64_t count, int32_t* sums) {
+  constexpr int vectors = 4;
   int64_t c = 0;
+  for (; c + vectors * kOutputs <= count; c += vectors * kOutputs) {
+    IntVector sum[vectors];
+    for (int v = 0; v < vectors; ++v) sum[v] = load_ints(sums + c + v * kOutputs);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int v = 0; v < vectors; ++v) sum[v] += load_wide(x + row * stride + c + v * kOutputs);
+    for (int v = 0; v < vectors; ++v) store(sums + c + v * kOutputs, sum[v]);
+  }
   for (; c + kOutputs <= count; c += kOutputs) {
     IntVector sum = load_ints(sums + c);
     for (int64_t row = 0; row < rows; ++row) sum += load_wide(x + row * stride + c);
