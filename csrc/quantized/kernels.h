@@ -61,8 +61,8 @@ struct QuantizedTable {
                uint8_t* to);
   // Adds `rows` rows of `count` bytes, `stride` apart, to sums.
   void (*add_up)(const uint8_t* x, int64_t rows, int64_t stride, int64_t count, int32_t* sums);
-  // to = round(sums * factor).
-  void (*scale)(const int32_t* sums, int64_t count, float factor, uint8_t* to);
+  // The rounded average by channel over rows x columns pixels; rows lie row_stride bytes apart, pixels `channels`.
+  void (*average)(const uint8_t* x, int64_t rows, int64_t row_stride, int64_t columns, int64_t channels, uint8_t* to);
 };
 
 // Raises where the CPU or the build has none.

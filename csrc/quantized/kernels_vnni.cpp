@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../simd/activation.h"
 #include "../simd/vector.h"
@@ -225,48 +226,52 @@ void dequantize(const uint8_t* x, int64_t count, Levels levels, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = float(x[i] - levels.zero) * levels.step;
 }
 
+// Calls f(c, count, vectors) for whole groups of vectors of 16 channels, a constant number at once, then for what is left:
+// a cache line of each pixel is used while it is there.
+template <class F>
+void by_channels(int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + kPanel <= channels; c += kPanel) f(c, kOutputs, std::integral_constant<int, 4>());
+  for (; c < channels; c += kOutputs) f(c, std::min(kOutputs, channels - c), std::integral_constant<int, 1>());
+}
+
 void gate(const uint8_t* x, int64_t rows, int64_t channels, const float* gate, Levels levels, Levels y, uint8_t* to) {
   const Rounding rounding(y.zero);
   const FloatVector ratio = FloatVector{} + levels.step * (1 / y.step);
-  for (int64_t c = 0; c < channels; c += kOutputs) {
-    const int64_t count = std::min(kOutputs, channels - c);
-    float padded[kOutputs] = {};
-    __builtin_memcpy(padded, gate + c, count * sizeof(float));
-    const FloatVector factor = product(load(padded), ratio);
-    for (int64_t row = 0; row < rows; ++row) {
-      const uint8_t* from = x + row * channels + c;
-      const IntVector q = load_wide(from, count);
-      rounding.store(floats(q - levels.zero), factor, to + row * channels + c, count);
+  by_channels(channels, [&](int64_t c, int64_t count, auto vectors) {
+    FloatVector factor[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      float padded[kOutputs] = {};
+      __builtin_memcpy(padded, gate + c + v * kOutputs, count * sizeof(float));
+      factor[v] = product(load(padded), ratio);
     }
-  }
+    for (int64_t row = 0; row < rows; ++row)
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t at = row * channels + c + v * kOutputs;
+        rounding.store(floats(load_wide(x + at, count) - levels.zero), factor[v], to + at, count);
+      }
+  });
 }
 
 void add_up(const uint8_t* x, int64_t rows, int64_t stride, int64_t count, int32_t* sums) {
-  constexpr int vectors = 4;
-  int64_t c = 0;
-  for (; c + vectors * kOutputs <= count; c += vectors * kOutputs) {
-    IntVector sum[vectors];
-    for (int v = 0; v < vectors; ++v) sum[v] = load_ints(sums + c + v * kOutputs);
+  by_channels(count, [&](int64_t c, int64_t own, auto vectors) {
+    IntVector sum[vectors] = {};
     for (int64_t row = 0; row < rows; ++row)
-      for (int v = 0; v < vectors; ++v) sum[v] += load_wide(x + row * stride + c + v * kOutputs);
-    for (int v = 0; v < vectors; ++v) store(sums + c + v * kOutputs, sum[v]);
-  }
-  for (; c + kOutputs <= count; c += kOutputs) {
-    IntVector sum = load_ints(sums + c);
-    for (int64_t row = 0; row < rows; ++row) sum += load_wide(x + row * stride + c);
-    store(sums + c, sum);
-  }
-  for (; c < count; ++c)
-    for (int64_t row = 0; row < rows; ++row) sums[c] += x[row * stride + c];
+      for (int v = 0; v < vectors; ++v) sum[v] += load_wide(x + row * stride + c + v * kOutputs, own);
+    for (int v = 0; v < vectors; ++v)
+      for (int i = 0; i < own; ++i) sums[c + v * kOutputs + i] += sum[v][i];
+  });
 }
 
-void scale(const int32_t* sums, int64_t count, float factor, uint8_t* to) {
+void average(const uint8_t* x, int64_t rows, int64_t row_stride, int64_t columns, int64_t channels, uint8_t* to) {
   const Rounding rounding(0);
-  for (int64_t i = 0; i < count; i += kOutputs) {
-    int32_t padded[kOutputs] = {};
-    const int64_t own = std::min(kOutputs, count - i);
-    __builtin_memcpy(padded, sums + i, own * sizeof(int32_t));
-    rounding.store(floats(load_ints(padded)), FloatVector{} + factor, to + i, own);
+  const FloatVector factor = FloatVector{} + 1.0f / float(rows * columns);
+  for (int64_t c = 0; c < channels; c += kOutputs) {
+    const int64_t count = std::min(kOutputs, channels - c);
+    IntVector sum = {};
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t q = 0; q < columns; ++q) sum += load_wide(x + row * row_stride + q * channels + c, count);
+    rounding.store(floats(sum), factor, to + c, count);
   }
 }
 
@@ -274,7 +279,7 @@ void scale(const int32_t* sums, int64_t count, float factor, uint8_t* to) {
 
 extern const QuantizedTable quantized_table;
 const QuantizedTable quantized_table = {&multiply, &finish,     &interleave, &depthwise, &quantize,
-                                        &dequantize, &gate, &add_up,     &scale};
+                                        &dequantize, &gate, &add_up,     &average};
 
 }  // namespace BIASLOSS_ISA
 }  // namespace biasloss

@@ -106,23 +106,18 @@ Tensor quantized_average(const Tensor& x, const Tensor& like) {
   const MapShape out = {in.samples, in.channels, size.height, size.width};
   Tensor y = empty_map(out, ScalarType::Byte);
   uint8_t* const to = static_cast<uint8_t*>(y.mutable_data_ptr());
+  const auto& table = quantized_table();
   const auto window = [](int64_t i, int64_t whole, int64_t parts) {
     return Range{i * whole / parts, ((i + 1) * whole + parts - 1) / parts};
   };
   parallel_shares(in.rows() * in.channels, [&](int64_t share, int64_t shares) {
     const Range own = part_of(out.rows(), shares, share);
-    std::vector<int32_t> sums(in.channels);
     for (int64_t i = own.begin; i < own.end; ++i) {
       const int64_t sample = i / out.positions();
       const Range rows = window(i / out.width % out.height, in.height, out.height);
       const Range columns = window(i % out.width, in.width, out.width);
-      std::fill(sums.begin(), sums.end(), 0);
-      for (int64_t row = rows.begin; row < rows.end; ++row)
-        quantized_table().add_up(
-            bytes_of(x) + ((sample * in.height + row) * in.width + columns.begin) * in.channels, columns.size(),
-            in.channels, in.channels, sums.data());
-      quantized_table().scale(sums.data(), in.channels, 1.0f / float(rows.size() * columns.size()),
-                              to + i * in.channels);
+      const uint8_t* from = bytes_of(x) + ((sample * in.height + rows.begin) * in.width + columns.begin) * in.channels;
+      table.average(from, rows.size(), in.width * in.channels, columns.size(), in.channels, to + i * in.channels);
     }
   });
   return y;

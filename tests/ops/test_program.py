@@ -88,9 +88,9 @@ def test_average_to_the_size_of_another_map(
 
 ONE = torch.ones(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
 REFUSED: dict[str, tuple[list[Tensor], list[int], str]] = {
-    "no code": ([], [], "expected rows of 13 integers, got 0 integers"),
-    "half a row": ([], [0] * 20, "expected rows of 13 integers, got 20 integers"),
-    "an unknown operation": ([torch.ones(1)], list(Instruction(99, 1)), "expected an operation below 10, got 99"),
+    "no code": ([], [], "expected rows of 15 integers, got 0 integers"),
+    "half a row": ([], [0] * 20, "expected rows of 15 integers, got 20 integers"),
+    "an unknown operation": ([torch.ones(1)], list(Instruction(99, 1)), "expected an operation below 17, got 99"),
 }
 
 

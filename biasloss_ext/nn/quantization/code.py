@@ -11,7 +11,7 @@ from torch import Tensor
 from biasloss_ext.nn.inference_block import packed
 from biasloss_ext.nn.program_code import Writer, packed_kernel
 from biasloss_ext.nn.quantization.layers import Kind, Layer
-from biasloss_ext.nn.quantization.levels import Levels
+from biasloss_ext.nn.quantization.levels import Levels, Measured
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.program.packing import pack, pack_taps, padded
@@ -25,7 +25,7 @@ WITH_WEIGHTS = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
 
 def objection(layer: Layer) -> str | None:
     """Why a layer stays in float32, or None."""
-    if layer.kind in (Kind.SQUEEZE_EXCITE, Kind.NORMALIZE):
+    if layer.kind is Kind.NORMALIZE:
         return "it has no int8 kernel"
     if layer.kind is Kind.DEPTHWISE and (layer.tensors[0].shape[-1] not in DEPTHWISE_KERNELS or layer.stride > 2):
         return "its kernel is neither 3 nor 5, or its stride more than 2"
@@ -43,11 +43,11 @@ class QuantizedWriter:
         float32: how many do not.
     """
 
-    def __init__(self, layers: list[Layer], output: int, levels: dict[int, Levels]) -> None:
+    def __init__(self, layers: list[Layer], output: int, measured: dict[int, Measured]) -> None:
         self.writer = Writer(torch.float32)
         self.int8: Counter[Kind] = Counter()
         self.float32: Counter[Kind] = Counter()
-        self._levels = levels
+        self._measured = measured
         self._of_levels: dict[Levels, Tensor] = {}
         self._bytes: dict[int, int] = {}  # the numbers that values have in this program
         self._floats: dict[int, int] = {0: 0}
@@ -84,11 +84,12 @@ class QuantizedWriter:
 
     def _add_convolution(self, layer: Layer) -> None:
         weight, bias = layer.tensors
-        from_levels = self._levels[layer.input]
+        from_levels, means = self._measured[layer.input]
         quantized, weight_step = _quantized_weight(weight, bias, from_levels.step)
         step = weight_step * from_levels.step
         sums_of_weights = quantized.flatten(1).sum(1)
-        of_bias = (bias.double() / step).round() - from_levels.zero * sums_of_weights
+        bias = bias.double() + _mean_error(weight, quantized, weight_step, means)
+        of_bias = (bias / step).round() - from_levels.zero * sums_of_weights
         is_depthwise = layer.kind is Kind.DEPTHWISE
         memory = quantized if weight.dim() == 4 else quantized[:, :, None, None]
         to_bytes = layer.output in self._wanted_as_bytes
@@ -123,9 +124,6 @@ class QuantizedWriter:
         other = self._as_float(layer.other) if layer.other >= 0 else -1
         fields: dict[str, Any] = {"input": x, "output_activation": layer.activation}
         match layer.kind:
-            case Kind.SQUEEZE_EXCITE:
-                fields.update(activation=layer.activation, output_activation=layer.gate_activation)
-                self._write(Operation.SQUEEZE_EXCITE, layer, self._floats, *own, **fields)
             case Kind.NORMALIZE:
                 fields = {"input": x, "activation": layer.activation, "other": other}
                 self._write(Operation.NORMALIZE, layer, self._floats, own[0], **fields)
@@ -164,7 +162,7 @@ class QuantizedWriter:
 
     def _tensor(self, number: int) -> Tensor:
         """The levels of a value; one tensor for all that have the same."""
-        levels = self._levels[number]
+        levels = self._measured[number].levels
         if levels not in self._of_levels:
             self._of_levels[levels] = levels.tensor()
         return self._of_levels[levels]
@@ -184,6 +182,13 @@ class QuantizedWriter:
 
 def _read_as_bytes(layer: Layer) -> tuple[int, ...]:
     return (layer.input,) if layer.kind is Kind.GATE else layer.reads
+
+
+def _mean_error(weight: Tensor, quantized: Tensor, step: Tensor, means: Tensor) -> Tensor:
+    """What the rounding of weights takes from the mean of each output; the bias gives it back."""
+    lost = (weight.double().flatten(1) - quantized.flatten(1) * step[:, None]).reshape(weight.shape)
+    of_channel = lost.flatten(2).sum(2) if lost.dim() == 4 else lost
+    return of_channel[:, 0] * means if of_channel.shape[1] != len(means) else of_channel @ means
 
 
 def _quantized_weight(weight: Tensor, bias: Tensor, x_step: float) -> tuple[Tensor, Tensor]:

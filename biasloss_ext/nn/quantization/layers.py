@@ -26,7 +26,6 @@ class Kind(enum.Enum):
     POOL = "pools"
     AVERAGE = "averages"
     GATE = "products with gates"
-    SQUEEZE_EXCITE = "squeeze-and-excitations"
     NORMALIZE = "normalizations"
 
 
@@ -38,10 +37,8 @@ class Layer(NamedTuple):
         output: the number of its value, as those it reads; -1 stands for none.
         input: that of its input.
         other: of the residual; of AVERAGE, of the map that gives the size; of GATE, of the gate.
-        tensors: weight and bias of a convolution or linear layer, with all normalizations folded in; the four of
-            SQUEEZE_EXCITE; the affine of NORMALIZE.
-        activation: of the result; of SQUEEZE_EXCITE, of the hidden layer.
-        gate_activation: of SQUEEZE_EXCITE.
+        tensors: weight and bias of a convolution or linear layer, with all normalizations folded in; the affine of NORMALIZE.
+        activation: of the result.
         stride: of a convolution, as the next two.
         same_padding: of a depthwise one.
         padding: of a dense one.
@@ -53,7 +50,6 @@ class Layer(NamedTuple):
     other: int = -1
     tensors: tuple[Tensor, ...] = ()
     activation: int = maps.IDENTITY
-    gate_activation: int = maps.IDENTITY
     stride: int = 1
     same_padding: bool = False
     padding: int = 0
@@ -80,10 +76,6 @@ class Layer(NamedTuple):
             case Kind.GATE:
                 assert other is not None
                 return x * other[:, :, None, None]
-            case Kind.SQUEEZE_EXCITE:
-                reduce, reduce_bias, expand, expand_bias = self.tensors
-                hidden = maps.activate(F.linear(x, reduce, reduce_bias), self.activation)
-                return maps.activate(F.linear(hidden, expand, expand_bias), self.gate_activation)
             case Kind.NORMALIZE:
                 y = maps.normalized(x, self.tensors[0])
         y = maps.activate(y, self.activation)
@@ -93,7 +85,8 @@ class Layer(NamedTuple):
 def layers_of(instructions: Iterable[Instruction], constants: list[Tensor]) -> list[Layer]:
     """The layers of a float32 program.
 
-    Normalizations that it applies where a map is read become layers, and are folded into the depthwise convolution before.
+    Normalizations that it applies where a map is read become layers, and are folded into the depthwise convolution before;
+    a squeeze-and-excitation is two linear layers.
     """
     reader = _Reader(constants)
     for instruction in instructions:
@@ -157,8 +150,8 @@ class _Reader:
             case Operation.POOL:
                 self.add(Kind.POOL, i.output, self.normalized(i, own[0] if i.on_load else None))
             case Operation.SQUEEZE_EXCITE:
-                activations = {"activation": i.activation, "gate_activation": i.output_activation}
-                self.add(Kind.SQUEEZE_EXCITE, i.output, i.input, tensors=tuple(own[:4]), **activations)
+                hidden = self.add(Kind.LINEAR, self.new(), i.input, tensors=tuple(own[:2]), activation=i.activation)
+                self.add(Kind.LINEAR, i.output, hidden, tensors=tuple(own[2:4]), activation=i.output_activation)
             case Operation.NORMALIZE:
                 fields = {"tensors": (own[0],), "activation": i.activation, "other": i.other}
                 self.add(Kind.NORMALIZE, i.output, i.input, **fields)

@@ -15,7 +15,7 @@ from biasloss_ext.nn.program import Made, NetworkProgram
 from biasloss_ext.nn.program_search import Run
 from biasloss_ext.nn.quantization.code import QuantizedWriter
 from biasloss_ext.nn.quantization.layers import layers_of
-from biasloss_ext.nn.quantization.levels import Levels, Observer
+from biasloss_ext.nn.quantization.levels import Measured, Observer
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Operation
 from biasloss_ext.ops.program.op import program
@@ -30,11 +30,11 @@ class QuantizedSegment:
         written: how its layers are computed.
     """
 
-    def __init__(self, run: Run, levels: dict[int, Levels]) -> None:
+    def __init__(self, run: Run, measured: dict[int, Measured]) -> None:
         layers = layers_of(run.writer.instructions, run.writer.constants)
         output = run.writer.instructions[-1].output
         self.channels = run.writer.input_channels
-        self.written = QuantizedWriter(layers, output, levels)
+        self.written = QuantizedWriter(layers, output, measured)
         writer = self.written.writer
         self.constants, self.code = writer.constants, writer.code()
         readers = [i.operation for i in writer.instructions if 0 in (i.input, i.other)]
@@ -68,15 +68,15 @@ class QuantizedProgram(NetworkProgram):
     What does not compute those programs raises: there is nothing else that would return the same scores.
     """
 
-    def __init__(self, network: nn.Module, levels: list[dict[int, Levels]] | None = None) -> None:
+    def __init__(self, network: nn.Module, measured: list[dict[int, Measured]] | None = None) -> None:
         super().__init__(network)
-        self.levels = levels
+        self.measured = measured
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"network": self.network, "levels": self.levels}
+        return {"network": self.network, "measured": self.measured}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["network"], state["levels"])  # type: ignore[misc]
+        self.__init__(state["network"], state["measured"])  # type: ignore[misc]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         x = only_map(arguments, options)
@@ -93,7 +93,7 @@ class QuantizedProgram(NetworkProgram):
         return self._made
 
     def _segment(self, run: Run, index: int) -> Any:
-        return ObservedSegment(run) if self.levels is None else QuantizedSegment(run, self.levels[index])
+        return ObservedSegment(run) if self.measured is None else QuantizedSegment(run, self.measured[index])
 
     def _problem(self, x: Any) -> str | None:
         if type(x) is not Tensor or x.device.type != "cpu" or x.dtype is not torch.float32:
@@ -109,8 +109,8 @@ class QuantizedProgram(NetworkProgram):
         return None
 
     def freeze(self) -> None:
-        """Take the levels from what was observed."""
-        self.levels = [segment.levels() for segment in self.made.segments]
+        """Quantize by what was observed."""
+        self.measured = [segment.measured() for segment in self.made.segments]
         self._made = None
 
 

@@ -1,0 +1,213 @@
+"""The instructions of programs on bytes: the compiled kernels compute the integers of the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biasloss_ext.ops import backends, maps
+from biasloss_ext.ops.native import native
+from biasloss_ext.ops.program.code import Instruction, Operation
+from biasloss_ext.ops.program.packing import pack, pack_taps, padded, unpack, unpack_taps
+from biasloss_ext.ops.registry import OPS
+
+HAS_KERNELS = backends.why_not("cpu", torch.device("cpu"), "program") is None and bool(native().build.get("cpu_int8"))
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="this CPU or build has no int8 kernels")
+BACKENDS = ["reference", pytest.param("cpu", marks=needs_kernels)]
+X, Y, Z = (torch.tensor(levels) for levels in ([0.02, 13.0], [0.03, 37.0], [0.01, 200.0]))
+FLOAT = torch.empty(0)
+EXACT = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.HARDSIGMOID)
+BY_EXPONENTIALS = (maps.SILU, maps.SIGMOID, maps.GELU, maps.GELU_TANH)
+
+
+def draw(low: int, high: int, *shape: int) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def bytes_map(*shape: int) -> Tensor:
+    x = draw(0, 256, *shape).to(torch.uint8)
+    return maps.channels_last(x) if x.dim() == 4 else x
+
+
+def operands(weight: Tensor, packed: Tensor, to: Tensor) -> list[Tensor]:
+    """Of a convolution whose sums fill the range of the result."""
+    outputs, terms = weight.shape[0], weight[0].numel()
+    bias = padded(draw(-9000, 9000, outputs).to(torch.int32))
+    scale = padded((draw(1, 100, outputs) / 2.0e4 / terms**0.5).float())
+    return [packed.to(torch.int8), bias, scale, X, to]
+
+
+def run(x: Tensor, constants: list[Tensor], *rows: Instruction, backend: str = "cpu") -> Tensor:
+    result: Tensor = OPS["program"](x, constants, [int(field) for row in rows for field in row], backend=backend)
+    return result
+
+
+def of_reals(x: Tensor, weight: Tensor, constants: list[Tensor], activation: int, **geometry: int) -> Tensor:
+    """The same layer on the numbers that the bytes stand for, in float64."""
+    _, bias, scale, (step, zero), _ = constants
+    outputs = weight.shape[0]
+    scale_of, bias_of = scale[:outputs].double(), bias[:outputs].double()
+    q = x.double() - zero
+    shape = (-1, 1, 1) if x.dim() == 4 else (-1,)
+    product = F.conv2d(q, weight.double(), **geometry) if x.dim() == 4 else F.linear(q, weight.double().flatten(1))
+    # What the zero of x adds to a sum is in the bias, which is that of the layer here plus this.
+    of_zero = zero.double() * weight.double().flatten(1).sum(1)
+    return maps.activate((product + (bias_of + of_zero).view(shape)) * scale_of.view(shape), activation)
+
+
+CONVOLUTIONS = [
+    (1, 24, 7, 9, 1, 72, 1, 0),
+    (2, 3, 17, 20, 3, 16, 2, 1),
+    (3, 40, 5, 6, 1, 33, 1, 0),
+    (1, 8, 14, 14, 3, 24, 1, 1),
+    (2, 130, 7, 7, 1, 160, 1, 0),
+    (2, 16, 5, 5, 1, 128, 2, 0),
+    (1, 5, 3, 2, 5, 7, 1, 4),
+]
+
+
+@pytest.mark.parametrize("to", [Y, FLOAT], ids=["bytes", "float32"])
+@pytest.mark.parametrize("activation", [*EXACT, *BY_EXPONENTIALS])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution(case: tuple[int, ...], activation: int, to: Tensor) -> None:
+    samples, channels, height, width, kernel, outputs, stride, padding = case
+    x, weight = bytes_map(samples, channels, height, width), draw(-127, 128, outputs, channels, kernel, kernel)
+    constants = operands(weight, pack(weight.double()), to)
+    geometry = {"stride": stride, "padding": padding}
+    row = Instruction(
+        Operation.QUANTIZED_CONVOLUTION, 1, output_activation=activation, kernel=kernel, outputs=outputs, **geometry
+    )
+    check(x, weight, constants, row, activation, **geometry)
+
+
+@pytest.mark.parametrize("activation", [*EXACT, *BY_EXPONENTIALS])
+@pytest.mark.parametrize(("samples", "depth", "outputs"), [(1, 960, 40), (3, 7, 5), (50, 33, 130)])
+def test_linear(samples: int, depth: int, outputs: int, activation: int) -> None:
+    x, weight = bytes_map(samples, depth), draw(-127, 128, outputs, depth, 1, 1)
+    constants = operands(weight, pack(weight.double()), Y)
+    row = Instruction(Operation.QUANTIZED_CONVOLUTION, 1, output_activation=activation, outputs=outputs)
+    check(x, weight, constants, row, activation)
+
+
+@pytest.mark.parametrize("activation", [*EXACT, *BY_EXPONENTIALS])
+@pytest.mark.parametrize("same_padding", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(1, 24, 7, 9), (2, 72, 18, 21), (3, 130, 1, 2)])
+def test_depthwise(size: tuple[int, ...], kernel: int, stride: int, same_padding: bool, activation: int) -> None:
+    x, weight = bytes_map(*size), draw(-127, 128, size[1], 1, kernel, kernel)
+    constants = operands(weight, pack_taps(weight.double(), stride), Y)
+    geometry = {"kernel": kernel, "stride": stride, "same_padding": int(same_padding)}
+    row = Instruction(
+        Operation.QUANTIZED_DEPTHWISE, 1, output_activation=activation, outputs=size[1], **geometry
+    )
+    if same_padding and stride == 2:
+        check(x, None, constants, row, activation)
+    else:
+        check(x, weight, constants, row, activation, stride=stride, padding=kernel // 2, groups=size[1])
+
+
+def check(
+    x: Tensor, weight: Tensor | None, constants: list[Tensor], row: Instruction, activation: int, **geometry: int
+) -> None:
+    """The reference against float64 on the numbers that bytes stand for, the kernels against the reference."""
+    expected = run(x, constants, row, backend="reference")
+    if weight is not None:
+        real, to = of_reals(x, weight, constants, activation, **geometry), constants[4]
+        if to.numel():
+            step, zero = to.double()
+            levels = (real / step + zero).clamp(0, 255)
+            assert (expected.double() - levels).abs().max() <= 0.5 + 1e-3
+        else:
+            torch.testing.assert_close(expected.double(), real, rtol=1e-5, atol=1e-6)
+    if not HAS_KERNELS:
+        return
+    ours = run(x, constants, row)
+    assert ours.dtype is expected.dtype
+    assert ours.shape == expected.shape
+    if activation in EXACT:
+        assert torch.equal(ours, expected)
+    elif ours.dtype is torch.uint8:
+        assert (ours.int() - expected.int()).abs().max() <= 1
+        assert (ours != expected).double().mean() < 1e-3
+    else:
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [24, 75])
+def test_what_lies_between_convolutions(channels: int) -> None:
+    """Levels, residuals, gates, pools and averages, on maps whose last vectors are not full."""
+    x = torch.randn(2, channels, 9, 7, generator=torch.Generator().manual_seed(0))
+    weight = draw(-127, 128, channels, channels, 1, 1)
+    convolution = operands(weight, pack(weight.double()), Y)
+    taps = draw(-127, 128, channels, 1, 3, 3)
+    depthwise = operands(taps, pack_taps(taps.double(), 2), Y)
+    geometry = {"outputs": channels, "output_activation": maps.RELU}
+    rows = [
+        Instruction(Operation.QUANTIZE, 1, constants=0),
+        Instruction(Operation.QUANTIZED_CONVOLUTION, 2, input=1, other=1, constants=1, **geometry),
+        Instruction(Operation.QUANTIZED_POOL, 3, input=2, constants=5),
+        Instruction(Operation.QUANTIZED_GATE, 4, input=2, gate=3, constants=5),
+        Instruction(Operation.QUANTIZED_DEPTHWISE, 5, input=4, constants=7, kernel=3, stride=2, **geometry),
+        Instruction(Operation.QUANTIZED_AVERAGE, 6, input=1, other=5),
+        Instruction(Operation.DEQUANTIZE, 7, input=6, constants=0),
+    ]
+    constants = [X, *convolution, X, *depthwise]
+    constants[5:7] = [Y, X]
+    for last in range(1, len(rows) + 1):
+        for given in (x, maps.channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
+            ours = run(given, constants, *rows[:last])
+            expected = run(given, constants, *rows[:last], backend="reference")
+            assert torch.equal(ours, expected), rows[last - 1]
+            assert ours.stride() == expected.stride()
+
+
+@pytest.mark.parametrize(("outputs", "channels", "kernel"), [(16, 4, 1), (33, 5, 3)])
+def test_packing_is_undone(outputs: int, channels: int, kernel: int) -> None:
+    weight = draw(-127, 128, outputs, channels, kernel, kernel)
+    assert torch.equal(unpack(pack(weight), outputs, channels, kernel), weight)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_packing_of_taps_is_undone(kernel: int, stride: int) -> None:
+    weight = draw(-127, 128, 24, 1, kernel, kernel)
+    assert torch.equal(unpack_taps(pack_taps(weight, stride), 24, kernel), weight)
+
+
+REFUSED: dict[str, tuple[Instruction, list[Tensor], str]] = {
+    "a float map": (Instruction(Operation.QUANTIZED_POOL, 1), [X], "expected a map of bytes"),
+    "no step": (Instruction(Operation.QUANTIZE, 1), [torch.zeros(2)], "expected a positive step"),
+    "three levels": (Instruction(Operation.QUANTIZE, 1), [torch.ones(3)], r"expected 2 float32 values \(step, zero\), got 3"),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", REFUSED)
+def test_instructions_that_make_no_sense(case: str) -> None:
+    row, constants, message = REFUSED[case]
+    with pytest.raises(RuntimeError, match=message):
+        run(maps.channels_last(torch.ones(1, 4, 3, 3)), constants, row)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("index", "wrong", "message"),
+    [
+        (0, torch.zeros(1, 1, 16, 4), "weight"),
+        (0, torch.zeros(7, dtype=torch.int8), "weight: expected"),
+        (1, torch.zeros(3, dtype=torch.int32), "bias: expected 16"),
+        (2, torch.zeros(16, dtype=torch.float64), "scale: expected 16"),
+        (4, torch.tensor([1.0, 256.0]), "a zero from 0 to 255"),
+    ],
+)
+def test_operands_that_do_not_fit(index: int, wrong: Tensor, message: str) -> None:
+    weight = draw(-127, 128, 8, 4, 1, 1)
+    constants = operands(weight, pack(weight.double()), Y)
+    constants[index] = wrong
+    row = Instruction(Operation.QUANTIZED_CONVOLUTION, 1, outputs=8)
+    with pytest.raises(RuntimeError, match=message):
+        run(bytes_map(1, 4, 3, 3), constants, row)
