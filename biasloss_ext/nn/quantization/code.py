@@ -11,7 +11,7 @@ from torch import Tensor
 from biasloss_ext.nn.inference_block import packed
 from biasloss_ext.nn.program_code import Writer, packed_kernel
 from biasloss_ext.nn.quantization.layers import Kind, Layer
-from biasloss_ext.nn.quantization.levels import Levels, Measured
+from biasloss_ext.nn.quantization.levels import Levels
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.program.packing import pack, pack_taps, padded
@@ -43,11 +43,11 @@ class QuantizedWriter:
         float32: how many do not.
     """
 
-    def __init__(self, layers: list[Layer], output: int, measured: dict[int, Measured]) -> None:
+    def __init__(self, layers: list[Layer], output: int, levels: dict[int, Levels]) -> None:
         self.writer = Writer(torch.float32)
         self.int8: Counter[Kind] = Counter()
         self.float32: Counter[Kind] = Counter()
-        self._measured = measured
+        self._levels = levels
         self._of_levels: dict[Levels, Tensor] = {}
         self._bytes: dict[int, int] = {}  # the numbers that values have in this program
         self._floats: dict[int, int] = {0: 0}
@@ -84,12 +84,11 @@ class QuantizedWriter:
 
     def _add_convolution(self, layer: Layer) -> None:
         weight, bias = layer.tensors
-        from_levels, means = self._measured[layer.input]
+        from_levels = self._levels[layer.input]
         quantized, weight_step = _quantized_weight(weight, bias, from_levels.step)
         step = weight_step * from_levels.step
         sums_of_weights = quantized.flatten(1).sum(1)
-        bias = bias.double() + _mean_error(weight, quantized, weight_step, means)
-        of_bias = (bias / step).round() - from_levels.zero * sums_of_weights
+        of_bias = (bias.double() / step).round() - from_levels.zero * sums_of_weights
         is_depthwise = layer.kind is Kind.DEPTHWISE
         memory = quantized if weight.dim() == 4 else quantized[:, :, None, None]
         to_bytes = layer.output in self._wanted_as_bytes
@@ -162,7 +161,7 @@ class QuantizedWriter:
 
     def _tensor(self, number: int) -> Tensor:
         """The levels of a value; one tensor for all that have the same."""
-        levels = self._measured[number].levels
+        levels = self._levels[number]
         if levels not in self._of_levels:
             self._of_levels[levels] = levels.tensor()
         return self._of_levels[levels]
@@ -182,13 +181,6 @@ class QuantizedWriter:
 
 def _read_as_bytes(layer: Layer) -> tuple[int, ...]:
     return (layer.input,) if layer.kind is Kind.GATE else layer.reads
-
-
-def _mean_error(weight: Tensor, quantized: Tensor, step: Tensor, means: Tensor) -> Tensor:
-    """What the rounding of weights takes from the mean of each output; the bias gives it back."""
-    lost = (weight.double().flatten(1) - quantized.flatten(1) * step[:, None]).reshape(weight.shape)
-    of_channel = lost.flatten(2).sum(2) if lost.dim() == 4 else lost
-    return of_channel[:, 0] * means if of_channel.shape[1] != len(means) else of_channel @ means
 
 
 def _quantized_weight(weight: Tensor, bias: Tensor, x_step: float) -> tuple[Tensor, Tensor]:

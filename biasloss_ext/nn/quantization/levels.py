@@ -10,8 +10,8 @@ from torch import Tensor
 from biasloss_ext.nn.quantization.layers import Kind, Layer
 
 SAMPLED = 1 << 15  # values of a map and batch that the error is measured on
-CANDIDATES = 24
-SMALLEST = 0.25  # of what was seen, the least that levels may cover
+CANDIDATES = 11
+SMALLEST = 0.8  # of what was seen, the least that levels may cover: what is rare may be what tells classes apart
 
 
 class Levels(NamedTuple):
@@ -36,26 +36,12 @@ class Levels(NamedTuple):
         return (levels.sub_(self.zero).mul_(self.step) - values).square_().mean().item()
 
 
-class Measured(NamedTuple):
-    """What quantization needs to know of a map.
-
-    Attributes:
-        levels: of its values.
-        means: of each channel, in float64.
-    """
-
-    levels: Levels
-    means: Tensor
-
-
 class Seen:
     """Values of one map."""
 
     def __init__(self) -> None:
         self.low, self.high = 0.0, 0.0
         self._samples: list[Tensor] = []
-        self._sums: Tensor = torch.zeros((), dtype=torch.float64)
-        self._count = 0
 
     def add(self, values: Tensor) -> None:
         low, high = values.aminmax()
@@ -67,13 +53,8 @@ class Seen:
         flat = values.permute(0, 2, 3, 1).reshape(-1) if values.dim() == 4 else values.reshape(-1)
         step = max(1, flat.numel() // SAMPLED) | 1  # odd, so that no channel is left out
         self._samples.append(flat[::step].clone())
-        self._sums = self._sums + values.double().sum((0, 2, 3) if values.dim() == 4 else 0)
-        self._count += values.numel() // values.shape[1]
 
-    def measured(self) -> Measured:
-        return Measured(self._levels(), self._sums / self._count)
-
-    def _levels(self) -> Levels:
+    def levels(self) -> Levels:
         """Those with the least mean square error: a few large values are cut off where all others gain by it."""
         values = torch.cat(self._samples)
         low, high = self.low, self.high
@@ -109,10 +90,10 @@ class Observer:
                     values.pop(number, None)
         return values[self.output]
 
-    def measured(self) -> dict[int, Measured]:
-        """Of each value; an average has the levels of its input."""
-        found = {number: seen.measured() for number, seen in self.seen.items()}
+    def levels(self) -> dict[int, Levels]:
+        """Of each value; an average has those of its input."""
+        found = {number: seen.levels() for number, seen in self.seen.items()}
         for layer in self.layers:
             if layer.kind is Kind.AVERAGE:
-                found[layer.output] = found[layer.output]._replace(levels=found[layer.input].levels)
+                found[layer.output] = found[layer.input]
         return found

@@ -15,7 +15,7 @@ from biasloss_ext.nn.program import Made, NetworkProgram
 from biasloss_ext.nn.program_search import Run
 from biasloss_ext.nn.quantization.code import QuantizedWriter
 from biasloss_ext.nn.quantization.layers import layers_of
-from biasloss_ext.nn.quantization.levels import Measured, Observer
+from biasloss_ext.nn.quantization.levels import Levels, Observer
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Operation
 from biasloss_ext.ops.program.op import program
@@ -30,11 +30,11 @@ class QuantizedSegment:
         written: how its layers are computed.
     """
 
-    def __init__(self, run: Run, measured: dict[int, Measured]) -> None:
+    def __init__(self, run: Run, levels: dict[int, Levels]) -> None:
         layers = layers_of(run.writer.instructions, run.writer.constants)
         output = run.writer.instructions[-1].output
         self.channels = run.writer.input_channels
-        self.written = QuantizedWriter(layers, output, measured)
+        self.written = QuantizedWriter(layers, output, levels)
         writer = self.written.writer
         self.constants, self.code = writer.constants, writer.code()
         readers = [i.operation for i in writer.instructions if 0 in (i.input, i.other)]
@@ -68,15 +68,15 @@ class QuantizedProgram(NetworkProgram):
     What does not compute those programs raises: there is nothing else that would return the same scores.
     """
 
-    def __init__(self, network: nn.Module, measured: list[dict[int, Measured]] | None = None) -> None:
+    def __init__(self, network: nn.Module, levels: list[dict[int, Levels]] | None = None) -> None:
         super().__init__(network)
-        self.measured = measured
+        self.levels = levels
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"network": self.network, "measured": self.measured}
+        return {"network": self.network, "levels": self.levels}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["network"], state["measured"])  # type: ignore[misc]
+        self.__init__(state["network"], state["levels"])  # type: ignore[misc]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         x = only_map(arguments, options)
@@ -93,7 +93,7 @@ class QuantizedProgram(NetworkProgram):
         return self._made
 
     def _segment(self, run: Run, index: int) -> Any:
-        return ObservedSegment(run) if self.measured is None else QuantizedSegment(run, self.measured[index])
+        return ObservedSegment(run) if self.levels is None else QuantizedSegment(run, self.levels[index])
 
     def _problem(self, x: Any) -> str | None:
         if type(x) is not Tensor or x.device.type != "cpu" or x.dtype is not torch.float32:
@@ -110,7 +110,7 @@ class QuantizedProgram(NetworkProgram):
 
     def freeze(self) -> None:
         """Quantize by what was observed."""
-        self.measured = [segment.measured() for segment in self.made.segments]
+        self.levels = [segment.levels() for segment in self.made.segments]
         self._made = None
 
 
@@ -150,5 +150,5 @@ def report_of(model: nn.Module) -> QuantizationReport:
         for segment in each.made.segments:
             int8.update({kind.value: count for kind, count in segment.written.int8.items()})
             float32.update({kind.value: count for kind, count in segment.written.float32.items()})
-        outside += [node.name for node in each.made.outside]
+        outside += [node.name for node in each.made.outside if node.users]  # others are checks
     return QuantizationReport(dict(int8), dict(float32), outside)
