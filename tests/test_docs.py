@@ -25,6 +25,7 @@ from biasloss_ext import functional, models
 from biasloss_ext import nn as layers
 from biasloss_ext.cli import main
 from biasloss_ext.models import skipblocknet
+from biasloss_ext.ops.native import native
 from biasloss_ext.recipes.data import digits
 from biasloss_ext.recipes.optional import why_not
 from tests.recipes.idx_files import EMNIST_PARTS, write_idx
@@ -64,6 +65,8 @@ def needs(text: str) -> str | None:
     reasons = {package: why_not(package) for package in OPTIONAL}
     if any(name in text for name in ("torchvision", "mixup", "rand-augment", "random-erasing")):
         return reasons["torchvision"]
+    if "torch.int8" in text and not native().build.get("cpu_int8"):
+        return "this CPU or build has no int8 kernels"
     if "torch.onnx" in text and reasons["onnxscript"]:
         return reasons["onnxscript"]
     return next((reason for package, reason in reasons.items() if package in text and reason), None)

@@ -21,7 +21,6 @@ from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.ops import backends
 from biasloss_ext.ops.native import native
 from biasloss_ext.ops.program import reference
-from biasloss_ext.ops.program.op import program
 from tests.networks import MODELS, network
 from tests.nn import lookalikes
 
@@ -46,7 +45,7 @@ def quantized() -> Any:
 
 def quantize(model: nn.Module, calibrate_on: Any = None) -> Any:
     return optimize_for_inference(
-        model, dtype=torch.int8, calibrate_on=images(8, 3, 64, 64, seed=2) if calibrate_on is None else calibrate_on
+        model, dtype=torch.int8, calibrate_on=images(4, 3, 64, 64, seed=2) if calibrate_on is None else calibrate_on
     )
 
 
@@ -125,10 +124,10 @@ def test_a_copy_computes_the_same(quantized: Any, copied: Callable[[Any], Any]) 
 
 @needs_kernels
 def test_ways_to_give_images() -> None:
-    model, x = lookalikes.network().eval(), images(64, 3, 32, 32)
+    model, x = lookalikes.network().eval(), images(40, 3, 32, 32)
     expected = quantize(model, x)(x[:2])
     assert torch.equal(quantize(model, [x[:32], x[32:]])(x[:2]), expected)
-    loader = DataLoader(TensorDataset(x, torch.zeros(64)), batch_size=32)
+    loader = DataLoader(TensorDataset(x, torch.zeros(40)), batch_size=32)
     assert torch.equal(quantize(model, loader)(x[:2]), expected)
 
 

@@ -41,8 +41,7 @@ enum class Operation : int64_t {
 // A row of the code: see Instruction in biasloss_ext/ops/program/code.py.
 struct Instruction {
   int64_t operation, output, pooled, input, other, gate, constants, on_load, activation, output_activation, stride,
-      same_padding, padding,
-      kernel, outputs;
+      same_padding, padding, kernel, outputs;
 };
 constexpr size_t kFields = sizeof(Instruction) / sizeof(int64_t);
 

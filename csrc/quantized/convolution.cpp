@@ -30,8 +30,7 @@ Checked checked(const QuantizedConvolution& of, int64_t weights, const MapShape&
   Checked c;
   c.weight = checked_values<int8_t>(of.weight, ScalarType::Char, weights, "quantized convolution: weight");
   c.bias = checked_values<int32_t>(of.bias, ScalarType::Int, padded, "quantized convolution: bias");
-  const float* scale =
-      checked_values<float>(of.scale, ScalarType::Float, padded, "quantized convolution: scale");
+  const float* scale = checked_values<float>(of.scale, ScalarType::Float, padded, "quantized convolution: scale");
   const bool to_bytes = of.y_levels.numel() > 0;
   c.x = levels_of(of.x_levels);
   c.finish = {scale, of.activation, to_bytes ? levels_of(of.y_levels) : Levels{1, 0}, {1, 0}};
@@ -131,8 +130,9 @@ struct Pieces {
 
 Tensor quantized_convolution(const Tensor& x, const QuantizedConvolution& of) {
   const MapShape in = bytes_shape(x, "quantized convolution: x");
-  STD_TORCH_CHECK(of.outputs >= 1 && of.kernel >= 1 && of.stride >= 1 && of.padding >= 0 && of.padding < of.kernel,
-                  "quantized convolution: expected outputs, kernel and stride from 1 on, and a padding below the kernel");
+  STD_TORCH_CHECK(
+      of.outputs >= 1 && of.kernel >= 1 && of.stride >= 1 && of.padding >= 0 && of.padding < of.kernel,
+      "quantized convolution: expected outputs, kernel and stride from 1 on, and a padding below the kernel");
   const MapShape out = {in.samples, of.outputs, result_size(in.height, of.padding, of.padding, of),
                         result_size(in.width, of.padding, of.padding, of)};
   const int64_t depth = padded_to(of.kernel * of.kernel * in.channels, kDotDepth);
@@ -221,7 +221,8 @@ struct Depthwise {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const int64_t first = row * of.stride - top;
       for (loaded = std::max(loaded, first); loaded < first + of.kernel; ++loaded)
-        for (int64_t b = 0; b < count; ++b) load(sample, loaded, first_block + b, ring_row(loaded) + b * strips.row_bytes);
+        for (int64_t b = 0; b < count; ++b)
+          load(sample, loaded, first_block + b, ring_row(loaded) + b * strips.row_bytes);
       for (int64_t b = 0; b < count; ++b) {
         const int64_t block = first_block + b, channel = block * kOutputs;
         for (int64_t k = 0; k < of.kernel; ++k) window[k] = ring_row(first + k) + b * strips.row_bytes;
@@ -237,8 +238,7 @@ struct Depthwise {
   void load(int64_t sample, int64_t y, int64_t block, uint8_t* to) const {
     const int64_t channel = block * kOutputs;
     const bool inside = y >= 0 && y < in.height;
-    const uint8_t* from =
-        inside ? x + ((sample * in.height + y) * in.width) * in.channels + channel : nullptr;
+    const uint8_t* from = inside ? x + ((sample * in.height + y) * in.width) * in.channels + channel : nullptr;
     quantized_table().interleave(from, in.channels, std::min(kOutputs, in.channels - channel), in.width, left,
                                  groups + 1, uint8_t(c.x.zero), to);
   }

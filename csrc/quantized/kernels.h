@@ -1,6 +1,6 @@
-// Kernels on maps of bytes: products of unsigned activations and signed weights, summed up in int32 by AVX-512 VNNI, and
-// what makes bytes of the sums. The sums are exact, and what follows is computed value by value, so results depend on
-// no split of the work. See biasloss_ext/ops/program/quantized.py for what each computes.
+// Kernels on maps of bytes: products of unsigned activations and signed weights, summed up in int32 by AVX-512 VNNI,
+// and what makes bytes of the sums. The sums are exact, and what follows is computed value by value, so results depend
+// on no split of the work. See biasloss_ext/ops/program/quantized.py for what each computes.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,8 @@ constexpr int64_t kOutputs = 16;  // of a vector of sums
 constexpr int64_t kDotDepth = 4;  // products that go into a sum at once
 constexpr int64_t kPanel = 4 * kOutputs;
 constexpr int64_t kTileRows = 24;
-constexpr int64_t kColumnGroup = 4;  // columns of a map that lie together, channel by channel, for a depthwise convolution
+constexpr int64_t kColumnGroup =
+    4;  // columns of a map that lie together, channel by channel, for a depthwise convolution
 
 struct QuantizedTable {
   // sums[row][output] = bias[output] + sum over k of a[row][k] * b[output][k], for at most kTileRows rows and kPanel
@@ -46,8 +47,8 @@ struct QuantizedTable {
   void (*finish)(const Finish& finish, const int32_t* sums, int64_t sums_stride, int64_t rows, int64_t outputs,
                  const Target& to);
   // `channels` (at most 16) channels of a row of `width` pixels, each `stride` bytes after the one before it, as groups
-  // of 16 channels x 4 columns. The row begins with `left` columns of `zero`, and is filled up by such columns. A null x
-  // is a row of such columns.
+  // of 16 channels x 4 columns. The row begins with `left` columns of `zero`, and is filled up by such columns. A null
+  // x is a row of such columns.
   void (*interleave)(const uint8_t* x, int64_t stride, int64_t channels, int64_t width, int64_t left, int64_t groups,
                      uint8_t zero, uint8_t* to);
   // Sums of a row of a depthwise convolution for 16 channels, four columns of x at a time: `groups` times 4 / stride

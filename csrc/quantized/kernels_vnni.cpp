@@ -1,6 +1,4 @@
 // Compiled once, for AVX-512 with VNNI.
-#include "kernels.h"
-
 #include <immintrin.h>
 
 #include <algorithm>
@@ -8,6 +6,7 @@
 
 #include "../simd/activation.h"
 #include "../simd/vector.h"
+#include "kernels.h"
 
 namespace biasloss {
 namespace BIASLOSS_ISA {
@@ -15,8 +14,7 @@ namespace {
 
 // sum[i] += a[4i] * b[4i] + ... + a[4i + 3] * b[4i + 3], a unsigned and b signed.
 inline IntVector dot(const IntVector& sum, const IntVector& a, const IntVector& b) {
-  return bits_as<IntVector>(
-      _mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(a), bits_as<__m512i>(b)));
+  return bits_as<IntVector>(_mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(a), bits_as<__m512i>(b)));
 }
 
 inline IntVector load_ints(const void* from) { return load_bytes<IntVector>(from); }
@@ -149,8 +147,7 @@ void finish_as(const Finish& of, const int32_t* sums, int64_t sums_stride, int64
 
 void finish(const Finish& of, const int32_t* sums, int64_t sums_stride, int64_t rows, int64_t outputs,
             const Target& to) {
-  with_activation(of.activation,
-                  [&](auto known) { finish_as<known.value>(of, sums, sums_stride, rows, outputs, to); });
+  with_activation(of.activation, [&](auto known) { finish_as<known.value>(of, sums, sums_stride, rows, outputs, to); });
 }
 
 // A vector of 4 columns x 16 channels as 16 channels x 4 columns.
@@ -226,8 +223,8 @@ void dequantize(const uint8_t* x, int64_t count, Levels levels, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = float(x[i] - levels.zero) * levels.step;
 }
 
-// Calls f(c, count, vectors) for whole groups of vectors of 16 channels, a constant number at once, then for what is left:
-// a cache line of each pixel is used while it is there.
+// Calls f(c, count, vectors) for whole groups of vectors of 16 channels, a constant number at once, then for what is
+// left: a cache line of each pixel is used while it is there.
 template <class F>
 void by_channels(int64_t channels, const F& f) {
   int64_t c = 0;
@@ -278,8 +275,8 @@ void average(const uint8_t* x, int64_t rows, int64_t row_stride, int64_t columns
 }  // namespace
 
 extern const QuantizedTable quantized_table;
-const QuantizedTable quantized_table = {&multiply, &finish,     &interleave, &depthwise, &quantize,
-                                        &dequantize, &gate, &add_up,     &average};
+const QuantizedTable quantized_table = {&multiply,   &finish, &interleave, &depthwise, &quantize,
+                                        &dequantize, &gate,   &add_up,     &average};
 
 }  // namespace BIASLOSS_ISA
 }  // namespace biasloss

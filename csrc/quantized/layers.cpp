@@ -133,8 +133,8 @@ Tensor quantized_gate(const Tensor& x, const Tensor& gate, const Tensor& x_level
     const Range own = part_of(s.rows(), shares, share);
     for (int64_t row = own.begin; row < own.end;) {
       const int64_t sample = row / s.positions(), end = std::min(own.end, (sample + 1) * s.positions());
-      quantized_table().gate(bytes_of(x) + row * s.channels, end - row, s.channels, factors + sample * s.channels,
-                             from, of_y, to + row * s.channels);
+      quantized_table().gate(bytes_of(x) + row * s.channels, end - row, s.channels, factors + sample * s.channels, from,
+                             of_y, to + row * s.channels);
       row = end;
     }
   });

@@ -1,5 +1,5 @@
-// The layers of a program on maps of bytes. Maps are channels_last (N, C, H, W), or matrices (N, C). A map's levels are a
-// float32 tensor (step, zero).
+// The layers of a program on maps of bytes. Maps are channels_last (N, C, H, W), or matrices (N, C). A map's levels are
+// a float32 tensor (step, zero).
 #pragma once
 
 #include "../math/activation_names.h"

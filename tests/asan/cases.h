@@ -8,6 +8,7 @@ void run_depthwise();
 void run_expansion();
 void run_plain_depthwise();
 void run_pointwise();
+void run_quantized();
 void run_rows();
 void run_small_matrices();
 

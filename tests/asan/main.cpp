@@ -7,6 +7,7 @@ int main() {
   biasloss::run_expansion();
   biasloss::run_plain_depthwise();
   biasloss::run_pointwise();
+  biasloss::run_quantized();
   biasloss::run_rows();
   biasloss::run_small_matrices();
 }

@@ -6,6 +6,7 @@ To add a family of kernels: a .cpp file beside this one that calls them, its fun
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,10 +28,12 @@ KERNELS = (
     "pointwise/backward_simd.cpp",
     "pointwise/forward_simd.cpp",
     "pool_variance/pool_variance_simd.cpp",
+    *(("quantized/kernels_vnni.cpp",) if platform.machine() == "x86_64" else ()),
     "squeeze_excite/squeeze_excite_simd.cpp",
 )
 # Without optimization: what is inlined takes the compiler three times as long to guard.
 FLAGS = "-std=c++20 -O0 -g1 -Wall -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+VNNI = "-march=x86-64-v4 -mavx512vnni -DBIASLOSS_ISA=avx512vnni"
 
 
 def build() -> Path:
@@ -42,12 +45,15 @@ def build() -> Path:
     objects = [f"{source.parent.name}_{source.stem}.o" for source in sources]
     lines = [
         "rule compile",
-        f"  command = g++ {FLAGS} -MMD -MF $out.d -c $in -o $out",
+        f"  command = g++ {FLAGS} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f"  command = g++ {FLAGS} $in -o $out",
-        *(f"build {target}: compile {source}" for target, source in zip(objects, sources, strict=True)),
+        *(
+            f"build {target}: compile {source}\n  flags = {VNNI if source.stem.endswith('_vnni') else ''}"
+            for target, source in zip(objects, sources, strict=True)
+        ),
         "build kernels: link " + " ".join(objects),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")

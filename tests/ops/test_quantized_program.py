@@ -46,14 +46,15 @@ def run(x: Tensor, constants: list[Tensor], *rows: Instruction, backend: str = "
 
 def of_reals(x: Tensor, weight: Tensor, constants: list[Tensor], activation: int, **geometry: int) -> Tensor:
     """The same layer on the numbers that the bytes stand for, in float64."""
-    _, bias, scale, (step, zero), _ = constants
+    _, bias, scale, levels, _ = constants
     outputs = weight.shape[0]
     scale_of, bias_of = scale[:outputs].double(), bias[:outputs].double()
+    zero = levels[1].double()
     q = x.double() - zero
     shape = (-1, 1, 1) if x.dim() == 4 else (-1,)
     product = F.conv2d(q, weight.double(), **geometry) if x.dim() == 4 else F.linear(q, weight.double().flatten(1))
     # What the zero of x adds to a sum is in the bias, which is that of the layer here plus this.
-    of_zero = zero.double() * weight.double().flatten(1).sum(1)
+    of_zero = zero * weight.double().flatten(1).sum(1)
     return maps.activate((product + (bias_of + of_zero).view(shape)) * scale_of.view(shape), activation)
 
 
@@ -100,9 +101,7 @@ def test_depthwise(size: tuple[int, ...], kernel: int, stride: int, same_padding
     x, weight = bytes_map(*size), draw(-127, 128, size[1], 1, kernel, kernel)
     constants = operands(weight, pack_taps(weight.double(), stride), Y)
     geometry = {"kernel": kernel, "stride": stride, "same_padding": int(same_padding)}
-    row = Instruction(
-        Operation.QUANTIZED_DEPTHWISE, 1, output_activation=activation, outputs=size[1], **geometry
-    )
+    row = Instruction(Operation.QUANTIZED_DEPTHWISE, 1, output_activation=activation, outputs=size[1], **geometry)
     if same_padding and stride == 2:
         check(x, None, constants, row, activation)
     else:
@@ -181,7 +180,11 @@ def test_packing_of_taps_is_undone(kernel: int, stride: int) -> None:
 REFUSED: dict[str, tuple[Instruction, list[Tensor], str]] = {
     "a float map": (Instruction(Operation.QUANTIZED_POOL, 1), [X], "expected a map of bytes"),
     "no step": (Instruction(Operation.QUANTIZE, 1), [torch.zeros(2)], "expected a positive step"),
-    "three levels": (Instruction(Operation.QUANTIZE, 1), [torch.ones(3)], r"expected 2 float32 values \(step, zero\), got 3"),
+    "three levels": (
+        Instruction(Operation.QUANTIZE, 1),
+        [torch.ones(3)],
+        r"expected 2 float32 values \(step, zero\), got 3",
+    ),
 }
 
 

@@ -12,7 +12,6 @@ from biasloss_ext.nn.inference_block import packed
 from biasloss_ext.nn.program_code import Writer, packed_kernel
 from biasloss_ext.nn.quantization.layers import Kind, Layer
 from biasloss_ext.nn.quantization.levels import Levels
-from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.program.packing import pack, pack_taps, padded
 
@@ -147,9 +146,7 @@ class QuantizedWriter:
             case _:
                 raise AssertionError(layer.kind)
 
-    def _write(
-        self, operation: Operation, layer: Layer, to: dict[int, int], *constants: Tensor, **fields: Any
-    ) -> None:
+    def _write(self, operation: Operation, layer: Layer, to: dict[int, int], *constants: Tensor, **fields: Any) -> None:
         to[layer.output] = self._append(operation, constants, **fields)
 
     def _append(self, operation: Operation, constants: tuple[Tensor, ...], **fields: Any) -> int:

@@ -46,9 +46,7 @@ class Seen:
     def add(self, values: Tensor) -> None:
         low, high = values.aminmax()
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise ValueError(
-                "the calibration images lead to values that are not finite; check them and the weights"
-            )
+            raise ValueError("the calibration images lead to values that are not finite; check them and the weights")
         self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         flat = values.permute(0, 2, 3, 1).reshape(-1) if values.dim() == 4 else values.reshape(-1)
         step = max(1, flat.numel() // SAMPLED) | 1  # odd, so that no channel is left out

@@ -26,9 +26,13 @@ def check_int8_support() -> None:
     """
     problem = why_not("cpu", torch.device("cpu"), "program")
     if problem is None and not native().build.get("cpu_int8"):
-        problem = f"it needs a CPU with AVX-512 VNNI, and this process runs {native().build['cpu_variant_in_use']} kernels"
+        problem = (
+            f"it needs a CPU with AVX-512 VNNI, and this process runs {native().build['cpu_variant_in_use']} kernels"
+        )
     if problem is not None:
-        raise RuntimeError(f"dtype torch.int8 is not supported here: {problem}; there are torch.float32 and torch.float64")
+        raise RuntimeError(
+            f"dtype torch.int8 is not supported here: {problem}; there are torch.float32 and torch.float64"
+        )
 
 
 @torch.no_grad()
@@ -67,7 +71,9 @@ def _batches(calibrate_on: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     for batch in itertools.islice(calibrate_on, MOST_BATCHES):
         images = batch[0] if isinstance(batch, list | tuple) and batch else batch
         if not isinstance(images, Tensor):
-            raise TypeError(f"calibrate_on must yield tensors of images, alone or first of a tuple, got {type(images).__name__}")
+            raise TypeError(
+                f"calibrate_on must yield tensors of images, alone or first of a tuple, got {type(images).__name__}"
+            )
         if len(images):
             yield images
 

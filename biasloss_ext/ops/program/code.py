@@ -25,7 +25,9 @@ class Operation(enum.IntEnum):
     RELEASE = 9  # frees the input, which is not read again
     QUANTIZE = 10  # levels
     DEQUANTIZE = 11  # levels
-    QUANTIZED_CONVOLUTION = 12  # 1x1, dense or linear: weight, bias, scale, levels of x, of the result, of the residual ``other``
+    QUANTIZED_CONVOLUTION = (
+        12  # 1x1, dense or linear: weight, bias, scale, levels of x, of the result, of the residual ``other``
+    )
     QUANTIZED_DEPTHWISE = 13  # the same
     QUANTIZED_POOL = 14  # levels
     QUANTIZED_AVERAGE = 15  # as AVERAGE
