@@ -62,7 +62,8 @@ class Layer(NamedTuple):
         """In PyTorch."""
         match self.kind:
             case Kind.CONVOLUTION:
-                y = F.conv2d(x, *self.tensors, self.stride, self.padding)
+                weight, bias = self.tensors
+                y = F.conv2d(x, weight, bias, self.stride, self.padding)
             case Kind.DEPTHWISE:
                 weight, bias = self.tensors
                 y = convolve(x, weight, self.stride, self.same_padding) + maps.per_channel(bias)

@@ -36,7 +36,8 @@ def run(i: Instruction, x: Tensor, other: Tensor | None, gate: Tensor | None, ow
         case Operation.QUANTIZED_POOL:
             step, zero = own[0]
             positions = x.shape[2] * x.shape[3]
-            return (x.to(torch.int64).sum((2, 3)) - zero.long() * positions).float() * (step / positions)
+            mean: Tensor = (x.to(torch.int64).sum((2, 3)) - zero.long() * positions).float() * (step / positions)
+            return mean
         case Operation.QUANTIZED_AVERAGE:
             assert other is not None
             return _average(x, other)
@@ -50,7 +51,8 @@ def run(i: Instruction, x: Tensor, other: Tensor | None, gate: Tensor | None, ow
 
 def dequantize(x: Tensor, levels: Tensor) -> Tensor:
     step, zero = levels
-    return (x.float() - zero) * step
+    values: Tensor = (x.float() - zero) * step
+    return values
 
 
 def _rounded(x: Tensor, levels: Tensor) -> Tensor:
