@@ -77,9 +77,9 @@ class QuantizedWriter:
             operands = {"input": self._as_bytes(layer.input), "other": self._as_bytes(layer.other)}
             self._write(Operation.QUANTIZED_AVERAGE, layer, self._bytes, **operands)
         else:
-            levels = (self._tensor(layer.input), self._tensor(layer.output))
+            x_levels, y_levels = self._tensor(layer.input), self._tensor(layer.output)
             operands = {"input": self._as_bytes(layer.input), "gate": self._as_float(layer.other)}
-            self._write(Operation.QUANTIZED_GATE, layer, self._bytes, *levels, **operands)
+            self._write(Operation.QUANTIZED_GATE, layer, self._bytes, x_levels, y_levels, **operands)
 
     def _add_convolution(self, layer: Layer) -> None:
         weight, bias = layer.tensors
