@@ -256,8 +256,9 @@ class _Run:
             raise UserError(f"the training loss of epoch {self.epoch + 1} is not finite: try a lower --lr")
         self.here.share_buffers(self.model)
         row: Row = {"epoch": self.epoch + 1, "lr": self.schedule.get_last_lr()[0], "train_loss": train_loss}
+        now_tested = (self.epoch + 1) % self.recipe.test_every == 0 or self.epoch + 1 == self.recipe.epochs
         for prefix, model in (("", self.model), ("ema_", self.ema)):
-            if model is not None:
+            if model is not None and now_tested:
                 figures = evaluate(model, self.data, 2 * self.recipe.batch_size, self.here, self.autocast)
                 row |= {f"{prefix}test_{name}": value for name, value in figures.items()}
         if self.weights:
