@@ -77,8 +77,8 @@ class Run:
         return make_recipe(DATA, data_dir=data_dir, seed=self.seed, **options)
 
 
-FEW = {"train_images": 2_000, "epochs": 20, "batch_size": 64, "test_every": 5}
-MORE = {"train_images": 10_000, "epochs": 10, "batch_size": 64, "test_every": 5}
+FEW = {"train_images": 2_000, "epochs": 12, "batch_size": 64, "test_every": 6}
+MORE = {"train_images": 10_000, "epochs": 6, "batch_size": 64, "test_every": 3}
 NOISE = {"label_noise": 0.2}
 SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4}
 FIVE, THREE = range(5), range(3)
@@ -135,7 +135,7 @@ PARTS = (
     Part(
         "b",
         "Bias Loss with few images and with wrong labels",
-        "SkipblockNet-XS with AdamW, batches of 64; 20 epochs on 2,000 images, 10 epochs on 10,000.",
+        "SkipblockNet-XS with AdamW, batches of 64; 12 epochs on 2,000 images, 6 epochs on 10,000.",
         (
             _losses("2000-noise20", "2,000 images, 20% wrong labels", {**FEW, **NOISE}),
             _losses("2000", "2,000 images", FEW),
@@ -147,7 +147,7 @@ PARTS = (
         "s",
         "Is Bias Loss only a smaller learning rate?",
         "The weights of Bias Loss average below 1. AdamW divides gradients by their size, so a constant factor in the loss "
-        "changes almost nothing there; with SGD it scales the steps. SkipblockNet-XS on 2,000 images, 20 epochs, with the "
+        "changes almost nothing there; with SGD it scales the steps. SkipblockNet-XS on 2,000 images, 12 epochs, with the "
         "paper's constants of SGD: learning rate 0.1, momentum 0.9, weight decay 1e-4.",
         tuple(
             Setting(name, title, {**FEW, **SGD, **noise}, STEP_LOSSES, STEP_PAIRS, FIVE)
@@ -160,7 +160,7 @@ PARTS = (
     Part(
         "c",
         "SkipblockNet-M and MobileNetV3-Large",
-        "Both at 32 x 32 with a first convolution of stride 1, AdamW, batches of 64, 20 epochs on 2,000 images. "
+        "Both at 32 x 32 with a first convolution of stride 1, AdamW, batches of 64, 12 epochs on 2,000 images. "
         "MobileNetV3-Large is torchvision's.",
         (_models(),),
     ),

@@ -26,8 +26,8 @@ tested on its 10,000 test images, after the last epoch.
 
 Runs with one seed see the same images, labels, order and augmentation, and start from the same weights, so differences are
 taken in pairs. The interval is Student's t over the seeds, and holds for all differences of a table together in 95 cases of
-100 (Bonferroni). A difference is *shown* if its interval excludes 0. "No difference is shown" does not say that there is none: the
-interval says how large it may be. The intervals of separate tables are not corrected for each other."""
+100 (Bonferroni). A difference is *shown* if its interval excludes 0. "No difference is shown" does not say that there is none:
+the interval says how large it may be. The intervals of separate tables are not corrected for each other."""
 RELATIONS = """\
 ## (e) What the variance says about an image
 
@@ -193,8 +193,8 @@ def main(check: bool = False, results: Path = RESULTS, to: Path = PAGE) -> int:
     """Writes the page and its plots, or with ``check`` returns 1 if the page is not up to date."""
     found = records.load(results)
     if check:
-        drawn = [name for name in (plots.DIFFERENCES, plots.CURVES, plots.GRID, plots.LAYERS)]
-        drawn = [name for name in drawn if (to.parent / IMAGES / name).exists()]
+        names = (plots.DIFFERENCES, plots.CURVES, plots.GRID, plots.LAYERS)
+        drawn = [name for name in names if (to.parent / IMAGES / name).exists()]
         if not to.exists() or to.read_text() != page(found, drawn):
             print(f"{to.name} is not up to date: run `python -m bench.study report`", file=sys.stderr)
             return 1
