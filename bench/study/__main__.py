@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.study import report
@@ -12,7 +13,7 @@ from bench.study.runner import RESULTS, Folders, result_path, run_all
 from biasloss_ext.errors import UserError
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("run", "train what has no results yet"), ("list", "say which runs have results")):
@@ -27,7 +28,7 @@ def main() -> None:
             command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command = commands.add_parser("report", help="write docs/study.md and its plots from the results")
     command.add_argument("--check", action="store_true", help="write nothing; fail if the page is not up to date")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     try:
         if arguments.command == "report":
             sys.exit(report.main(arguments.check))

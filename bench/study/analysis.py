@@ -116,8 +116,10 @@ def relations(samples: Samples, wrong: Tensor | None = None) -> dict[str, Any]:
 
 
 def _rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    found = float(stats.spearmanr(first.numpy(), second.numpy()).statistic)
-    return found if found == found else None  # constant figures have no correlation
+    """None if one of them is constant."""
+    if first.min() == first.max() or second.min() == second.max():
+        return None
+    return float(stats.spearmanr(first.numpy(), second.numpy()).statistic)
 
 
 def _higher(values: Tensor, chosen: Tensor) -> float | None:
