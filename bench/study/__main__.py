@@ -20,6 +20,7 @@ def main(given: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=text)
         command.add_argument("--part", action="append", default=[], help="letter of a part; several times for several")
         command.add_argument("--setting", action="append", default=[], help="name of a setting, likewise")
+        command.add_argument("--variant", action="append", default=[], help="name of a variant, likewise")
         command.add_argument("--seed", action="append", type=int, default=[], help="likewise")
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
         if name == "run":
@@ -32,7 +33,7 @@ def main(given: Sequence[str] | None = None) -> None:
     try:
         if arguments.command == "report":
             sys.exit(report.main(arguments.check))
-        wanted = list(runs(arguments.part, arguments.setting, arguments.seed))
+        wanted = list(runs(arguments.part, arguments.setting, arguments.variant, arguments.seed))
         if arguments.command == "run":
             done = run_all(wanted, Folders(arguments.data_dir, arguments.work, arguments.results), arguments.device)
             print(f"{done} runs done")

@@ -173,11 +173,16 @@ PARTS = (
 )
 
 
-def runs(letters: Sequence[str] = (), settings: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Run]:
-    """The runs of these parts, settings and seeds, all where none are named; all variants of a seed before the next seed.
+def runs(
+    letters: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> Iterator[Run]:
+    """The runs of these parts, settings, variants and seeds, all where none are named; a whole seed before the next.
 
     Raises:
-        UserError: no part or setting of that name.
+        UserError: no part, setting or variant of that name.
     """
     known = [part.letter for part in PARTS]
     for letter in letters:
@@ -188,10 +193,14 @@ def runs(letters: Sequence[str] = (), settings: Sequence[str] = (), seeds: Seque
     for name in settings:
         if name not in names:
             raise UserError(f"unknown setting {name!r}: there are {', '.join(names)}")
-    for part in chosen:
-        for setting in part.settings:
-            if settings and setting.name not in settings:
-                continue
-            for seed in setting.seeds:
-                if not seeds or seed in seeds:
-                    yield from (Run(part, setting, variant, seed) for variant in setting.variants)
+    listed = [(part, s) for part in chosen for s in part.settings if not settings or s.name in settings]
+    variant_names = dict.fromkeys(variant for _, setting in listed for variant in setting.variants)
+    for variant in variants:
+        if variant not in variant_names:
+            raise UserError(f"unknown variant {variant!r}: there are {'; '.join(variant_names)}")
+    for part, setting in listed:
+        for seed in setting.seeds:
+            if not seeds or seed in seeds:
+                for variant in setting.variants:
+                    if not variants or variant in variants:
+                        yield Run(part, setting, variant, seed)

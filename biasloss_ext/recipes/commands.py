@@ -88,7 +88,7 @@ _HELP = {
 }
 
 
-def _with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command an option for every choice of the recipe; those not given are None, the default of the data set.
 
     The command takes them as ``**options``.
@@ -142,7 +142,7 @@ def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
         raise UserError(f"{option} takes whole numbers between commas, got {text!r}") from None
 
 
-@_with_recipe_options()
+@with_recipe_options()
 def train(
     *,
     data: Data = "digits",
@@ -174,7 +174,7 @@ def train(
         typer.echo(f"test accuracy {outcome.accuracy:.2%}; report in {out / 'report.md'}")
 
 
-@_with_recipe_options("model", "loss", "seed")
+@with_recipe_options("model", "loss", "seed")
 def compare(
     *,
     data: Data = "digits",
