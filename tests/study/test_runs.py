@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {"train_images": 40, "label_noise": 0.2, "epochs": 2, "batch_size": 16, "small_input": False, "test_every": 2}
 SETTING = dataclasses.replace(plan.PARTS[1].settings[0], options=TINY, seeds=(0,))
 PART = dataclasses.replace(plan.PARTS[1], settings=(SETTING,))
-RUNS = [plan.Run(PART, SETTING, variant, 0) for variant in ("bias", "ce")]
+RUNS = [plan.Run(PART, SETTING, variant, 0) for variant in ("bias", "ce", "bias, mean weight 1")]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of both runs."""
+    """The results of all of `RUNS`."""
     folder = tmp_path_factory.mktemp("finished")
-    assert runner.run_all(RUNS, runner.Folders(data, folder / "work", folder / "results"), "cpu") == 2
+    assert runner.run_all(RUNS, runner.Folders(data, folder / "work", folder / "results"), "cpu") == 3
     assert not list((folder / "work").rglob("*.pt"))
     return folder / "results"
 
@@ -46,7 +46,7 @@ def without_environment(path: Path) -> dict[str, object]:
 
 
 def test_a_file_has_what_the_report_needs(finished: Path) -> None:
-    bias, plain = (json.loads(runner.result_path(run, finished).read_text()) for run in RUNS)
+    bias, plain, divided = (json.loads(runner.result_path(run, finished).read_text()) for run in RUNS)
     assert bias["run"] == {"part": "b", "setting": "2000-noise20", "variant": "bias", "seed": 0}
     assert bias["test_images"] == 16
     assert bias["accuracy"] == bias["history"][-1]["test_accuracy"]
@@ -54,7 +54,8 @@ def test_a_file_has_what_the_report_needs(finished: Path) -> None:
     assert 0.6 < bias["history"][-1]["weight_mean"] < 1.1
     assert "data_dir" not in bias["recipe"]
     assert plain["recipe"] == {**bias["recipe"], "loss": "ce"}
-    for record in (bias, plain):
+    assert divided["history"][-1]["weight_mean"] == pytest.approx(1)
+    for record in (bias, plain, divided):
         assert record["analysis"]["test"]["images"] == 16
         assert record["analysis"]["train"]["images"] == 40
         assert 0 <= record["analysis"]["train"]["wrong_label"] <= 1
