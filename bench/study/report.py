@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from bench.study.plan import PARTS, Part
 from bench.study.records import Found
 from bench.study.runner import RESULTS
 from biasloss_ext.benchmarks.table import Table
+from biasloss_ext.recipes.data.idx import FASHION_CLASSES
 from biasloss_ext.recipes.statistics import Difference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,8 @@ right class minus the highest other, on test images. *Class*: the share of the v
 rather than within them. *Misclassified*: the probability that a test image classified wrongly has a higher variance than
 one classified rightly. *Wrong label*: the same for training images whose label is wrong on purpose. In the last two columns
 0.5 means that the variance says nothing, and above 0.5 that Bias Loss gives such images more weight."""
+CLASSES = """\
+The mean variance of each class, beside that of all test images. Above 1, Bias Loss gives the class more weight than others."""
 LAYERS = """\
 The variance of a test image's activations in each layer, as in [feature diversity](diversity.md): the line is the
 median, the band reaches from 5% to 95% of the images. Both are means over the seeds."""
@@ -58,7 +62,7 @@ def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
             "Means over the seeds. The training loss is the one that is trained with, so losses of",
         ]
         lines += ["different kinds differ in scale.", "", _image("training loss and test accuracy", plots.CURVES)]
-    lines += ["", RELATIONS, "", relations_table(found).markdown()]
+    lines += ["", RELATIONS, "", relations_table(found).markdown(), "", CLASSES, "", classes_table(found).markdown()]
     if plots.LAYERS in drawn:
         lines += ["", LAYERS, "", _image("variance of activations layer by layer", plots.LAYERS)]
     return "\n".join([*lines, "", *running(found)]) + "\n"
@@ -158,6 +162,18 @@ def relations_table(found: Sequence[Found]) -> Table:
                 where = f"({setting.part.letter}) {setting.setting.title}"
                 rows.append((where, variant, str(len(runs)), *(_figure(f, ".2f") for f in (*figures, wrong))))
     return Table("", ("setting", "variant", "seeds", "loss", "margin", "class", "misclassified", "wrong label"), rows)
+
+
+def classes_table(found: Sequence[Found]) -> Table:
+    """The variants that the first of a setting's differences compares."""
+    rows = []
+    for setting in found:
+        for variant in setting.setting.pairs[0] if setting.part.letter != "d" else ():
+            means = [record["analysis"]["test"]["class_means"] for record in setting.records[variant].values()]
+            if means:
+                figures = (f"{statistics.fmean(column):.2f}" for column in zip(*means, strict=True))
+                rows.append((f"({setting.part.letter}) {setting.setting.title}", variant, *figures))
+    return Table("", ("setting", "variant", *FASHION_CLASSES), rows)
 
 
 def running(found: Sequence[Found]) -> list[str]:

@@ -12,7 +12,7 @@ from bench.study import plan, records, report, runner
 
 def record(run: plan.Run, accuracy: float) -> dict[str, Any]:
     last = {"epoch": 12, "train_loss": 0.5, "test_loss": 0.7, "test_accuracy": accuracy}
-    relations = {"loss": -0.6, "margin": 0.6, "class_share": 0.5, "misclassified": 0.25}
+    relations = {"loss": -0.6, "margin": 0.6, "class_share": 0.5, "misclassified": 0.25, "class_means": [2.0, 0.5]}
     layer = {"layer": "conv", "mean": 1.0, "q05": 0.1, "q25": 0.5, "median": 0.9, "q75": 1.5, "q95": 3.0, "below": 0.2}
     return {
         "run": {},
@@ -66,6 +66,7 @@ def test_it_tells_what_is_shown_from_what_is_not(tmp_path: Path) -> None:
     assert "no difference is shown in these settings:\n\n- (b) 10,000 images: +0.40 points" in text
     assert "| ce | 5 | 80.20 | 0.84 | 0.700 | 0.500 |  |" in text
     assert "| (b) 2,000 images | bias | 5 | -0.60 | 0.60 | 0.50 | 0.25 | 0.47 |" in text
+    assert "| (b) 10,000 images | ce | 2.00 | 0.50 |" in text
     assert "- 25 on Some Processor, 1 threads, torch 2.0" in text
     for name in ("differences", "curves", "layers"):
         assert f"](images/study-{name}.svg)" in text
