@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import warnings
@@ -76,9 +77,7 @@ class Preprocessing:
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """uint8 (\\*, 3, height, width) to float32, on the device of the pixels."""
-        mean, deviation = (
-            torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (self.mean, self.deviation)
-        )
+        mean, deviation = (_per_channel(values, pixels.device) for values in (self.mean, self.deviation))
         return (pixels.float() / 255 - mean) / deviation
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,6 +132,12 @@ def read_crop(path: str | Path, box_of: Callable[[int, int], Box], size: int) ->
     across, down = decoded.width / whole[0], decoded.height / whole[1]
     part = decoded.crop((round(box[0] * across), round(box[1] * down), round(box[2] * across), round(box[3] * down)))
     return part.resize((size, size), Image.Resampling.BILINEAR)
+
+
+@functools.lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(channels, 1, 1), kept: to move it to a GPU for every batch would wait for that GPU."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def pixels_of(image: Image.Image) -> Tensor:
