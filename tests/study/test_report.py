@@ -71,6 +71,9 @@ def test_it_tells_what_is_shown_from_what_is_not(tmp_path: Path) -> None:
     for name in ("differences", "curves", "layers"):
         assert f"](images/study-{name}.svg)" in text
         assert "<svg" in (tmp_path / "docs" / "images" / f"study-{name}.svg").read_text()
+    drawn = {path: path.read_bytes() for path in (tmp_path / "docs" / "images").iterdir()}
+    assert written(tmp_path) == text
+    assert all(path.read_bytes() == content for path, content in drawn.items())
 
 
 def test_seeds_are_paired_and_one_alone_shows_nothing(tmp_path: Path) -> None:
@@ -81,15 +84,6 @@ def test_seeds_are_paired_and_one_alone_shows_nothing(tmp_path: Path) -> None:
     assert "| alpha 1, beta 0 minus alpha 0.3, beta 0.3 | 1 | -10.00 |  | one seed alone: no statement |" in text
     assert "3 of 27 planned runs are finished." in text
     assert "images/study-grid.svg" in text
-
-
-def test_plots_are_the_same_bytes_again(tmp_path: Path) -> None:
-    write(tmp_path / "results", "b", "2000", {"bias": [0.8, 0.9], "ce": [0.7, 0.6]})
-    written(tmp_path)
-    first = {path: path.read_bytes() for path in (tmp_path / "docs" / "images").iterdir()}
-    written(tmp_path)
-    assert len(first) == 3
-    assert all(path.read_bytes() == content for path, content in first.items())
 
 
 def test_a_stale_page_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
