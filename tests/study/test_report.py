@@ -37,8 +37,8 @@ def write(results: Path, letter: str, setting: str, accuracies: dict[str, list[f
 def written(tmp_path: Path) -> str:
     page = tmp_path / "docs" / "study.md"
     page.parent.mkdir(exist_ok=True)
-    assert report.main(results=tmp_path / "results", to=page) == 0
-    assert report.main(check=True, results=tmp_path / "results", to=page) == 0
+    assert report.main(results=tmp_path / "results", docs=page.parent) == 0
+    assert report.main(check=True, results=tmp_path / "results", docs=page.parent) == 0
     return page.read_text()
 
 
@@ -67,7 +67,7 @@ def test_it_tells_what_is_shown_from_what_is_not(tmp_path: Path) -> None:
     assert "| ce | 5 | 80.20 | 0.84 | 0.700 | 0.500 |  |" in text
     assert "| (b) 2,000 images | bias | 5 | -0.60 | 0.60 | 0.50 | 0.25 | 0.47 |" in text
     assert "| (b) 10,000 images | ce | 2.00 | 0.50 |" in text
-    assert "- 25 on Some Processor, 1 threads, torch 2.0" in text
+    assert "- 25 on Some Processor, 1 thread, torch 2.0" in text
     for name in ("differences", "curves", "layers"):
         assert f"](images/study-{name}.svg)" in text
         assert "<svg" in (tmp_path / "docs" / "images" / f"study-{name}.svg").read_text()
@@ -86,11 +86,31 @@ def test_seeds_are_paired_and_one_alone_shows_nothing(tmp_path: Path) -> None:
     assert "images/study-grid.svg" in text
 
 
+def test_the_page_on_training_has_the_whole_run(tmp_path: Path) -> None:
+    training = tmp_path / "docs" / "training.md"
+    training.parent.mkdir()
+    training.write_text(f"above\n\n{report.MARKERS[0]}\n\nold\n\n{report.MARKERS[1]}\n\nbelow\n")
+    write(tmp_path / "results", "a", "60000", {"ce": [0.93]})
+    written(tmp_path)
+    assert "\nold\n" in training.read_text()
+    write(tmp_path / "results", "a", "60000", {"bias": [0.9251, 0.99]})
+    written(tmp_path)
+    text = training.read_text()
+    assert "\nold\n" not in text
+    assert (
+        "reached **92.51%** of the 10,000 test images\nafter 10 epochs, and 92% first after epoch 12: one run" in text
+    )
+    assert "biasloss train --data fashion_mnist --data-dir data --epochs 10 --out" in text
+    assert text.startswith("above") and text.endswith("below\n")
+    training.write_text(text.replace("92.51", "93.51"))
+    assert report.main(check=True, results=tmp_path / "results", docs=training.parent) == 1
+
+
 def test_a_stale_page_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path)
     write(tmp_path / "results", "b", "2000", {"bias": [0.8]})
-    assert report.main(check=True, results=tmp_path / "results", to=tmp_path / "docs" / "study.md") == 1
-    assert "study.md is not up to date" in capsys.readouterr().err
+    assert report.main(check=True, results=tmp_path / "results", docs=tmp_path / "docs") == 1
+    assert "not up to date: study.md; run" in capsys.readouterr().err
 
 
 def test_pairs_have_the_seeds_of_both() -> None:
