@@ -218,8 +218,8 @@ def whole_run(found: Sequence[Found]) -> str | None:
     return "\n".join(
         [
             f"On Fashion-MNIST, SkipblockNet-XS with Bias Loss reached **{record['accuracy']:.2%}** of the 10,000 test images",
-            f"after {epochs} epochs{when}: one run of this command, with seed 0, on {_machine(record)}. The [study](study.md) has",
-            "other seeds and losses.",
+            f"after {epochs} epochs{when}: one run of this command, with seed 0, on {_machine(record)}. The [study](study.md)",
+            "has other seeds and losses.",
             "",
             "```bash",
             f"biasloss train --data {DATA} --data-dir data --epochs {epochs} --out runs/fashion",
