@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -o -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint docs bench test-abi test-simulated test-integrations clean
+.PHONY: demo test lint docs bench bench-peers test-abi test-simulated test-integrations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m biasloss_ext.demo --out demo
@@ -29,6 +29,13 @@ docs: $(VENV)/.installed
 # Beside its peers, on this machine; `pytest bench --benchmark-only` has the same through pytest-benchmark.
 bench: $(VENV)/.installed
 	$(BIN)/python -m biasloss_ext bench --quick
+
+# All of it beside every peer: about 5.5 GB to install, see test-integrations. An hour, on a machine with nothing else to do.
+bench-peers:
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/pip install -q torch torchvision 'setuptools>=77' wheel ninja pybind11
+	$(VENV)-peers/bin/pip install -q --no-build-isolation -e '.[bench,peers]'
+	$(VENV)-peers/bin/python -m biasloss_ext bench
 
 # The wheel of this build under the oldest and the newest torch: the stable ABI's promise.
 test-abi: $(VENV)/.installed
@@ -57,4 +64,4 @@ $(VENV)/.installed: $(VENV)/.environment $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf build dist demo site $(VENV) $(VENV)-integrations *.egg-info biasloss_ext/*.so
+	rm -rf build dist demo site $(VENV) $(VENV)-integrations $(VENV)-peers *.egg-info biasloss_ext/*.so

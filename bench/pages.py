@@ -1,4 +1,4 @@
-"""``python -m bench.pages``: docs/performance.md and the README's speed section, from the newest runs in bench/results.
+"""``python -m bench.pages``: docs/performance.md, the chart and the tables of README.md, from the newest runs in bench/results.
 
 A run is a folder with the results.json that ``biasloss bench`` wrote. For each kind of device and each op the newest run
 that has the op is shown. ``--check`` writes nothing and fails where a page differs from what would be written.
@@ -11,13 +11,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import memory, readme_chart
 from biasloss_ext.benchmarks import noise, plots, results, table
 from biasloss_ext.benchmarks.results import Group, Results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-BEGIN = "<!-- begin: written by python -m bench.pages -->"
-END = "<!-- end: written by python -m bench.pages -->"
+SPEED = ("<!-- begin: written by python -m bench.pages -->", "<!-- end: written by python -m bench.pages -->")
+CHART = (
+    "<!-- begin chart: written by python -m bench.pages -->",
+    "<!-- end chart: written by python -m bench.pages -->",
+)
 NO_GPU = (
     "**These kernels have not run on a GPU yet, so their speed is not measured.** On a machine with a GPU, `python -m "
     "bench.gpu_suite --out DIR` builds, tests and measures in under nine minutes."
@@ -54,12 +58,31 @@ def readme_section(chosen: dict[tuple[str, str], Run]) -> str:
         parts.append(loss_table(run.found).markdown())
     run = chosen.get(("cpu", "skipblocknet"))
     if run is not None:
-        groups = [group for group in run.found.groups if group.op == "skipblocknet"]
-        parts += [f"SkipblockNet-M at 224 x 224, {machine_of(run.found)}:", network_table(groups).markdown()]
+        table_of = network_table(network_groups(run))
+        parts += [f"SkipblockNet-M at 224 x 224, {machine_of(run.found)}:", table_of.markdown()]
     if not any(device == "cuda" for device, _ in chosen):
         parts.append(NO_GPU)
     parts.append("All figures, with plots: [docs/performance.md](docs/performance.md).")
     return "\n\n".join(parts)
+
+
+def chart_section(chosen: dict[tuple[str, str], Run]) -> str:
+    """The chart and its claims; nothing without a run of the network on a CPU."""
+    run = chosen.get(("cpu", "skipblocknet"))
+    if run is None:
+        return ""
+    groups = network_groups(run)
+    return "\n\n".join(
+        [
+            f"![SkipblockNet-M: training step, inference, memory]({readme_chart.PATH})",
+            f"SkipblockNet-M at 224 x 224, float32, {machine_of(run.found)}, medians:",
+            "\n".join(readme_chart.claims(groups)),
+        ]
+    )
+
+
+def network_groups(run: Run) -> list[Group]:
+    return [group for group in run.found.groups if group.op == "skipblocknet"]
 
 
 def loss_table(found: Results) -> table.Table:
@@ -117,6 +140,9 @@ def performance_page(chosen: dict[tuple[str, str], Run]) -> str:
             lines += ["", NO_GPU if device == "cuda" else "Not yet measured."]
         for run, ops in runs.values():
             lines += ["", *run_section(run, ops)]
+    memory_lines = memory.section(RESULTS / memory.RESULTS.name)
+    if memory_lines:
+        lines += ["", *memory_lines]
     return "\n".join(lines) + "\n"
 
 
@@ -163,13 +189,13 @@ def machine_of(found: Results) -> str:
     return f"{device['name']}{cores}, torch {found.versions['torch']}, {found.date[:10]}"
 
 
-def with_section(text: str, section: str) -> str:
+def with_section(text: str, section: str, markers: tuple[str, str] = SPEED) -> str:
     """``text`` with what lies between the markers replaced."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not (begin and end):
-        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}"
+        raise SystemExit(f"README.md lacks the markers {' and '.join(markers)}")
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"
 
 
 def pages() -> dict[Path, str]:
@@ -177,7 +203,7 @@ def pages() -> dict[Path, str]:
     chosen = newest()
     readme = ROOT / "README.md"
     return {
-        readme: with_section(readme.read_text(), readme_section(chosen)),
+        readme: with_section(with_section(readme.read_text(), readme_section(chosen)), chart_section(chosen), CHART),
         ROOT / "docs" / "performance.md": performance_page(chosen),
     }
 
@@ -187,6 +213,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not up to date")
     parser.add_argument("--plots", action="store_true", help="draw the plots of every run anew")
     arguments = parser.parse_args()
+    network = newest().get(("cpu", "skipblocknet"))
+    if not arguments.check and network is not None:
+        readme_chart.draw(network_groups(network), ROOT / readme_chart.PATH)
     if arguments.plots:
         for path in RESULTS.glob(f"*/{results.FILE_NAME}"):
             plots.draw(results.load(path), path.parent)

@@ -90,13 +90,14 @@ def _app() -> Any:
     from biasloss_ext.info import info
     from biasloss_ext.recipes.check_command import check
     from biasloss_ext.recipes.commands import compare, diversity, predict, train
+    from biasloss_ext.recipes.speed_command import speed
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
     for command in (info, train, predict, compare, diversity, accelerate, bench):
         app.command()(command)
     data = typer.Typer(no_args_is_help=True, help="Look at data before a training.")
     data.command()(check)
-    data.callback()(lambda: None)  # without it typer makes the one command of the group the group itself
+    data.command()(speed)
     app.add_typer(data, name="data")
 
     @app.callback()

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from biasloss_ext.demo.timings import time_losses, timing_lines, turns
+import pytest
+
+from biasloss_ext.benchmarks import shapes
+from biasloss_ext.demo import timings
 
 
 def test_runs_and_reports(tmp_path: Path) -> None:
@@ -25,8 +28,8 @@ def test_runs_and_reports(tmp_path: Path) -> None:
         "| skipblocknet_xs | ce |",
         "skipblocknet_xs with bias minus skipblocknet_xs with ce",
         "| conv | skipblocknet_xs-ce-seed0 |",
-        "published formulation",
-        "128 x 960 x 7 x 7",
+        "authors, eager",
+        "128x960x7x7, 1000 classes, channels_last",
     ):
         assert words in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
@@ -35,10 +38,17 @@ def test_runs_and_reports(tmp_path: Path) -> None:
         assert (tmp_path / picture).stat().st_size > 1000
 
 
-def test_timings_take_turns_and_are_set_against_the_first() -> None:
+def test_timings_are_set_against_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timings, "WORKLOADS", shapes.workloads("bias_loss", "cpu", tiny=True))
     counted = []
-    timings = time_losses(1, lambda: counted.append(1))
-    assert len(counted) == turns(1)
-    assert len(timings) == 4
-    lines = timing_lines([("a shape", {"ours": 2.0, "other": 3.0})])
-    assert lines[-1] == "| a shape | 2.000 (1.00) | 3.000 (1.50) |"
+    groups = timings.time_losses(3, lambda: counted.append(1))
+    assert len(counted) == len(groups) == len(timings.WORKLOADS)
+    for group in groups:
+        assert sorted(entry.name for entry in group.entries) == sorted(timings.CONTENDERS)
+        assert all(entry.timed and len(entry.samples()) == 3 for entry in group.entries)
+    for number, entry in enumerate(groups[0].entries):
+        entry.wall = [[0.002, 0.002 + 0.001 * number]]
+    first = timings.timing_lines(groups[:1])[-1]
+    assert first.startswith(
+        f"| {groups[0].shape.replace('/', ', ')} classes, contiguous | 2.000 (1.00) | 2.500 (1.25) |"
+    )

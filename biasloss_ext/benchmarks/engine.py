@@ -134,6 +134,14 @@ def run(
     return results
 
 
+def measure(op: Op, workload: Workload, device: torch.device, plan: Plan) -> Group:
+    """Build, check and time the contenders of one workload. See `run`, which has many workloads and the machine's ceilings."""
+    race = _prepare(op, workload, device, False, lambda: True)
+    for number in range(plan.visits):
+        _measure(race, device, plan, first=number == 0)
+    return race.group
+
+
 def steps(workloads: Sequence[Workload], plan: Plan) -> int:
     """How often `run` reports."""
     return 1 + len(workloads) * (1 + plan.visits)

@@ -16,7 +16,7 @@ from biasloss_ext.benchmarks.contender import dtype_name
 from biasloss_ext.benchmarks.timing import WallClock
 from biasloss_ext.version import __version__
 
-PACKAGES = ("triton", "numpy", "torchvision", "onnxruntime", "openvino", "liger-kernel")
+PACKAGES = ("triton", "numpy", "torchvision", "onnxruntime", "openvino", "ncnn", "liger-kernel")
 DEFAULT_CACHE = 32 * 2**20
 SETS_AT_MOST = 32
 BYTES_AT_MOST = 2**30

@@ -191,6 +191,7 @@ CONTENDERS = (
     Contender("eager channels_last", "peer", _torch(plain), capturable=True, channels_last=True),
     Contender("ONNX Runtime", "peer", _runtime(runtimes.onnx_runtime), own_threads=True, passes="forward"),
     Contender("OpenVINO", "peer", _runtime(runtimes.openvino), own_threads=True, passes="forward"),
+    Contender("ncnn", "peer", _runtime(runtimes.ncnn), own_threads=True, passes="forward"),
     Contender(
         "torchvision MobileNetV3-Large",
         "context",

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from biasloss_ext.demo.timings import time_losses, timing_lines, turns
+from biasloss_ext.demo.timings import WORKLOADS, time_losses, timing_lines
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.compare import compare, run_folder
 from biasloss_ext.recipes.compare_report import comparison_lines
@@ -25,7 +25,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo"),
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each run.", show_default=False)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs with each loss.")] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed repetitions of each loss.")] = 60,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed repetitions of each loss, at most.")] = 60,
 ) -> None:
     """Train SkipblockNet-XS on handwritten digits with Bias Loss and cross-entropy, look at its features, time the loss.
 
@@ -49,7 +49,7 @@ def demo(
         first_seed = [str(run_folder(found.folder, entry.outcomes[0].recipe)) for entry in found.entries]
         diversity = measure_diversity(first_seed, out / "diversity", display=display)
         display.say("3 of 3: what the loss costs")
-        display.begin_run("timing the loss", turns(repeats), 0)
+        display.begin_run("timing the loss", len(WORKLOADS), 0)
         timings = time_losses(repeats, display.step)
         display.end_run()
     lines = [

@@ -57,6 +57,7 @@ _HELP = {
     "alpha": ("Loss", "alpha of Bias Loss."),
     "beta": ("Loss", "beta of Bias Loss."),
     "normalisation_mode": ("Loss", "global or local, of Bias Loss."),
+    "mean_weight_one": ("Loss", "Divide Bias Loss by the mean of its weights in the batch."),
     "focal_gamma": ("Loss", "Exponent of the focal loss."),
     "label_smoothing": ("Loss", "Label smoothing, in [0, 1]."),
     "bce": ("Loss", "Binary cross-entropy in place of the cross-entropy in bias and ce."),
@@ -64,6 +65,7 @@ _HELP = {
     "distill_weight": ("Loss", "Share of the teacher's term in the loss, in (0, 1]."),
     "distill_temperature": ("Loss", "Temperature of the teacher's term."),
     "epochs": ("Schedule", "Passes over the training images."),
+    "test_every": ("Schedule", "Look at the test images after every so many epochs, and after the last."),
     "batch_size": ("Schedule", "Images of one step, over all processes and accumulated parts."),
     "accumulate": ("Schedule", "Compute a batch in so many parts."),
     "optimizer": ("Schedule", "sgd, adamw or rmsprop."),
@@ -86,7 +88,7 @@ _HELP = {
 }
 
 
-def _with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command an option for every choice of the recipe; those not given are None, the default of the data set.
 
     The command takes them as ``**options``.
@@ -140,7 +142,7 @@ def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
         raise UserError(f"{option} takes whole numbers between commas, got {text!r}") from None
 
 
-@_with_recipe_options()
+@with_recipe_options()
 def train(
     *,
     data: Data = "digits",
@@ -172,7 +174,7 @@ def train(
         typer.echo(f"test accuracy {outcome.accuracy:.2%}; report in {out / 'report.md'}")
 
 
-@_with_recipe_options("model", "loss", "seed")
+@with_recipe_options("model", "loss", "seed")
 def compare(
     *,
     data: Data = "digits",

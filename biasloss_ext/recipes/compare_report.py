@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from biasloss_ext.recipes.files import write_text
+from biasloss_ext.recipes.history import tested
 from biasloss_ext.recipes.report import save_plot
 from biasloss_ext.recipes.statistics import Difference, spread
 
@@ -103,8 +104,8 @@ def accuracy_plot(comparison: Comparison) -> Figure:
     axes = figure.subplots()
     for number, entry in enumerate(entry for entry in comparison.entries if entry.outcomes):
         colour = f"C{number % 10}"
-        curves = [[100 * row["test_accuracy"] for row in outcome.history] for outcome in entry.outcomes]
-        epochs = range(1, len(curves[0]) + 1)
+        curves = [[100 * row["test_accuracy"] for row in tested(outcome.history)] for outcome in entry.outcomes]
+        epochs = [row["epoch"] for row in tested(entry.outcomes[0].history)]
         for curve in curves:
             axes.plot(epochs, curve, color=colour, alpha=0.35, linewidth=0.8)
         mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]

@@ -76,9 +76,12 @@ class Display:
 
     def epoch(self, row: Row, epochs: int) -> None:
         """One epoch is done."""
+        test = ""
+        if "test_loss" in row:
+            test = f"  test loss {row['test_loss']:.4f}  test accuracy {accuracy_of(row):.2%}"
         self.say(
-            f"{self._title}  epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}"
-            f"  test loss {row['test_loss']:.4f}  test accuracy {accuracy_of(row):.2%}  {row['seconds']:.1f} s"
+            f"{self._title}  epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}{test}"
+            f"  {row['seconds']:.1f} s"
         )
 
     def end_run(self) -> None:

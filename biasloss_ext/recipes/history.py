@@ -24,15 +24,16 @@ Row = dict[str, Any]
 
 
 def weight_quantiles(weights: Tensor) -> dict[str, float]:
-    """Quantiles of the Bias Loss weights w_i of an epoch, "weight_min" to "weight_max"; those that are not finite are
-    left out (a gradient scaler skips their steps)."""
+    """Quantiles of the Bias Loss weights w_i of an epoch, "weight_min" to "weight_max", and "weight_mean"; those that are
+    not finite are left out (a gradient scaler skips their steps)."""
     finite = weights[weights.isfinite()].double().sort().values
     if len(finite) == 0:
-        return {f"weight_{name}": float("nan") for name in QUANTILES}
+        return {f"weight_{name}": float("nan") for name in (*QUANTILES, "mean")}
     # By rank: torch.quantile refuses more than 16 million values.
     ranks = [round(share * (len(finite) - 1)) for share in QUANTILES.values()]
     values = finite[torch.tensor(ranks, device=finite.device)].tolist()
-    return dict(zip((f"weight_{name}" for name in QUANTILES), values, strict=True))
+    quantiles = dict(zip((f"weight_{name}" for name in QUANTILES), values, strict=True))
+    return {**quantiles, "weight_mean": float(finite.mean())}
 
 
 def accuracy_of(row: Row) -> float:
@@ -40,11 +41,17 @@ def accuracy_of(row: Row) -> float:
     return float(row["ema_test_accuracy" if "ema_test_accuracy" in row else "test_accuracy"])
 
 
+def tested(rows: list[Row]) -> list[Row]:
+    """The epochs after which the test images were looked at."""
+    return [row for row in rows if "test_loss" in row]
+
+
 def as_csv(rows: list[Row]) -> str:
     """The rows under one header."""
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        columns = max(rows, key=len)  # not every epoch is tested
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ def train(
         Display(shown=here.leads) if display is None else nullcontext(display) as shown,
     ):
         opened = open_data(recipe, here, workers, skip_broken, shown)
-        run = _Run(recipe, opened, here)
+        run = Run(recipe, opened, here)
         if not fresh:
             state = checkpoint.load(out, recipe)
             checkpoint.check_data(out, state, opened.described)
@@ -121,11 +121,11 @@ def check(
     """
     with processes(device) as here:
         opened = open_data(recipe, here, workers, skip_broken, display)
-        _Run(recipe, opened, here)
+        Run(recipe, opened, here)
         return opened.described
 
 
-class _Run:
+class Run:
     """Everything that changes during training, and where in the run it is."""
 
     def __init__(self, recipe: Recipe, opened: RunData, here: Processes) -> None:
@@ -209,20 +209,24 @@ class _Run:
         self.parallel.train()
         batches = iter(self.data.train_batches(self.epoch, self.order.batches(self.epoch, self.step)))
         while self.step < self.order.steps:
-            for part in range(1, self.recipe.accumulate + 1):
-                self._backward(*next(batches), part)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad()
-            self.schedule.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
-            self.step += 1
+            self.take_step(batches)
             interrupts.check()
             self.seconds = time.perf_counter() - began
             display.step()
             if checkpoint_steps and self.step % checkpoint_steps == 0 and self.step < self.order.steps:
                 self._save(out)
+
+    def take_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """One step of the optimizer, on as many of ``batches`` as the recipe has parts."""
+        for part in range(1, self.recipe.accumulate + 1):
+            self._backward(*next(batches), part)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step += 1
 
     def _backward(self, images: Tensor, target: Tensor, part: int) -> None:
         images, target = self.mixing(images, target, (self.epoch, self.step, part))
@@ -256,8 +260,9 @@ class _Run:
             raise UserError(f"the training loss of epoch {self.epoch + 1} is not finite: try a lower --lr")
         self.here.share_buffers(self.model)
         row: Row = {"epoch": self.epoch + 1, "lr": self.schedule.get_last_lr()[0], "train_loss": train_loss}
+        now_tested = (self.epoch + 1) % self.recipe.test_every == 0 or self.epoch + 1 == self.recipe.epochs
         for prefix, model in (("", self.model), ("ema_", self.ema)):
-            if model is not None:
+            if model is not None and now_tested:
                 figures = evaluate(model, self.data, 2 * self.recipe.batch_size, self.here, self.autocast)
                 row |= {f"{prefix}test_{name}": value for name, value in figures.items()}
         if self.weights:

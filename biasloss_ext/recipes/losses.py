@@ -29,7 +29,8 @@ def build_loss(recipe: Recipe, process_group: dist.ProcessGroup | None = None) -
             label_smoothing=recipe.label_smoothing,
             process_group=process_group,
         )
-        return BiasBinaryCrossEntropy(loss) if recipe.bce else BiasLoss(loss)
+        module = BiasBinaryCrossEntropy(loss) if recipe.bce else BiasLoss(loss)
+        return MeanWeightOne(module) if recipe.mean_weight_one else module
     if recipe.bce:
         return BinaryCrossEntropy(recipe.label_smoothing)
     if recipe.loss == "focal":
@@ -62,6 +63,23 @@ class BiasBinaryCrossEntropy(BiasLoss):
             _, weights = super().forward(outputs, target)
         assert weights is not None
         return (weights * binary_cross_entropy(outputs[1], target, self.loss.label_smoothing)).mean(), weights
+
+
+class MeanWeightOne(nn.Module):
+    """A weighted loss divided by the mean of its weights in the batch (of this process).
+
+    The weights of Bias Loss average below 1 by default, which makes the steps of SGD smaller. Divided by their mean they
+    only say how the images of a batch count beside each other.
+    """
+
+    def __init__(self, loss: BiasLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        loss, weights = self.loss(outputs, target)
+        mean = weights.mean()
+        return loss / mean, weights / mean
 
 
 class BinaryCrossEntropy(nn.Module):

@@ -39,6 +39,8 @@ class Recipe:
         weights: file with weights to begin from.
         loss: "bias", "ce" or "focal".
         alpha, beta, normalisation_mode: of Bias Loss.
+        mean_weight_one: Bias Loss is divided by the mean of its weights in the batch, so that the step is as large as with
+            the cross-entropy.
         focal_gamma: exponent of the focal loss.
         label_smoothing: in [0, 1], for every loss.
         bce: "bias" and "ce" take the binary cross-entropy, mean over the classes, in place of the cross-entropy.
@@ -46,6 +48,7 @@ class Recipe:
         distill_weight: share of the teacher's term in the loss, in (0, 1].
         distill_temperature: what the scores of both are divided by in the teacher's term.
         epochs: passes over the training images.
+        test_every: the test images are looked at after every so many epochs, and after the last.
         batch_size: images of one optimiser step, over all processes and accumulated parts.
         accumulate: parts in which a batch is computed, one after the other.
         optimizer, lr, momentum, weight_decay: "sgd", "adamw" (which takes no momentum) or "rmsprop", and its constants.
@@ -78,6 +81,7 @@ class Recipe:
     alpha: float = 0.3
     beta: float = 0.3
     normalisation_mode: str = "global"
+    mean_weight_one: bool = False
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
     bce: bool = False
@@ -85,6 +89,7 @@ class Recipe:
     distill_weight: float = 0.5
     distill_temperature: float = 4.0
     epochs: int = 160
+    test_every: int = 1
     batch_size: int = 128
     accumulate: int = 1
     optimizer: str = "sgd"
@@ -113,7 +118,7 @@ class Recipe:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"unknown {_spoken(name)} {getattr(self, name)!r}: there are {', '.join(choices)}")
-        for name in ("epochs", "batch_size", "accumulate", "image_size"):
+        for name in ("epochs", "test_every", "batch_size", "accumulate", "image_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("momentum", "label_smoothing", "random_erasing"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
@@ -137,6 +142,8 @@ class Recipe:
         self._require("distill_weight", 0 < self.distill_weight <= 1, "in (0, 1]")
         if self.bce and self.loss == "focal":
             raise UserError("--bce goes with --loss bias or ce: the focal loss is defined on the softmax here")
+        if self.mean_weight_one and self.loss != "bias":
+            raise UserError(f"--mean-weight-one goes with --loss bias: {self.loss} has no weights")
         self._require("milestones", all(epoch >= 0 for epoch in self.milestones), "epochs from 0 on")
         self._require("seed", self.seed < 2**63, "below 2^63")
 

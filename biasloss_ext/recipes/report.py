@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from biasloss_ext.recipes.files import whole_file, write_text
-from biasloss_ext.recipes.history import Row, accuracy_of
+from biasloss_ext.recipes.history import Row, accuracy_of, tested
 
 if TYPE_CHECKING:
     from biasloss_ext.recipes.loop import Outcome
@@ -37,17 +37,18 @@ def curves(history: list[Row]) -> Figure:
     figure = Figure(figsize=(12 if weighted else 8, 3.5), layout="constrained")
     losses, accuracies, *more = figure.subplots(1, 3 if weighted else 2)
     epochs = [row["epoch"] for row in history]
+    tested_epochs = [row["epoch"] for row in tested(history)]
 
     def series(name: str) -> list[float]:
-        return [row[name] for row in history]
+        return [row[name] for row in history if name in row]
 
     losses.plot(epochs, series("train_loss"), label="training, the loss trained with")
-    losses.plot(epochs, series("test_loss"), label="test, cross-entropy")
+    losses.plot(tested_epochs, series("test_loss"), label="test, cross-entropy")
     losses.set(xlabel="epoch", ylabel="loss", yscale="log")
     losses.legend()
-    accuracies.plot(epochs, [100 * value for value in series("test_accuracy")], label="model")
-    if "ema_test_accuracy" in history[0]:
-        accuracies.plot(epochs, [100 * value for value in series("ema_test_accuracy")], label="moving average")
+    accuracies.plot(tested_epochs, [100 * value for value in series("test_accuracy")], label="model")
+    if "ema_test_accuracy" in history[-1]:
+        accuracies.plot(tested_epochs, [100 * value for value in series("ema_test_accuracy")], label="moving average")
         accuracies.legend()
     accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
     for weights in more:
@@ -69,7 +70,7 @@ def curves(history: list[Row]) -> Figure:
 
 def _text(outcome: Outcome) -> str:
     recipe, last = outcome.recipe, outcome.history[-1]
-    best = max(outcome.history, key=accuracy_of)
+    best = max(tested(outcome.history), key=accuracy_of)
     lines = [
         f"# {recipe.model} on {recipe.data} with {recipe.loss}",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -39,7 +40,8 @@ def load_trained(folder: Path) -> nn.Module:
     path = Path(folder) / checkpoint.NAME
     state = checkpoint.read(path)
     data = state["data"]
-    to_build = dataclasses.replace(from_dict(state["recipe"]), loss="ce", features_from=None, weights=str(path))
+    scores_alone: dict[str, Any] = {"loss": "ce", "mean_weight_one": False, "features_from": None}
+    to_build = dataclasses.replace(from_dict(state["recipe"]), **scores_alone, weights=str(path))
     model = build_model(to_build, data["classes"], data["channels"], data["image_size"]).eval()
     known = "class_names" in data
     model.class_names = tuple(data["class_names"]) if known else None  # type: ignore[assignment]

@@ -75,9 +75,10 @@ def test_readme_s_tables(runs: Path) -> None:
 
 
 def test_only_what_lies_between_the_markers_is_replaced() -> None:
-    text = f"above {pages.BEGIN} old {pages.END} below"
+    begin, end = pages.SPEED
+    text = f"above {begin} old {end} below"
     replaced = pages.with_section(text, "new")
-    assert replaced == f"above {pages.BEGIN}\n\nnew\n\n{pages.END} below"
+    assert replaced == f"above {begin}\n\nnew\n\n{end} below"
     assert pages.with_section(replaced, "new") == replaced
     with pytest.raises(SystemExit, match="markers"):
         pages.with_section("no markers", "new")

@@ -29,6 +29,7 @@ MAY_BE_MISSING = {
     "MobileNetV3-Large, accelerate",
     "ONNX Runtime",
     "OpenVINO",
+    "ncnn",
 }
 
 
@@ -127,7 +128,7 @@ def test_what_the_user_got_wrong_is_told_in_a_sentence(arguments: list[str], sai
     assert done.stderr.startswith(f"biasloss: {said}")
 
 
-def test_pytest_benchmark_files_run() -> None:
+def test_pytest_benchmark_reports_what_the_engine_measures() -> None:
     command = [sys.executable, "-m", "pytest", "bench", "--tiny", "--benchmark-only", "-q", "-p", "no:cacheprovider"]
     selected = "not skipblocknet and not compile"
     # pytest-benchmark refuses to time inside a worker of pytest-xdist, which the child is not, whatever this process is.

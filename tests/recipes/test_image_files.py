@@ -16,9 +16,10 @@ from rich.console import Console
 from biasloss_ext.cli import main
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import loop
+from biasloss_ext.recipes.data import images as image_module
 from biasloss_ext.recipes.data import sound
 from biasloss_ext.recipes.data.folder import load_folder
-from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_image
+from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_crop, read_image
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.processes import Processes
@@ -74,6 +75,50 @@ def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> Non
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
     read = np.asarray(read_image(tmp_path / "photo.jpg")).astype(int)
     assert np.abs(read - pixels).max() < 30
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("size", "reduction"), [(24, 8), (40, 4), (180, 1), (300, 1)])
+def test_a_part_of_a_photograph_is_decoded_no_larger_than_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, size: int, reduction: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    smooth(480, 320).save(path, exif=exif, quality=95)
+    box = (16, 32, 16 + 192, 32 + 208)  # of the upright image
+    expected = read_image(path).crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    asked, decoded = [], []
+    upright = image_module._upright
+    monkeypatch.setattr(image_module, "_upright", lambda image: decoded.append(max(image.size)) or upright(image))
+    found = read_crop(path, lambda width, height: asked.append((width, height)) or box, size)
+    assert asked == [(320, 480) if orientation == 6 else (480, 320)]
+    assert decoded == [480 // reduction]
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected)).mean()
+    assert difference < 6 if reduction > 1 else difference == 0
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
+def test_a_part_of_another_file_is_cut_out(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"image.{kind}"
+    smooth(480, 320).save(path, exif=exif)
+    box = (10, 20, 210, 320)
+    expected = read_image(path).crop(box).resize((32, 32), Image.Resampling.BILINEAR)
+    assert read_crop(path, lambda width, height: box, 32) == expected
+
+
+@pytest.mark.parametrize("name", broken_files())
+def test_a_part_of_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(broken_files()[name][0])
+    with pytest.raises(UserError, match=f"cannot read the image {tmp_path / name}: "):
+        read_crop(tmp_path / name, lambda width, height: (0, 0, width, height), 16)
 
 
 @pytest.mark.parametrize("name", broken_files())

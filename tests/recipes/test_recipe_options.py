@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,35 @@ def test_bce_without_bias_loss() -> None:
     assert weights is None
 
 
+@pytest.mark.parametrize("bce", [False, True])
+def test_mean_weight_one_divides_by_the_mean_of_the_weights(bce: bool) -> None:
+    variance, scores, target = samples()
+    plain, weights = build_loss(make_recipe("digits", bce=bce))((variance, scores), target)
+    (gradient,) = torch.autograd.grad(plain, scores)
+    value, divided = build_loss(make_recipe("digits", bce=bce, mean_weight_one=True))((variance, scores), target)
+    (divided_gradient,) = torch.autograd.grad(value, scores)
+    assert weights.mean() < 0.95
+    torch.testing.assert_close(divided, weights / weights.mean())
+    torch.testing.assert_close(value, plain / weights.mean())
+    torch.testing.assert_close(divided_gradient, gradient / weights.mean())
+
+
+def test_test_every_tests_some_epochs_and_the_last(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_linear_model(monkeypatch)
+    every = run(data, tmp_path / "every", epochs=5)
+    some = run(data, tmp_path / "some", epochs=5, test_every=2, ema_decay=0.5)
+    tested = [row["epoch"] for row in some.history if "test_accuracy" in row]
+    assert tested == [row["epoch"] for row in some.history if "ema_test_accuracy" in row] == [2, 4, 5]
+    assert some.history[-1]["test_loss"] == every.history[-1]["test_loss"]
+    rows = list(csv.DictReader((tmp_path / "some" / "metrics.csv").open()))
+    assert [row["test_accuracy"] == "" for row in rows] == [True, False, True, False, False]
+    assert f"**{some.accuracy:.2%}**" in (tmp_path / "some" / "report.md").read_text()
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "rmsprop": {"optimizer": "rmsprop", "epsilon": 0.03, "lr": 0.001},
     "bce": {"bce": True},
+    "mean_weight_one": {"mean_weight_one": True, "test_every": 2},
     "rand_augment": {"rand_augment": 9},
     "random_erasing": {"random_erasing": 0.5},
 }

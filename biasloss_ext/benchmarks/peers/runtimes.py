@@ -1,10 +1,12 @@
-"""Inference outside PyTorch: ONNX Runtime and OpenVINO, both fed with the same exported file."""
+"""Inference outside PyTorch: ONNX Runtime and OpenVINO, both fed with the same exported file, and ncnn."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +51,43 @@ def openvino(model: nn.Module, images: Tensor) -> Scores:
     with _exported(model, images) as path:
         loaded = core.compile_model(core.read_model(path), "CPU", settings)
     return lambda batch: torch.from_numpy(loaded([batch.numpy()])[0])
+
+
+def ncnn(model: nn.Module, images: Tensor) -> Scores:
+    """``model`` in ncnn on the CPU, float32, with as many threads as PyTorch uses; image after image, since ncnn knows no
+    batches."""
+    if images.device.type != "cpu":
+        raise Unavailable("ncnn is compared on CPUs alone")
+    try:
+        import ncnn as runtime
+        import pnnx  # converts
+    except ImportError as error:
+        raise Unavailable(f"ncnn cannot be imported: {error}") from None
+    network = runtime.Net()
+    options = network.opt
+    options.num_threads = torch.get_num_threads()
+    options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+    options.use_bf16_storage = False
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Path(folder) / "model.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing is deprecated, but what pnnx reads
+            torch.jit.trace(model, images[:1]).save(str(traced))
+        shape = ",".join(map(str, images[:1].shape))
+        command = [pnnx.EXEC_PATH, str(traced), f"inputshape=[{shape}]", "fp16=0"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        files = Path(folder) / "model.ncnn.param", Path(folder) / "model.ncnn.bin"
+        if done.returncode or network.load_param(str(files[0])) or network.load_model(str(files[1])):
+            raise Unavailable(f"pnnx cannot convert the network: {done.stderr.strip()[-200:]}")
+    (source,), (sink,) = network.input_names(), network.output_names()
+
+    def scores_of(image: Tensor) -> Tensor:
+        extractor = network.create_extractor()
+        extractor.input(source, runtime.Mat(image.numpy()))
+        _, scores = extractor.extract(sink)
+        return torch.from_numpy(scores.numpy().copy())
+
+    return lambda batch: torch.stack([scores_of(image) for image in batch])
 
 
 @contextlib.contextmanager

@@ -13,7 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.augmentation import Augmentation, Key
-from biasloss_ext.recipes.data.images import Broken, Preprocessing, Watch, broken_files, image_files, read_image
+from biasloss_ext.recipes.data.images import (
+    Box,
+    Broken,
+    Preprocessing,
+    Watch,
+    broken_files,
+    image_files,
+    pixels_of,
+    read_crop,
+    read_image,
+)
 from biasloss_ext.recipes.order import seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -135,19 +145,18 @@ class FolderData:
     def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return self._load(self._test, self._plain, 0, batches)
 
-    def _augmented(self, image: Image.Image, key: Key) -> Tensor:
+    def _augmented(self, path: Path, key: Key) -> Tensor:
         generator = seeded(*key, 1)
-        cropped = image.crop(_random_crop(image.width, image.height, generator))
-        resized = cropped.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        resized = read_crop(path, lambda width, height: _random_crop(width, height, generator), self.image_size)
         if torch.rand((), generator=generator) < 0.5:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augmentation is None:
-            return self.preprocessing.normalized(resized)
-        changed = self.augmentation.of_pixels(resized, key)
+            return pixels_of(resized)
+        changed = pixels_of(self.augmentation.of_pixels(resized, key))
         return self.augmentation.of_normalized(self.preprocessing.normalized(changed), key)
 
-    def _plain(self, image: Image.Image, key: Key) -> Tensor:
-        return self.preprocessing(image)
+    def _plain(self, path: Path, key: Key) -> Tensor:
+        return pixels_of(self.preprocessing.fitted(read_image(path)))
 
     def _load(
         self, samples: list[Sample], prepare: Prepare, epoch: int, batches: Sequence[Tensor]
@@ -162,13 +171,16 @@ class FolderData:
         )
         try:
             for batch, classes in loader:
-                yield batch.to(self._device, non_blocking=True), classes.to(self._device, non_blocking=True)
+                images = batch.to(self._device, non_blocking=True)
+                if images.dtype == torch.uint8:  # a quarter of the bytes up to here
+                    images = self.preprocessing.normalized(images)
+                yield images, classes.to(self._device, non_blocking=True)
         except UserError as error:
             # From a worker process it comes with that process's whole traceback; the last line is the sentence.
             raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
 
 
-Prepare = Callable[[Image.Image, Key], Tensor]
+Prepare = Callable[[Path, Key], Tensor]  # uint8, or float32 if it is normalized
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
@@ -179,7 +191,7 @@ class _Files(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         path, number = self._samples[key[2]]
-        return self._prepare(read_image(path), key), number
+        return self._prepare(path, key), number
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -196,7 +208,7 @@ def _samples(folder: Path, classes: Sequence[str]) -> list[Sample]:
     return samples
 
 
-def _random_crop(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+def _random_crop(width: int, height: int, generator: torch.Generator) -> Box:
     """A box of random place, area and ratio, as in ``torchvision.transforms.RandomResizedCrop``."""
 
     def between(low: float, high: float) -> float:

@@ -26,7 +26,18 @@ _DIGITS = tuple("0123456789")
 _CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _SMALL = tuple("abcdefghijklmnopqrstuvwxyz")
 _MERGED = (*_DIGITS, *_CAPITALS, *"abdefghnqrt")  # small letters that look unlike their capitals
-_FASHION = ("t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION_CLASSES = (
+    "t-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def _emnist(split: str, class_names: tuple[str, ...], first_label: int = 0) -> _
 
 _FORMATS = {
     "mnist": _Format("MNIST", _DIGITS, 0.100, 0.275),
-    "fashion_mnist": _Format("Fashion-MNIST", _FASHION, 0.219, 0.332, flip=True),
+    "fashion_mnist": _Format("Fashion-MNIST", FASHION_CLASSES, 0.219, 0.332, flip=True),
     "kmnist": _Format("KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"), 0.147, 0.315),
     "emnist_balanced": _emnist("balanced", _MERGED),
     "emnist_byclass": _emnist("byclass", (*_DIGITS, *_CAPITALS, *_SMALL)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from biasloss_ext.errors import UserError
@@ -23,6 +26,7 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 Verdict = tuple[Path, str | None]  # None of a file that can be read
 Watch = Callable[[Iterator[Verdict], int], Iterator[Verdict]]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 Broken = tuple[Path, str]  # a file that cannot be read, and why
 
 # What Pillow has to say of a file is either an error, which is reported with the file's name, or of no use here.
@@ -52,12 +56,16 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size to float32 (3, image_size, image_size)."""
+        return self.normalized(pixels_of(self.fitted(image)))
+
+    def fitted(self, image: Image.Image) -> Image.Image:
+        """An image of any size to one of ``image_size``, before normalization."""
         image = _middle(image.convert("L").convert("RGB") if self.grey else image.convert("RGB"))
         scale = self.resize / min(image.size)
         width, height = (max(self.resize, int(side * scale)) for side in image.size)
         left, top = (round((side - self.image_size) / 2) for side in (width, height))
         resized = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        return self.normalized(resized.crop((left, top, left + self.image_size, top + self.image_size)))
+        return resized.crop((left, top, left + self.image_size, top + self.image_size))
 
     def read(self, path: str | Path) -> Tensor:
         """An image file to float32 (3, image_size, image_size).
@@ -67,10 +75,10 @@ class Preprocessing:
         """
         return self(read_image(path))
 
-    def normalized(self, image: Image.Image) -> Tensor:
-        """An image of the right size to float32."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-        return (pixels - torch.tensor(self.mean).view(-1, 1, 1)) / torch.tensor(self.deviation).view(-1, 1, 1)
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 (\\*, 3, height, width) to float32, on the device of the pixels."""
+        mean, deviation = (_per_channel(values, pixels.device) for values in (self.mean, self.deviation))
+        return (pixels.float() / 255 - mean) / deviation
 
     def as_dict(self) -> dict[str, Any]:
         """All attributes by name, in plain types."""
@@ -93,6 +101,48 @@ def read_image(path: str | Path) -> Image.Image:
             return _upright(_rgb(image))
     except Exception as error:  # a broken file makes Pillow raise anything
         raise UserError(f"cannot read the image {path}: {_cause(error)}") from None
+
+
+def read_crop(path: str | Path, box_of: Callable[[int, int], Box], size: int) -> Image.Image:
+    """A part of an image file, resized to ``size`` x ``size``; otherwise as `read_image`.
+
+    JPEG files are decoded at a half, a quarter or an eighth of their size if the part still has ``size`` pixels a side
+    then: most of the time that a photograph takes is that of decoding it.
+
+    Args:
+        box_of: gives the part for the width and height of the upright image.
+
+    Raises:
+        UserError: as for `read_image`.
+    """
+    whole, box = None, None
+    try:
+        with Image.open(path) as image:
+            if isinstance(image, JpegImageFile):
+                whole = _upright_size(image)
+                box = box_of(*whole)
+                share = min(1.0, size / min(box[2] - box[0], box[3] - box[1]))
+                image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
+            decoded = _upright(_rgb(image))
+    except Exception as error:  # as in read_image
+        raise UserError(f"cannot read the image {path}: {_cause(error)}") from None
+    if whole is None or box is None:
+        whole = decoded.size
+        box = box_of(*whole)
+    across, down = decoded.width / whole[0], decoded.height / whole[1]
+    part = decoded.crop((round(box[0] * across), round(box[1] * down), round(box[2] * across), round(box[3] * down)))
+    return part.resize((size, size), Image.Resampling.BILINEAR)
+
+
+@functools.lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(channels, 1, 1), kept: to move it to a GPU for every batch would wait for that GPU."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 (3, height, width)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def problem_of(path: str | Path) -> str | None:
@@ -159,6 +209,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data say nothing about the orientation
         return image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height that `_upright` gives it."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # as above
+        turned = False
+    return (image.height, image.width) if turned else image.size
 
 
 def _cause(error: Exception) -> str:
