@@ -206,14 +206,15 @@ COMPILED = (
 )
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_steps(name: str) -> None:
+def test_compiled_steps(name: str, backend: str) -> None:
     """Two steps of a compiled accelerated model, against the plain model's in float64."""
     torch._dynamo.reset()
     plain = with_statistics(made(name))
     ours = copy.deepcopy(plain)
     accelerate(ours)
-    compiled = torch.compile(ours, backend="aot_eager")
+    compiled = torch.compile(ours, backend=backend)
     exact = copy.deepcopy(plain).double()
 
     def step(model: nn.Module, parameters: Any, x: Tensor) -> Tensor:

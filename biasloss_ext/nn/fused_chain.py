@@ -31,13 +31,18 @@ def why_not_here(x: Tensor) -> str | None:
     return _why_no_kernels(x.device)
 
 
-@functools.cache
 def _why_no_kernels(device: torch.device) -> str | None:
+    return _missing_kernels(device)
+
+
+# As torch.compiler.assume_constant_result, which imports much; it has no effect on the wrapper that functools.cache makes.
+_why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _missing_kernels(device: torch.device) -> str | None:
     missing = [op for op in ("depthwise", "pointwise", "batch_norm_apply") if choose("auto", device, op) == "reference"]
     return f"no kernels of {', '.join(missing)} can run on {device}" if missing else None
-
-
-_why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) -> bool:
