@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.batch_norm import Norm
-from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, scale_of, weights_of
+from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, rows_read, scale_of, weights_of
 from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, WEIGHTS, ChainFunction, Options, StepOptions, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
@@ -115,6 +115,7 @@ def fused_chain(
 def operands(chain: Chain, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The tensors as the ops take them; no residual where it is x itself."""
     adds_input = residual is x
+    x = rows_read(x, chain)
     # Autocast casts for convolutions, and leaves normalizations alone.
     convolves = any(step.convolution is not None for step in chain.steps)
     x = autocast_input(x) if convolves else maps.channels_last(x)
@@ -147,7 +148,8 @@ def call_of(chain: Chain, x: Tensor, adds_input: bool, recompute: bool | None, b
     steps: list[StepOptions] = []
     counts: list[int] = []
     for index, step in enumerate(chain.steps):
-        height, width = step.output_size(height, width)
+        if step.kind == DEPTHWISE:
+            height, width = step.output_size(height, width)
         count = samples * height * width
         norm = batch_norm.norm_of(step.norm, dtype, count, moves=bias_of(step) is None)
         is_recomputed = recomputes and index == 0 and _is_recomputable(chain, norm)
