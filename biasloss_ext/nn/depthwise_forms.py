@@ -33,7 +33,7 @@ class MultipliedDepthwiseConv2d(nn.Conv2d):
         if self.kernel_size == (1, 1):
             return self._multiplied(x[:, :, :: self.stride[0], :: self.stride[1]])
         bias: Any = [None] * count if self.bias is None else [self.bias[i::count] for i in range(count)]
-        parts = [functional.depthwise_conv2d(x, self.weight[i::count], bias[i], self.stride) for i in range(count)]
+        parts = [functional.depthwise_conv2d(x, self.weight[i::count], bias[i], self.stride[0]) for i in range(count)]
         return _by_channel(torch.stack([part.permute(0, 2, 3, 1) for part in parts], -1))
 
     def _multiplied(self, x: Tensor) -> Tensor:
