@@ -1,4 +1,4 @@
-"""How much of every compact network of timm `accelerate` puts on fused kernels: ``python -m bench.coverage [--every N]``.
+"""How much of every compact network of timm `accelerate` puts on fused kernels: ``python -m bench.coverage [OPTIONS]``.
 
 Models are built on the meta device, so none is run. One line per model, then the sums and the commonest reasons.
 """
@@ -47,10 +47,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="take every N-th model only")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    parser.add_argument(
+        "--left", action="store_true", help="count again only the models of --out that are not covered whole"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    found, reasons = [], collections.Counter[str]()
-    for name in names()[:: options.every]:
+    known = json.loads(options.out.read_text()) if options.left else []
+    found = [result for result in known if not result["left"]]
+    reasons = collections.Counter[str]()
+    for name in [result["model"] for result in known if result["left"]] or names()[:: options.every]:
         try:
             result = coverage(name)
         except Exception as error:  # a model that this timm cannot build on the meta device
@@ -75,7 +80,7 @@ def main() -> None:
     for reason, number in reasons.most_common(20):
         print(f"  {number}: {reason}")
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+        options.out.write_text(json.dumps(sorted(found, key=lambda result: str(result["model"])), indent=1))
 
 
 if __name__ == "__main__":

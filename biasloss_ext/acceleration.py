@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.measured import slower_when_fused
-from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, twin_of, without_kernel
+from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, without_kernel
+from biasloss_ext.nn.depthwise_forms import MultipliedDepthwiseConv2d, form_of, twin_of
 from biasloss_ext.nn.fused_chain import Fused
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock
@@ -195,18 +196,19 @@ def _check_depthwise(model: nn.Module, fused_layers: set[nn.Module], reasons: di
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d) or not is_depthwise(module) or module in fused_layers:
             continue
-        if not isinstance(module, DepthwiseConv2d) and (type(module) is not nn.Conv2d or without_kernel(module)):
+        if form_of(module) not in (DepthwiseConv2d, MultipliedDepthwiseConv2d):
             reason = reasons.get(module) or f"there is no kernel for {', '.join(without_kernel(module))}"
             raise ValueError(f"{name} ({type(module).__name__}) has no fused kernels: {reason}")
 
 
 def _swap_depthwise(model: nn.Module, fused_layers: set[nn.Module]) -> None:
     """Run the remaining depthwise convolutions on their kernels."""
-    twins: dict[nn.Module, DepthwiseConv2d] = {}
+    twins: dict[nn.Module, nn.Conv2d] = {}
     prepared = {inner for module in model.modules() if isinstance(module, Prepared) for inner in module.modules()}
     for parent in set(model.modules()) - prepared:
         for name, child in parent._modules.items():
             if type(child) is not nn.Conv2d or child in fused_layers or "forward" in child.__dict__:
                 continue
-            if is_depthwise(child) and not without_kernel(child):
-                twins[child] = parent._modules[name] = twins.get(child) or twin_of(child)
+            form = form_of(child) if is_depthwise(child) else None
+            if form is not None:
+                twins[child] = parent._modules[name] = twins.get(child) or twin_of(child, form)

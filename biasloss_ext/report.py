@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from biasloss_ext.nn.chain import channels_of
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d, is_depthwise, without_kernel
+from biasloss_ext.nn.depthwise_forms import LargeDepthwiseConv2d, MultipliedDepthwiseConv2d, form_of
 from biasloss_ext.nn.fused_conv_norm import FusedConvNormActivation, is_pointwise
 from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, FusedSkipBlock, chain_of
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation
@@ -145,6 +146,8 @@ def _cost(module: nn.Module) -> int:
 def _own_reason(module: nn.Module, kind: str) -> str:
     """The reason for a layer outside of blocks and sequences."""
     if kind == DEPTHWISE and isinstance(module, nn.Conv2d):
+        if isinstance(module, LargeDepthwiseConv2d):
+            return f"only the gradients of a {'x'.join(map(str, module.kernel_size))} kernel are on fused kernels"
         if type(module) is not nn.Conv2d:
             return f"{type(module).__name__} may not compute the same as Conv2d"
         return f"there is no kernel for {', '.join(without_kernel(module))}"
@@ -167,8 +170,8 @@ def _fused_layers(model: nn.Module) -> set[nn.Module]:
 
 
 def _fused_alone(module: nn.Module) -> set[nn.Module]:
-    if isinstance(module, DepthwiseConv2d):
-        return set() if without_kernel(module) else {module}
+    if isinstance(module, DepthwiseConv2d | MultipliedDepthwiseConv2d):
+        return {module} if form_of(module) is type(module) else set()
     if isinstance(module, FusedNormActivation):
         return {module}
     if isinstance(module, Prepared):

@@ -45,8 +45,8 @@ MODELS = {
     "timm:ghostnet_050": True,
     "timm:repghostnet_050": True,
     "timm:repvit_m0_9": True,
-    "timm:mobileone_s0": False,
-    "timm:fastvit_t8": False,
+    "timm:mobileone_s0": True,
+    "timm:fastvit_t8": True,
     "timm:mobilevit_xxs": True,
     "timm:mobilevitv2_050": True,
     "timm:efficientvit_b0": True,
@@ -206,14 +206,15 @@ COMPILED = (
 )
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_steps(name: str) -> None:
+def test_compiled_steps(name: str, backend: str) -> None:
     """Two steps of a compiled accelerated model, against the plain model's in float64."""
     torch._dynamo.reset()
     plain = with_statistics(made(name))
     ours = copy.deepcopy(plain)
     accelerate(ours)
-    compiled = torch.compile(ours, backend="aot_eager")
+    compiled = torch.compile(ours, backend=backend)
     exact = copy.deepcopy(plain).double()
 
     def step(model: nn.Module, parameters: Any, x: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ _GROUPS = (
 )
 
 
-def default_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> dict[str, Any]:
+def default_cfg(
+    num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224), reduction: int = 32
+) -> dict[str, Any]:
     """A model's description for timm: the images it expects, and the names of its first and last layers.
 
     The preprocessing is the one of the authors' evaluation.
@@ -74,7 +76,7 @@ def default_cfg(num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 
         "num_classes": num_classes,
         "input_size": input_size,
         "min_input_size": (input_size[0], MIN_IMAGE_SIZE, MIN_IMAGE_SIZE),
-        "pool_size": None,
+        "pool_size": tuple(-(-size // reduction) for size in input_size[1:]),
         "crop_pct": 0.875,
         "interpolation": "bilinear",
         "mean": (0.485, 0.456, 0.406),
@@ -184,7 +186,8 @@ class SkipblockNet(nn.Module):
             {"num_chs": channels, "reduction": stem_stride * 2**index, "module": module}
             for index, (module, channels) in enumerate(last_modules)
         ]
-        self.default_cfg = default_cfg(num_classes, (in_chans, 32, 32) if small_input else (in_chans, 224, 224))
+        size = 32 if small_input else 224
+        self.default_cfg = default_cfg(num_classes, (in_chans, size, size), stem_stride * 16)
         self.apply(_init_weights)
 
     @property

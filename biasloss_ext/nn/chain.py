@@ -57,6 +57,11 @@ class Step(NamedTuple):
         return output_size(height, stride), output_size(width, stride)
 
     @property
+    def skips(self) -> int:
+        """Every how many rows and columns a 1x1 convolution reads one; only the first step of a chain may skip any."""
+        return 1 if self.convolution is None or self.kind == DEPTHWISE else self.convolution.stride[0]
+
+    @property
     def modules(self) -> list[nn.Module]:
         gate = () if self.gate is None else (self.gate.reduce, self.gate.excite)
         return [module for module in (self.convolution, self.norm, *gate) if module is not None]
@@ -90,6 +95,12 @@ class Chain(NamedTuple):
         return channels_of(first.norm)
 
 
+def rows_read(x: Tensor, chain: Chain) -> Tensor:
+    """The rows and columns of a map that the first step of a chain reads."""
+    skips = chain.steps[0].skips
+    return x if skips == 1 else x[:, :, ::skips, ::skips]
+
+
 def is_scaling(convolution: nn.Conv2d) -> bool:
     """Whether a convolution multiplies each channel by a number: it is depthwise and 1 x 1."""
     return convolution.kernel_size == (1, 1) and convolution.groups == convolution.in_channels > 1
@@ -103,7 +114,7 @@ def why_not_convolved(convolution: nn.Conv2d) -> str | None:
     if kernel == (1, 1) and convolution.groups in (1, channels):
         if convolution.groups > 1 and convolution.out_channels != channels:
             return f"{channels} channels in {convolution.groups} groups to {convolution.out_channels}, not depthwise"
-        if convolution.stride != (1, 1):
+        if convolution.stride[0] != convolution.stride[1]:
             return f"a 1 x 1 convolution has stride {convolution.stride}"
         if convolution.padding not in ((0, 0), "valid", "same"):
             return f"a 1 x 1 convolution pads by {convolution.padding}"

@@ -130,8 +130,8 @@ class Search:
 
     @staticmethod
     def _continues(before: FoundChain, step: Step) -> bool:
-        """Whether a convolution can be one more step: only a 1x1 one applies a gate."""
-        if before.drop is not None or step.kind == NO_CONVOLUTION:
+        """Whether a convolution can be one more step: only a 1x1 one applies a gate, and none after the first skips rows."""
+        if before.drop is not None or step.kind == NO_CONVOLUTION or step.skips > 1:
             return False
         return before.last.gate is None or step.kind == POINTWISE
 
@@ -201,7 +201,10 @@ class Search:
         while len(users) == 1 and isinstance(self.flow.layer(users[0]), nn.Identity):
             users = list(users[0].users)
         layer = self.flow.layer(users[0]) if len(users) == 1 else None
-        return isinstance(layer, nn.Conv2d) and why_not_convolved(layer) is None and Step(layer, None).kind == POINTWISE
+        if not isinstance(layer, nn.Conv2d) or why_not_convolved(layer) is not None:
+            return False
+        step = Step(layer, None)
+        return step.kind == POINTWISE and step.skips == 1
 
     def _sum(self, node: fx.Node) -> FoundChain | None:
         if len(node.args) != 2 or node.kwargs or not all(isinstance(value, fx.Node) for value in node.args):

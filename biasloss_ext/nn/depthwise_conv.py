@@ -130,11 +130,3 @@ def without_kernel(conv: nn.Conv2d) -> list[str]:
 def is_depthwise(conv: nn.Conv2d) -> bool:
     """Whether each output channel depends on only one of several input channels."""
     return conv.groups == conv.in_channels > 1
-
-
-def twin_of(conv: nn.Conv2d) -> DepthwiseConv2d:
-    """A `DepthwiseConv2d` that shares parameters, hooks and everything else with a convolution."""
-    twin = DepthwiseConv2d.__new__(DepthwiseConv2d)
-    twin.__dict__.update(conv.__dict__)
-    twin.backend = "auto"
-    return twin

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.batch_norm import Norm
-from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, scale_of, weights_of
+from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, rows_read, scale_of, weights_of
 from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, WEIGHTS, ChainFunction, Options, StepOptions, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
@@ -31,13 +31,18 @@ def why_not_here(x: Tensor) -> str | None:
     return _why_no_kernels(x.device)
 
 
-@functools.cache
 def _why_no_kernels(device: torch.device) -> str | None:
+    return _missing_kernels(device)
+
+
+# As torch.compiler.assume_constant_result, which imports much; it has no effect on the wrapper that functools.cache makes.
+_why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _missing_kernels(device: torch.device) -> str | None:
     missing = [op for op in ("depthwise", "pointwise", "batch_norm_apply") if choose("auto", device, op) == "reference"]
     return f"no kernels of {', '.join(missing)} can run on {device}" if missing else None
-
-
-_why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def takes_fused_path(x: Tensor, fused: Fused, objection: str | None, name: str) -> bool:
@@ -110,6 +115,7 @@ def fused_chain(
 def operands(chain: Chain, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The tensors as the ops take them; no residual where it is x itself."""
     adds_input = residual is x
+    x = rows_read(x, chain)
     # Autocast casts for convolutions, and leaves normalizations alone.
     convolves = any(step.convolution is not None for step in chain.steps)
     x = autocast_input(x) if convolves else maps.channels_last(x)
@@ -142,7 +148,8 @@ def call_of(chain: Chain, x: Tensor, adds_input: bool, recompute: bool | None, b
     steps: list[StepOptions] = []
     counts: list[int] = []
     for index, step in enumerate(chain.steps):
-        height, width = step.output_size(height, width)
+        if step.kind == DEPTHWISE:
+            height, width = step.output_size(height, width)
         count = samples * height * width
         norm = batch_norm.norm_of(step.norm, dtype, count, moves=bias_of(step) is None)
         is_recomputed = recomputes and index == 0 and _is_recomputable(chain, norm)

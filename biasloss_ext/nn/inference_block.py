@@ -129,12 +129,12 @@ class PreparedChain:
     """A chain with constant operands: one op per step, one for an expansion and the depthwise convolution after it."""
 
     def __init__(self, chain: Chain, dtype: torch.dtype) -> None:
-        self.channels = chain.channels
+        self.channels, self.skips = chain.channels, chain.steps[0].skips
         self.steps = [PreparedStep.of(step, dtype) for step in chain.steps]
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
         check_channels(x, self.channels)
-        x = autocast_input(x)
+        x = autocast_input(x if self.skips == 1 else x[:, :, :: self.skips, :: self.skips])
         residual = None if residual is None else maps.channels_last(residual.to(x.dtype))
         affine: Tensor | None = None  # what is to be applied when x is loaded
         activation, gate = maps.IDENTITY, None

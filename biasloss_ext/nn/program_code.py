@@ -78,6 +78,8 @@ class Writer:
 
     def chain(self, chain: PreparedChain, x: Value, residual: Value | None) -> Value:
         """As `PreparedChain` computes it."""
+        if chain.skips > 1:
+            raise Unsupported("a 1x1 convolution has a stride")
         x = self._map(x, chain.channels)
         affine: Tensor | None = None  # on load, as the next two
         activation, gate = maps.IDENTITY, -1

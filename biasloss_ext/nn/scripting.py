@@ -10,6 +10,6 @@ class NotScriptable:
 
     def __prepare_scriptable__(self: Any) -> NoReturn:
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__}: script the model before accelerate, or build it with "
-            "fused=False; torch.jit.trace, torch.export and torch.onnx use the plain layers of this one"
+            f"torch.jit.script cannot compile {type(self).__name__}: script the model before accelerate, or use torch.jit.trace, "
+            "torch.export or torch.onnx, which take its plain layers; SkipblockNet is built of such layers and cannot be scripted"
         )

@@ -12,7 +12,7 @@ LIBRARY = torch.library.Library("biasloss_ext", "DEF")
 
 
 def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.OpOverload:
-    """Define ``biasloss_ext::name`` with its shape function, and return its overload."""
+    """Define ``biasloss_ext::name`` or ``biasloss_ext::name.overload`` with its shape function, and return its overload."""
     LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
 
     @functools.wraps(fake)
@@ -21,7 +21,8 @@ def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.Op
         return fake(*arguments, **options)
 
     torch.library.register_fake(f"biasloss_ext::{name}", on_one_device, lib=LIBRARY)
-    overload: torch._ops.OpOverload = getattr(torch.ops.biasloss_ext, name).default
+    packet, _, kind = name.partition(".")
+    overload: torch._ops.OpOverload = getattr(getattr(torch.ops.biasloss_ext, packet), kind or "default")
     return overload
 
 

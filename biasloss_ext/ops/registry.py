@@ -56,11 +56,16 @@ class Op:
         self.triton = None if triton is None else define(f"{name}_triton", signature, fake)
         self._triton_path = triton
         self._triton_function: Callable[..., Any] | None = None
+        self._pure: dict[torch._ops.OpOverload, torch._ops.OpOverload] = {}
         self._activations = tuple(re.findall(r"int (\w*activation)", signature))
+        self._updated = tuple(re.findall(r"Tensor\(\w!\)\? (\w+)", signature))
         if self.triton is not None:
             # On CPU tensors the kernels run only under Triton's interpreter.
             for key in ("CUDA", "CPU"):
                 LIBRARY.impl(self.triton, self._dispatched_triton, key)
+        if self._updated and signature.endswith("-> Tensor"):
+            overloads = (of for of in (self.native, self.triton) if of is not None)
+            self._pure = {of: _without_updates(of, signature, fake) for of in overloads}
         if autograd is not None:
             for overload in (self.native, self.triton):
                 if overload is not None:
@@ -86,7 +91,7 @@ class Op:
             return self._run_native(arguments, options)
         if is_traced(first):
             assert self.triton is not None
-            return self.triton(*arguments, **options)
+            return self._run_traced(self.triton, arguments, options)
         return self._run_triton(first, arguments, options)
 
     def _check_activations(self, options: dict[str, Any]) -> None:
@@ -101,7 +106,20 @@ class Op:
         first = next(argument for argument in arguments if isinstance(argument, Tensor))
         return self._run_triton(first, arguments, options)
 
+    def _run_traced(self, overload: torch._ops.OpOverload, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The call that a compiler sees.
+
+        If an op returns one tensor and may update arguments, but none of these is given, Inductor takes the first row of the
+        result for the result (torch 2.13 and 2.14): such a call is one of an overload without these arguments.
+        """
+        pure = self._pure.get(overload)
+        if pure is None or any(options.get(name) is not None for name in self._updated):
+            return overload(*arguments, **options)
+        return pure(*arguments, **{name: value for name, value in options.items() if name not in self._updated})
+
     def _run_native(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self._pure and torch.compiler.is_compiling():
+            return self._run_traced(self.native, arguments, options)
         results = self.native(*arguments, **options)
         recorder = recording.recorder
         if recorder is not None:
@@ -122,6 +140,16 @@ class Op:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         self._triton_function = function
         return function
+
+
+def _without_updates(
+    overload: torch._ops.OpOverload, signature: str, fake: Callable[..., Any]
+) -> torch._ops.OpOverload:
+    """A second overload of an op that cannot update its arguments; it lacks these."""
+    name = overload._schema.name.removeprefix("biasloss_ext::")
+    pure = define(f"{name}.pure", re.sub(r"Tensor\(\w!\)\? \w+=None, ", "", signature), fake)
+    LIBRARY.impl(pure, lambda *arguments, **options: overload(*arguments, **options), "CompositeExplicitAutograd")
+    return pure
 
 
 def is_traced(x: Tensor) -> bool:

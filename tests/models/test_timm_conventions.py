@@ -92,6 +92,9 @@ def test_default_cfg_names_the_first_and_the_last_layer() -> None:
     assert model.get_submodule(cfg["first_conv"]).in_channels == 1
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
     assert (cfg["num_classes"], cfg["input_size"]) == (5, (1, 32, 32))
+    features = model.eval().forward_features(torch.zeros(1, *cfg["input_size"]))
+    assert features.shape[2:] == cfg["pool_size"] == (2, 2)
+    assert models.skipblocknet_xs().default_cfg["pool_size"] == (7, 7)
 
 
 def run_with_timm(timm_models: str, script: str, folder: Path) -> subprocess.CompletedProcess[str]:

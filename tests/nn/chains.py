@@ -121,14 +121,15 @@ def _step(choose: random.Random, channels: int, stride: int) -> tuple[list[nn.Mo
     convolution: nn.Module
     if choose.random() < 0.5:
         kernel = choose.choice((1, 3, 5, 7))
-        own_stride = 2 if kernel > 1 and stride == 1 and choose.random() < 0.3 else 1
+        own_stride = 2 if stride == 1 and choose.random() < 0.3 else 1
         dilation = choose.choice((1, 1, 2)) if kernel > 1 and own_stride == 1 else 1
         kind = choose.choice((nn.Conv2d, Conv2dSame)) if dilation == 1 else nn.Conv2d
         options: dict[str, Any] = {"padding": kernel // 2 * dilation, "groups": channels, "bias": bias}
         convolution = kind(channels, channels, kernel, own_stride, dilation=dilation, **options)
     else:
         outputs = choose.choice((channels, 5, 16))
-        convolution = nn.Conv2d(channels, outputs, 1, bias=bias)
+        own_stride = 2 if stride == 1 and choose.random() < 0.2 else 1
+        convolution = nn.Conv2d(channels, outputs, 1, own_stride, bias=bias)
     norm = choose.choice((nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d, FrozenNorm, nn.Identity))(outputs)
     layers = [convolution, norm]
     if choose.random() < 0.2:

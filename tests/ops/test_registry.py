@@ -127,6 +127,26 @@ def test_agrees_with_float64(name: str, backend: str, dtype: torch.dtype) -> Non
             assert all(torch.equal(a, b) for a, b in zip(ours, through, strict=True))
 
 
+def may_update(name: str) -> bool:
+    arguments = OPS[name].native._schema.arguments
+    return any(argument.alias_info is not None and argument.alias_info.is_write for argument in arguments)
+
+
+@pytest.mark.parametrize(("name", "backend"), [run for run in samples.runs(kernels=True) if may_update(run[0])])
+def test_compiled_by_inductor(name: str, backend: str) -> None:
+    """With arguments that the op updates, and without."""
+    calls = samples.of(name)
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        return OPS[name](*arguments, backend=backend, **options)
+
+    for call in (calls[0], calls[-1]):
+        torch._dynamo.reset()
+        found = outcome(torch.compile(function, fullgraph=True), call)
+        for compiled, eager in zip(found, outcome(function, call), strict=True):
+            assert torch.equal(compiled, eager)
+
+
 def activations_of(name: str) -> list[str]:
     return [argument.name for argument in OPS[name].native._schema.arguments if argument.name.endswith("activation")]
 
