@@ -1,4 +1,4 @@
-"""Image files: read as eight-bit colour, upright, and prepared as a model takes them."""
+"""Image files: read as eight-bit color, upright, and prepared as a model takes them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Preprocessing:
             with a black border where it is smaller than the image.
         mean, deviation: of each channel of the image, as numbers in [0, 1]; what is subtracted, then divided by.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
-        grey: colour is taken out.
+        gray: color is taken out.
     """
 
     image_size: int
@@ -48,11 +48,11 @@ class Preprocessing:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     interpolation: str = "bilinear"
-    grey: bool = False
+    gray: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size to float32 (3, image_size, image_size)."""
-        image = _middle(image.convert("L").convert("RGB") if self.grey else image.convert("RGB"))
+        image = _middle(image.convert("L").convert("RGB") if self.gray else image.convert("RGB"))
         scale = self.resize / min(image.size)
         width, height = (max(self.resize, int(side * scale)) for side in image.size)
         left, top = (round((side - self.image_size) / 2) for side in (width, height))
