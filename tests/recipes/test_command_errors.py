@@ -29,7 +29,7 @@ from tests.recipes.tiny import Fails, build_small, run, write_cifar
         ("--model resnet18", "unknown model 'resnet18': there are skipblocknet_xs, skipblocknet_s, skipblocknet_m,"),
         ("--features-from blocks.9", "--features-from: the model has no module 'blocks.9'; similar ones: blocks"),
         ("--loss hinge", "unknown loss 'hinge': there are bias, ce, focal"),
-        ("--normalization-mode both", "unknown normalization mode 'both': there are global, local"),
+        ("--normalisation-mode both", "unknown normalisation mode 'both': there are global, local"),
         ("--optimizer adam", "unknown optimizer 'adam': there are sgd, adamw"),
         ("--amp half", "unknown amp 'half': there are none, bf16, fp16"),
         ("--fused yes", "unknown fused 'yes': there are auto, on, off"),
