@@ -68,21 +68,21 @@ test-integrations:
 
 $(VENV)/.environment: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	.ci/progress 'installing torch' $(BIN)/pip install $(TORCH) 'setuptools>=77' wheel ninja
+	$(PYTHON) .ci/progress 'installing torch' $(BIN)/pip install $(TORCH) 'setuptools>=77' wheel ninja
 	touch $@
 
 # Compiled in place for this machine alone, and only what changed.
 $(VENV)/.kernels: $(VENV)/.environment $(KERNELS)
-	.ci/progress 'compiling the kernels' $(BIN)/python setup.py -q build_ext --inplace
+	$(PYTHON) .ci/progress 'compiling the kernels' $(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
 # Editable, so that the tests see the tree. The demo needs less than the tests.
 $(VENV)/.demo: $(VENV)/.kernels
-	.ci/progress 'installing what the demo needs' $(BIN)/pip install --no-build-isolation -e '.[train]'
+	$(PYTHON) .ci/progress 'installing what the demo needs' $(BIN)/pip install --no-build-isolation -e '.[train]'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.kernels
-	.ci/progress 'installing what the tests need' $(BIN)/pip install --no-build-isolation -e '.[train,bench,docs,dev]'
+	$(PYTHON) .ci/progress 'installing what the tests need' $(BIN)/pip install --no-build-isolation -e '.[train,bench,docs,dev]'
 	touch $@
 
 clean:
