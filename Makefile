@@ -1,20 +1,27 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`, which finds nearly everything; `make test-slow` has the rest.
 # PYTHON picks the interpreter of the virtual environment, TORCH what is installed into it first; for the oldest release
 # TORCH='torch==2.11.0 triton==3.6.0 numpy==2.3.5', since the interpreter of Triton 3.6 fails beside newer NumPy.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0 triton==3.7.1
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(shell find csrc biasloss_ext -name '*.py' -o -name '*.c*' -o -name '*.h')
+KERNELS := setup.py build_choices.py $(shell find csrc -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test lint docs bench bench-peers test-abi test-simulated test-integrations clean
+.PHONY: demo test test-slow lint docs bench bench-peers wheel test-wheel test-abi test-simulated test-integrations clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/python -m biasloss_ext.demo --out demo
 
 # Two workers of two threads each share the cores: a thread that waits must sleep, or training tests take three times as long.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
+
 test: $(VENV)/.installed lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+# What takes more than ten seconds each: sanitizers, interpreted Triton kernels, simulated GPUs, compiled kernels' resources, the commands
+# of the documentation.
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -37,9 +44,22 @@ bench-peers:
 	$(VENV)-peers/bin/pip install -q --no-build-isolation -e '.[bench,peers]'
 	$(VENV)-peers/bin/python -m biasloss_ext bench
 
-# The wheel of this build under the oldest and the newest torch: the stable ABI's promise.
-test-abi: $(VENV)/.installed
-	$(BIN)/python -m tests.abi --python $(PYTHON)
+# One wheel for every Python from 3.10 and every torch from 2.11, in dist/: all instruction sets and GPU architectures. Torch's and
+# NVIDIA's libraries stay outside. BIASLOSS_CUDA, BIASLOSS_CPU_VARIANTS and TORCH_CUDA_ARCH_LIST make a smaller one sooner.
+wheel: $(VENV)/.installed
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --no-isolation -o build/wheel
+	PATH=$(abspath $(BIN)):$$PATH auditwheel repair --plat manylinux_2_34_$$(uname -m) \
+		--exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+
+# The wheel as a stranger installs it: the oldest and the newest Python and torch, no compiler.
+test-wheel: wheel
+	$(BIN)/python -m tests.wheel dist/*.whl
+
+# The same with the tests of the loss, the ops and the blocks: the stable ABI's promise.
+test-abi: wheel
+	$(BIN)/python -m tests.wheel dist/*.whl --suite
 
 # The launchers of the CUDA kernels on the simulated GPU: every schedule, all examples, and every planted fault. Minutes.
 test-simulated: $(VENV)/.installed
@@ -49,18 +69,27 @@ test-simulated: $(VENV)/.installed
 test-integrations:
 	$(PYTHON) -m venv $(VENV)-integrations
 	$(VENV)-integrations/bin/pip install -q torch torchvision timm
-	$(VENV)-integrations/bin/pip install -q 'setuptools>=77' wheel ninja pybind11
+	$(VENV)-integrations/bin/pip install -q 'setuptools>=77' wheel ninja
 	$(VENV)-integrations/bin/pip install -q --no-build-isolation -e '.[train,dev]'
 	$(VENV)-integrations/bin/python -m pytest tests/models tests/recipes tests/nn tests/test_acceleration.py tests/test_families.py tests/test_docs.py
 
 $(VENV)/.environment: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH) 'setuptools>=77' wheel ninja pybind11
+	$(PYTHON) .ci/progress 'installing torch' $(BIN)/pip install $(TORCH) 'setuptools>=77' wheel ninja
 	touch $@
 
-# Editable, so that the tests see the tree; the kernels are compiled in place.
-$(VENV)/.installed: $(VENV)/.environment $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e '.[train,bench,docs,dev]'
+# Compiled in place for this machine alone, and only what changed.
+$(VENV)/.kernels: $(VENV)/.environment $(KERNELS)
+	$(PYTHON) .ci/progress 'compiling the kernels' $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+# Editable, so that the tests see the tree. The demo needs less than the tests.
+$(VENV)/.demo: $(VENV)/.kernels
+	$(PYTHON) .ci/progress 'installing what the demo needs' $(BIN)/pip install --no-build-isolation -e '.[train]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.kernels
+	$(PYTHON) .ci/progress 'installing what the tests need' $(BIN)/pip install --no-build-isolation -e '.[train,bench,docs,dev]'
 	touch $@
 
 clean:

@@ -14,7 +14,8 @@ from biasloss_ext.errors import UserError
 # The extra that installs a missing package.
 _EXTRAS = {
     "train": ("typer", "rich", "sklearn", "scipy", "matplotlib", "tensorboard", "torchmetrics", "PIL"),
-    "bench": ("pytest_benchmark", "onnx", "onnxruntime", "onnxscript", "openvino"),
+    "bench": ("pytest_benchmark", "openvino"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
     "models": ("timm", "torchvision"),
 }
 INTERRUPTED = 130
@@ -90,10 +91,11 @@ def _app() -> Any:
     from biasloss_ext.info import info
     from biasloss_ext.recipes.check_command import check
     from biasloss_ext.recipes.commands import compare, diversity, predict, train
+    from biasloss_ext.recipes.export_command import export
     from biasloss_ext.recipes.speed_command import speed
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-    for command in (info, train, predict, compare, diversity, accelerate, bench):
+    for command in (info, train, predict, export, compare, diversity, accelerate, bench):
         app.command()(command)
     data = typer.Typer(no_args_is_help=True, help="Look at data before a training.")
     data.command()(check)

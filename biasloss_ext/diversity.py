@@ -102,7 +102,7 @@ def layer_variances(model: nn.Module, batches: Iterable[Any], layers: Sequence[s
     return {name: torch.cat(values) for name, values in variances.items()}
 
 
-def summarise(variances: Mapping[str, Mapping[str, Tensor]], threshold: float | None = None) -> list[LayerDiversity]:
+def summarize(variances: Mapping[str, Mapping[str, Tensor]], threshold: float | None = None) -> list[LayerDiversity]:
     """Mean, quantiles and the share of samples below a threshold, per model and layer; computed in float64.
 
     Args:

@@ -46,14 +46,14 @@ def _build() -> list[str]:
     built = native()
     if built.problem is not None:
         return [f"compiled kernels: no, {built.problem}"]
-    simulated = [] if SIMULATED_GPU is None else [f"simulated GPU: {SIMULATED_GPU}; CPU tensors stand in for a GPU's"]
+    if SIMULATED_GPU is not None:
+        return [f"simulated GPU: {SIMULATED_GPU}; CPU tensors stand in for a GPU's"]
     facts = built.build
     cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else "no CUDA kernels"
     return [
         f"compiled kernels: built beside torch {facts['torch']} by {facts['compiler']}, {cuda}",
         f"CPU kernels: {facts['cpu_variant_in_use']} of {facts['cpu_variants'].replace(';', ', ')}; int8: "
         f"{facts.get('cpu_int8') or 'no, it needs AVX-512 VNNI'}",
-        *simulated,
     ]
 
 

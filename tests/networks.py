@@ -11,13 +11,13 @@ from torch import nn
 from biasloss_ext import accelerate
 from biasloss_ext.models import skipblocknet_xs
 from tests.nn import lookalikes
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 
 def network() -> Any:
     torch.manual_seed(0)
     model = skipblocknet_xs(num_classes=10)
-    randomise(model, torch.Generator().manual_seed(0))
+    randomize(model, torch.Generator().manual_seed(0))
     return model.float().eval()
 
 

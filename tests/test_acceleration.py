@@ -21,13 +21,13 @@ from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.report import KINDS
 from tests.dispatched import dispatched
 from tests.nn import lookalikes
-from tests.nn.blocks import randomise, step
+from tests.nn.blocks import randomize, step
 
 
 def model() -> nn.Sequential:
     torch.manual_seed(0)
     made = lookalikes.network().double()
-    randomise(made, torch.Generator().manual_seed(0))
+    randomize(made, torch.Generator().manual_seed(0))
     return made.double()
 
 
@@ -228,7 +228,7 @@ def test_optimized_gives_the_same_scores() -> None:
 @pytest.mark.parametrize("return_features", ["none", "variance", "features"])
 def test_optimized_skipblocknet(return_features: str) -> None:
     network = skipblocknet_xs(num_classes=10, return_features=return_features).double().eval()
-    randomise(network, torch.Generator().manual_seed(3))
+    randomize(network, torch.Generator().manual_seed(3))
     network = network.double()
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():

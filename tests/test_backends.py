@@ -83,6 +83,7 @@ def test_every_cpu_variant_gives_the_same_loss() -> None:
         assert values == pytest.approx(results["baseline"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", other_variants())
 def test_accuracy_of_the_other_cpu_variants(variant: str) -> None:
     tests = Path(__file__).parent / "ops"

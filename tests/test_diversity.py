@@ -17,7 +17,7 @@ from biasloss_ext.diversity import (
     diversity_plot,
     diversity_table,
     layer_variances,
-    summarise,
+    summarize,
 )
 from biasloss_ext.models import skipblocknet_xs
 
@@ -102,7 +102,7 @@ def test_an_output_that_is_no_tensor_is_named() -> None:
 def test_figures_beside_numpy() -> None:
     torch.manual_seed(0)
     variances = {"one": {"deep": torch.rand(101), "early": torch.rand(101)}, "two": {"deep": torch.rand(30) + 1}}
-    rows = summarise(variances)
+    rows = summarize(variances)
     assert [(row.model, row.layer, row.samples) for row in rows] == [
         ("one", "deep", 101),
         ("one", "early", 101),
@@ -117,13 +117,13 @@ def test_figures_beside_numpy() -> None:
         pooled = both if row.layer == "deep" else values
         assert row.threshold == pytest.approx(np.median(pooled) / 2)
         assert row.below == pytest.approx((values < row.threshold).mean())
-    assert summarise(variances, threshold=0.25)[1].below == pytest.approx(
+    assert summarize(variances, threshold=0.25)[1].below == pytest.approx(
         (variances["one"]["early"].numpy() < 0.25).mean()
     )
 
 
 def test_table_csv_and_plot() -> None:
-    rows = summarise({"one": {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, "two": {"b": torch.zeros(2)}})
+    rows = summarize({"one": {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, "two": {"b": torch.zeros(2)}})
     written = list(csv.DictReader(io.StringIO(diversity_csv(rows))))
     assert [(row["model"], row["layer"], row["samples"]) for row in written] == [
         ("one", "a", "2"),
@@ -139,7 +139,7 @@ def test_table_csv_and_plot() -> None:
     axes = diversity_plot(rows).axes[0]
     assert axes.get_yscale() == "linear"  # a zero has no logarithm
     assert axes.get_xlabel() == "position between the first and the last layer"
-    alike = summarise(
+    alike = summarize(
         {"one": {"a": torch.ones(2), "b": torch.ones(2)}, "two": {"a": torch.ones(3), "b": torch.ones(1)}}
     )
     axes = diversity_plot(alike).axes[0]

@@ -35,7 +35,7 @@ from tests.recipes.tiny import write_cifar
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-OPTIONAL = ("timm", "torchvision", "lightning", "onnxscript", "onnxruntime", "openvino")
+OPTIONAL = ("timm", "torchvision", "lightning", "onnxscript", "onnxruntime", "openvino", "huggingface_hub")
 SCRIPTS = {"distributed.md": "ddp.py"}  # pages whose Python block is a script that a command of the page runs
 # The same commands on less: options given later win.
 LESS = {
@@ -46,6 +46,7 @@ LESS = {
     "predict": "--workers 0",
     "data check": "",
     "data speed": "--seconds 0.1 --workers 0",
+    "export": "",
 }
 DATA_SAYS = {"check": "all 32 image files", "speed": "data pipeline alone: "}
 
@@ -69,7 +70,9 @@ def needs(text: str) -> str | None:
         return reasons["torchvision"]
     if "torch.int8" in text and not native().build.get("cpu_int8"):
         return "this CPU or build has no int8 kernels"
-    if "torch.onnx" in text and reasons["onnxscript"]:
+    if "_pretrained" in text and reasons["huggingface_hub"]:
+        return reasons["huggingface_hub"]
+    if ("torch.onnx" in text or text.startswith("biasloss export")) and reasons["onnxscript"]:
         return reasons["onnxscript"]
     return next((reason for package, reason in reasons.items() if package in text and reason), None)
 
@@ -145,6 +148,7 @@ def test_commands(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caps
         elif words[1] != "info" and "--help" not in words:
             out = Path(words[words.index("--out") + 1]) if "--out" in words else Path("runs/train")
             written = Path(words[words.index("--csv") + 1]) if "--csv" in words else out / "report.md"
+            written = out if words[1] == "export" else written
             assert written.stat().st_size > 0
     assert ran >= 2
     for line in skipped:
@@ -165,6 +169,8 @@ def test_python(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "_GROUPS",
             [group[: 2 if group is skipblocknet._GROUPS[0] else 1] for group in skipblocknet._GROUPS],
         )
+        run_here(["biasloss", "train", "--epochs", "1", "--out", "runs/digits"], monkeypatch)
+        assert run_here(["biasloss", "export", "runs/digits", "--out", "digits.onnx"], monkeypatch) in (0, None)
     if page.name == "models.md":
         torch.save(models.skipblocknet_m().state_dict(), "skipblocknet-m.pth")
     names: dict[str, object] = {}
@@ -272,7 +278,7 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def test_the_errors_of_troubleshooting_exist() -> None:
-    sources = [ROOT / "setup.py", *(ROOT / "biasloss_ext").rglob("*.py")]
+    sources = [ROOT / "setup.py", ROOT / "build_choices.py", *(ROOT / "biasloss_ext").rglob("*.py")]
     said = "\n".join(text for path in sources for text in texts(path))
     messages = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(messages) > 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import setuptools
 
+import biasloss_ext
+import build_choices
 from biasloss_ext.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -38,15 +41,28 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_source_distribution_has_all_that_a_build_reads(source: Path) -> None:
-    """`python -m tests.abi` builds the wheel from it, and runs the tests on what is installed."""
+    """`make wheel` builds the wheel from it, and `make test-abi` runs the tests on what is installed."""
     names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     for folder, patterns in (("csrc", ("*",)), ("biasloss_ext", ("*.py", "py.typed"))):
         files = {
             str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / folder).rglob(pattern) if p.is_file()
         }
         assert files <= names, files - names
-    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert {"setup.py", "build_choices.py", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
+
+
+def test_one_wheel_for_every_python(decide: dict[str, Any]) -> None:
+    """`make test-wheel` installs it beside the oldest and the newest Python and torch."""
+    command = decide["BuildWheel"](setuptools.Distribution({"ext_modules": [setuptools.Extension("library", [])]}))
+    command.ensure_finalized()
+    python, abi, _ = command.get_tag()
+    assert (python, abi) == ("py3", "none")
+    library = Path(biasloss_ext.__file__).parent / "_ops.so"
+    if not library.exists():
+        pytest.skip("the compiled kernels are not built")
+    of_python = re.findall(rb"\b(?:PyInit_|PyObject_|Py_IncRef|libpython)\w*", library.read_bytes())
+    assert not of_python, "a library that calls Python serves one Python alone"
 
 
 def test_the_citation_names_this_version() -> None:
@@ -106,8 +122,13 @@ def fake_nvcc(folder: Path, release: str, architectures: str = "compute_80\\ncom
     return str(path)
 
 
-# What a build decides before it compiles anything, seen without compiling.
-DECIDE = "import sys, runpy, setuptools; setuptools.setup = lambda **k: None; m = runpy.run_path('setup.py'); "
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No variable of the user decides, and torch is built without CUDA."""
+    for name in (*UNSET, "BIASLOSS_CUDA", "BIASLOSS_CPU_VARIANTS", "MAX_JOBS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.version.cuda", None)
+    return monkeypatch
 
 
 @pytest.mark.parametrize(
@@ -122,16 +143,25 @@ DECIDE = "import sys, runpy, setuptools; setuptools.setup = lambda **k: None; m 
         ({"FAKE": "13.1", "TORCH_CUDA_ARCH_LIST": "9.0;5.2"}, "asks for '5.2'"),
     ],
 )
-def test_decisions_about_cuda(environment: dict[str, str], said: str, tmp_path: Path) -> None:
+def test_decisions_about_cuda(
+    environment: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    bare: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        bare.setenv(name, value)
     if "FAKE" in environment:
-        environment = {**environment, "NVCC": fake_nvcc(tmp_path, environment["FAKE"])}
-    code = DECIDE + "import torch; torch.version.cuda = None; "
+        bare.setenv("NVCC", fake_nvcc(tmp_path, environment["FAKE"]))
     if "MISSING" in environment:
-        code += "m['find_cuda'].__globals__['find_nvcc'] = lambda: None; "
-    code += "c = m['find_cuda'](); print(c and c.architectures)"
-    done = run(sys.executable, "-c", code, cwd=ROOT, **environment)
-    assert said in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+        bare.setattr(build_choices, "find_nvcc", lambda: None)
+    try:
+        found = build_choices.find_cuda()
+        text = str(found and found.architectures)
+    except SystemExit as error:
+        text = str(error)
+    assert said in text + capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -162,32 +192,30 @@ def decide() -> dict[str, Any]:
     ],
 )
 def test_architectures_as_torch_takes_them(
-    decide: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, expected: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, expected: Any
 ) -> None:
     nvcc = fake_nvcc(tmp_path, "13.1", "compute_80\\ncompute_90\\ncompute_100\\n")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setitem(decide["architectures"].__globals__, "DEFAULT_ARCHITECTURES", ("7.5", "8.0", "9.0"))
+    monkeypatch.setattr(build_choices, "DEFAULT_ARCHITECTURES", ("7.5", "8.0", "9.0"))
     if isinstance(expected, tuple):
-        assert decide["architectures"](nvcc) == expected
+        assert build_choices.architectures(nvcc) == expected
         return
     with pytest.raises(SystemExit, match=f"biasloss_ext: TORCH_CUDA_ARCH_LIST {expected}"):
-        decide["architectures"](nvcc)
+        build_choices.architectures(nvcc)
 
 
-def test_a_build_for_development_has_one_architecture(
-    decide: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_for_development_has_one_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = fake_nvcc(tmp_path, "13.1", "compute_75\\ncompute_80\\ncompute_90\\n")
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert decide["architectures"](nvcc, development=True) == ("7.5+PTX",)
+    assert build_choices.architectures(nvcc, development=True) == ("7.5+PTX",)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9, 0))
-    assert decide["architectures"](nvcc, development=True) == ("9.0",)
+    assert build_choices.architectures(nvcc, development=True) == ("9.0",)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert decide["architectures"](nvcc, development=True) == ("8.0",)
+    assert build_choices.architectures(nvcc, development=True) == ("8.0",)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +230,6 @@ def test_a_build_for_development_has_one_architecture(
     ],
 )
 def test_instruction_sets_that_are_compiled(
-    decide: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     asked: str | None,
     development: bool,
@@ -214,18 +241,18 @@ def test_instruction_sets_that_are_compiled(
     monkeypatch.delenv("BIASLOSS_CPU_VARIANTS", raising=False)
     if asked is not None:
         monkeypatch.setenv("BIASLOSS_CPU_VARIANTS", asked)
-    assert list(decide["cpu_variants"](development)) == expected
+    assert list(build_choices.cpu_variants(development)) == expected
 
 
-def test_unknown_instruction_sets(decide: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setenv("BIASLOSS_CPU_VARIANTS", "avx10")
     with pytest.raises(SystemExit, match="BIASLOSS_CPU_VARIANTS must be all or native, got 'avx10'"):
-        decide["cpu_variants"](True)
+        build_choices.cpu_variants(True)
 
 
-def test_flags_of_architectures(decide: dict[str, Any]) -> None:
-    flags = decide["Cuda"]("nvcc", (13, 1), ("9.0a", "10.0f+PTX")).flags()
+def test_flags_of_architectures() -> None:
+    flags = build_choices.Cuda("nvcc", (13, 1), ("9.0a", "10.0f+PTX")).flags()
     assert flags == [
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_100f,code=sm_100f",
@@ -233,21 +260,21 @@ def test_flags_of_architectures(decide: dict[str, Any]) -> None:
     ]
 
 
-def test_jobs_and_flags_from_the_environment(decide: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_and_flags_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAX_JOBS", raising=False)
-    default = decide["jobs"]()
+    default = build_choices.jobs()
     for asked, jobs in (("", default), (" ", default), ("3", 3), (" 4 ", 4)):
         monkeypatch.setenv("MAX_JOBS", asked)
-        assert decide["jobs"]() == jobs
+        assert build_choices.jobs() == jobs
     for asked in ("many", "0", "-2", "1.5"):
         monkeypatch.setenv("MAX_JOBS", asked)
         with pytest.raises(SystemExit, match="MAX_JOBS must be a number from 1 on, got "):
-            decide["jobs"]()
+            build_choices.jobs()
     monkeypatch.setenv("CXX", "ccache g++")
-    assert decide["words"]("CXX") == ["ccache", "g++"]
+    assert build_choices.words("CXX") == ["ccache", "g++"]
     monkeypatch.setenv("CXXFLAGS", "-DNAME='half")
     with pytest.raises(SystemExit, match=r"CXXFLAGS cannot be read \(No closing quotation\), got"):
-        decide["words"]("CXXFLAGS")
+        build_choices.words("CXXFLAGS")
 
 
 def test_compilers_that_fail_are_one_sentence(decide: dict[str, Any], tmp_path: Path) -> None:
@@ -257,14 +284,14 @@ def test_compilers_that_fail_are_one_sentence(decide: dict[str, Any], tmp_path: 
     with pytest.raises(
         SystemExit, match=r"nvcc --version failed with exit code 3 \(no license\); set CXX or NVCC to a"
     ):
-        decide["nvcc_version"](str(failing))
+        build_choices.nvcc_version(str(failing))
     with pytest.raises(SystemExit, match=r"nvcc --list-gpu-arch failed with exit code 3"):
-        decide["architectures"](str(failing))
+        build_choices.architectures(str(failing))
     with pytest.raises(SystemExit, match=r"cannot run .*/none: No such file or directory; set CXX or NVCC"):
-        decide["output_of"](str(tmp_path / "none"), "--version")
+        build_choices.output_of(str(tmp_path / "none"), "--version")
     failing.write_text("not a program")
     with pytest.raises(SystemExit, match=r"cannot run .*/nvcc: Exec format error"):
-        decide["nvcc_version"](str(failing))
+        build_choices.nvcc_version(str(failing))
     build = decide["Build"](setuptools.Distribution())
     build.build_temp, build.build_lib, build.inplace = str(tmp_path / "temp"), str(tmp_path / "lib"), False
     build.cuda, build.x86, build.cxx = None, True, [str(failing)]
@@ -273,16 +300,18 @@ def test_compilers_that_fail_are_one_sentence(decide: dict[str, Any], tmp_path: 
         build.build_extension(setuptools.Extension("biasloss_ext._ops", []))
 
 
-def test_another_cuda_major_than_torch_s_is_an_error(tmp_path: Path) -> None:
-    nvcc = fake_nvcc(tmp_path, "13.1")
-    for version, code, said in (
-        ("12.8", 1, "is built for CUDA 12.8: set CUDA_HOME to a CUDA 12 toolkit, or BIASLOSS_CUDA=0"),
-        ("13.0", 0, "warning: nvcc is CUDA 13.1, torch is built for 13.0"),
+def test_another_cuda_major_than_torch_s_is_an_error(
+    tmp_path: Path, bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare.setenv("NVCC", fake_nvcc(tmp_path, "13.1"))
+    bare.setattr("torch.version.cuda", "12.8")
+    with pytest.raises(
+        SystemExit, match=r"is built for CUDA 12\.8: set CUDA_HOME to a CUDA 12 toolkit, or BIASLOSS_CUDA=0"
     ):
-        script = DECIDE + f"import torch; torch.version.cuda = '{version}'; m['find_cuda']()"
-        done = run(sys.executable, "-c", script, cwd=ROOT, NVCC=nvcc)
-        assert said in done.stderr
-        assert done.returncode == code
+        build_choices.find_cuda()
+    bare.setattr("torch.version.cuda", "13.0")
+    assert build_choices.find_cuda() is not None
+    assert "warning: nvcc is CUDA 13.1, torch is built for 13.0" in capsys.readouterr().err
 
 
 def test_without_torch_the_build_says_what_to_do(tmp_path: Path) -> None:
@@ -293,10 +322,9 @@ def test_without_torch_the_build_says_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_jobs_are_limited_by_memory_and_by_max_jobs() -> None:
-    script = DECIDE + (
-        "import os; os.sysconf = lambda name: {'SC_AVPHYS_PAGES': 7 << 18, 'SC_PAGE_SIZE': 4096}[name];"
-        "os.sched_getaffinity = lambda _: range(64); print(m['jobs']())"
-    )
-    assert run(sys.executable, "-c", script, cwd=ROOT).stdout.strip() == "2"
-    assert run(sys.executable, "-c", script, cwd=ROOT, MAX_JOBS="5").stdout.strip() == "5"
+def test_jobs_are_limited_by_memory_and_by_max_jobs(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr("os.sysconf", lambda name: {"SC_AVPHYS_PAGES": 7 << 18, "SC_PAGE_SIZE": 4096}[name])
+    bare.setattr("os.sched_getaffinity", lambda _: range(64))
+    assert build_choices.jobs() == 2
+    bare.setenv("MAX_JOBS", "5")
+    assert build_choices.jobs() == 5

@@ -19,7 +19,7 @@ from biasloss_ext.ops import backends
 from biasloss_ext.ops.program.code import instructions
 from tests.networks import MODELS, network
 from tests.nn import lookalikes
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 HAS_KERNELS = backends.why_not("cpu", torch.device("cpu"), "program") is None
 pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="programs run on the compiled kernels alone")
@@ -248,7 +248,7 @@ class Around(nn.Module):
 
 def test_layers_between_programs() -> None:
     model = Around()
-    randomise(model, torch.Generator().manual_seed(2))
+    randomize(model, torch.Generator().manual_seed(2))
     model = model.float().eval()
     optimized, x = optimize_for_inference(model), images(2, 3, 64, 48)
     assert_close(optimized(x), model(x))

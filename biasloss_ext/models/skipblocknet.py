@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.functional import feature_variance
+from biasloss_ext.models.hub import HubModel
 from biasloss_ext.nn import (
     ClassificationHead,
     FusedConvNormActivation,
@@ -95,7 +96,7 @@ def _check_images(images: Tensor, channels: int) -> None:
         )
 
 
-class SkipblockNet(nn.Module):
+class SkipblockNet(nn.Module, HubModel):
     """A MobileNetV3-style network in which two skip blocks carry the first block's map to later stages.
 
     Input: (N, in_chans, H, W), with H and W at least 32, square or not, contiguous or channels_last, in the floating dtype of the
@@ -133,6 +134,9 @@ class SkipblockNet(nn.Module):
     - ``head_hidden_size``: ``classifier_width``.
     - ``feature_info``: for each reduction of the image size, its last module, with the channels and the reduction.
     - ``default_cfg``: the description for timm.
+
+    With huggingface_hub installed, ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of
+    ``PyTorchModelHubMixin``. ``from_pretrained`` also takes ``return_features`` and ``fused``, which are not saved.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class SkipblockNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self._small_input, self._width = small_input, width
         self.return_features = return_features
 
         # Attribute names from here on are the checkpoint's.
@@ -241,6 +246,17 @@ class SkipblockNet(nn.Module):
         if self.return_features == "variance":
             return feature_variance(features), scores
         return scores
+
+    def config(self) -> dict[str, Any]:
+        """The arguments of `SkipblockNet` that build a model with these parameters."""
+        return {
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "drop_rate": self.classifier[2].p,
+            "small_input": self._small_input,
+            "width": self._width,
+            "classifier_width": self.head_hidden_size,
+        }
 
     def get_classifier(self) -> nn.Module:
         """The last layer: `nn.Linear`, or `nn.Identity` if ``num_classes`` is 0."""

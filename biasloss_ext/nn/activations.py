@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from biasloss_ext.ops import maps
 
-# By class, for classes whose attributes do not change what they compute; `number_of` also knows the others.
+# By class; `number_of` also knows the classes whose attributes matter.
 ACTIVATIONS: dict[type[nn.Module], int] = {
-    nn.Identity: maps.IDENTITY,
-    nn.ReLU: maps.RELU,
-    nn.ReLU6: maps.RELU6,
-    nn.Hardswish: maps.HARDSWISH,
-    nn.SiLU: maps.SILU,
-    nn.Hardsigmoid: maps.HARDSIGMOID,
-    nn.Sigmoid: maps.SIGMOID,
+    layer: number for number, of_torch in enumerate(maps.OF_TORCH) for layer in of_torch.layers
 }
 # By function, or by name for a method of a tensor.
 FUNCTIONS: dict[object, int] = {
-    F.relu: maps.RELU,
-    torch.relu: maps.RELU,
-    F.relu6: maps.RELU6,
-    F.hardswish: maps.HARDSWISH,
-    F.silu: maps.SILU,
-    F.gelu: maps.GELU,
-    F.hardsigmoid: maps.HARDSIGMOID,
-    F.sigmoid: maps.SIGMOID,
-    torch.sigmoid: maps.SIGMOID,
-    "relu": maps.RELU,
-    "relu_": maps.RELU,
-    "sigmoid": maps.SIGMOID,
-    "sigmoid_": maps.SIGMOID,
+    function: number
+    for number, of_torch in enumerate(maps.OF_TORCH)
+    for function in (of_torch.function, *of_torch.others)
 }
 # By the argument `approximate` of nn.GELU and F.gelu.
 FORMS_OF_GELU: dict[object, int] = {"none": maps.GELU, "tanh": maps.GELU_TANH}

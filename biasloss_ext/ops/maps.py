@@ -23,11 +23,11 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from biasloss_ext.ops.library import accumulation_dtype
 
@@ -56,7 +56,7 @@ class Activation(enum.IntEnum):
 
 
 IDENTITY, RELU, RELU6, HARDSWISH, SILU, HARDSIGMOID, SIGMOID, GELU, GELU_TANH = map(int, Activation)
-LAST_ACTIVATION = GELU_TANH
+LAST_ACTIVATION = max(map(int, Activation))
 
 
 def checked_activation(activation: int, name: str = "activation") -> int:
@@ -73,20 +73,35 @@ def checked_activation(activation: int, name: str = "activation") -> int:
 
 def activate(u: Tensor, activation: int) -> Tensor:
     """h = act(u)."""
-    h: Tensor = _FUNCTIONS[checked_activation(activation)](u)
+    h: Tensor = OF_TORCH[checked_activation(activation)].function(u)
     return h
 
 
-_FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda u: u,
-    F.relu,
-    F.relu6,
-    F.hardswish,
-    F.silu,
-    F.hardsigmoid,
-    torch.sigmoid,
-    F.gelu,
-    functools.partial(F.gelu, approximate="tanh"),
+class OfTorch(NamedTuple):
+    """What of torch applies an activation.
+
+    Attributes:
+        function: on a tensor.
+        layers: classes whose attributes do not change what they compute.
+        others: further functions, and names of methods of a tensor.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    layers: tuple[type[nn.Module], ...] = ()
+    others: tuple[object, ...] = ()
+
+
+# In the order of the numbers. The forms of GELU are told by an argument, see biasloss_ext/nn/activations.py.
+OF_TORCH = (
+    OfTorch(lambda u: u, (nn.Identity,)),
+    OfTorch(F.relu, (nn.ReLU,), (torch.relu, "relu", "relu_")),
+    OfTorch(F.relu6, (nn.ReLU6,)),
+    OfTorch(F.hardswish, (nn.Hardswish,)),
+    OfTorch(F.silu, (nn.SiLU,)),
+    OfTorch(F.hardsigmoid, (nn.Hardsigmoid,)),
+    OfTorch(torch.sigmoid, (nn.Sigmoid,), (F.sigmoid, "sigmoid", "sigmoid_")),
+    OfTorch(F.gelu),
+    OfTorch(functools.partial(F.gelu, approximate="tanh")),
 )
 
 

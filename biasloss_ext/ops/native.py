@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import importlib
 import os
 import sys
 import warnings
@@ -33,7 +33,7 @@ def simulated() -> bool:
 
 @functools.cache
 def native() -> Native:
-    """Load ``_ops.so``, or the library of the simulated GPU instead, and ``_C``.
+    """Load ``_ops.so``, or the library of the simulated GPU instead.
 
     Raises:
         ValueError: the environment variable BIASLOSS_CPU_ISA is set to an unknown instruction set.
@@ -45,15 +45,24 @@ def native() -> Native:
         return Native(f"the compiled kernels are not built; {_remedy(path.parent)}")
     try:
         torch.ops.load_library(path)
-        module = importlib.import_module("biasloss_ext._C")
-    except (OSError, ImportError, RuntimeError) as error:
+        build = _build_facts(path)
+    except (OSError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         return Native(
             f"the compiled kernels do not load under torch {torch.__version__} ({reason}); {_remedy(path.parent)}"
         )
-    build = dict(module.build_information())
     architectures = tuple(name for name in build.get("cuda_architectures", "").split(";") if name)
     return Native(None, architectures, build)
+
+
+def _build_facts(path: Path) -> dict[str, str]:
+    """What ``csrc/build_facts.cpp`` says of a library that is loaded."""
+    function = ctypes.CDLL(str(path)).biasloss_build_facts
+    function.restype = ctypes.c_char_p
+    facts = dict(line.split("=", 1) for line in function().decode().splitlines())
+    if "invalid" in facts:
+        raise ValueError(facts["invalid"])
+    return facts
 
 
 def _remedy(package: Path) -> str:

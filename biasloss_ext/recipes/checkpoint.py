@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import recipe as recipes
@@ -22,6 +22,11 @@ NAME = "checkpoint.pt"
 FORMAT = 1
 
 
+def path_of(run: Path) -> Path:
+    """The checkpoint of a run, which is named by its folder or by the checkpoint itself."""
+    return run if run.is_file() else run / NAME
+
+
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Writes the checkpoint of a run; the one before stays until the new one is whole and on the disk."""
     # Through a file of ours: torch's own says of a full disk that a position is unexpected.
@@ -29,13 +34,17 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **state}, file)
 
 
-def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
-    """Whether a checkpoint of these tensors fits beside the one before.
+def check_space(folder: Path, models: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Check that a checkpoint of these models and the optimizer's state fits beside the one before.
 
     Raises:
         UserError: the disk has less room than that.
     """
-    needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = 1 if isinstance(optimizer, torch.optim.SGD) else 2
+    tensors = [tensor for model in models for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
+    needed = sum(tensor.nbytes for tensor in tensors + moments * parameters)
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{folder} has {free / 1e6:.3g} MB of free space, a checkpoint takes about {needed / 1e6:.3g} MB: make room, or"

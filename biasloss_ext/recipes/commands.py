@@ -83,7 +83,7 @@ _HELP = {
     "fused": ("Machine", "Blocks on fused kernels: auto (where they can run), on or off."),
     "channels_last": ("Machine", "Memory format channels_last."),
     "compile": ("Machine", "torch.compile."),
-    "sync_batchnorm": ("Machine", "Batch normalisation over all processes; GPUs only."),
+    "sync_batchnorm": ("Machine", "Batch normalization over all processes; GPUs only."),
     "seed": ("Schedule", "Of weights, order and augmentation."),
 }
 

@@ -14,8 +14,9 @@ from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.compare_report import write_comparison
 from biasloss_ext.recipes.display import Display
-from biasloss_ext.recipes.loop import Outcome, check, train
+from biasloss_ext.recipes.loop import check, train
 from biasloss_ext.recipes.models import unavailable
+from biasloss_ext.recipes.outcome import Outcome
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.statistics import Difference, paired_difference
 

@@ -103,13 +103,13 @@ def accuracy_plot(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for number, entry in enumerate(entry for entry in comparison.entries if entry.outcomes):
-        colour = f"C{number % 10}"
+        color = f"C{number % 10}"
         curves = [[100 * row["test_accuracy"] for row in tested(outcome.history)] for outcome in entry.outcomes]
         epochs = [row["epoch"] for row in tested(entry.outcomes[0].history)]
         for curve in curves:
-            axes.plot(epochs, curve, color=colour, alpha=0.35, linewidth=0.8)
+            axes.plot(epochs, curve, color=color, alpha=0.35, linewidth=0.8)
         mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-        axes.plot(epochs, mean, color=colour, linewidth=2, label=entry.name)
+        axes.plot(epochs, mean, color=color, linewidth=2, label=entry.name)
     axes.set(xlabel="epoch", ylabel="test accuracy, %")
     axes.legend()
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
@@ -12,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from biasloss_ext.recipes.history import Row, accuracy_of
 
 T = TypeVar("T")
+QUIET_SECONDS = 10.0
 
 
 class Display:
     """Live bars for steps and, in a comparison, runs; one line for every epoch, which stays. A context manager.
+
+    A file or a pipe gets no bars, but a line whenever steps go on for ten seconds without any.
 
     Args:
         shown: False for the processes that do not lead.
@@ -35,6 +39,7 @@ class Display:
         self._all: TaskID | None = None
         self._run: TaskID | None = None
         self._title = ""
+        self._said = time.monotonic()
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -47,6 +52,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        self._said = time.monotonic()
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def counted(self, title: str, items: Iterable[T], total: int) -> Iterator[T]:
@@ -65,14 +71,18 @@ class Display:
         self._all = self._progress.add_task(title, total=runs)
 
     def begin_run(self, title: str, steps: int, done: int) -> None:
-        """A run of ``steps`` optimiser steps of which ``done`` were done earlier."""
+        """A run of ``steps`` optimizer steps of which ``done`` were done earlier."""
         self._title = title
         self._run = self._progress.add_task(title, total=steps, completed=done)
 
     def step(self) -> None:
-        """One optimiser step is done."""
-        if self._run is not None:
-            self._progress.advance(self._run)
+        """One optimizer step is done."""
+        if self._run is None:
+            return
+        self._progress.advance(self._run)
+        if self._progress.disable and time.monotonic() - self._said >= QUIET_SECONDS:
+            task = self._progress.tasks[self._progress.task_ids.index(self._run)]
+            self.say(f"{self._title}  step {task.completed:.0f}/{task.total:.0f}")
 
     def epoch(self, row: Row, epochs: int) -> None:
         """One epoch is done."""

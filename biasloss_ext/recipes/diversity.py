@@ -16,7 +16,7 @@ from biasloss_ext.diversity import (
     diversity_plot,
     diversity_table,
     layer_variances,
-    summarise,
+    summarize,
 )
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint
@@ -89,7 +89,7 @@ def measure_diversity(
                 raise UserError(f"{name}: {error}") from None
             finally:
                 shown.end_run()
-    rows = summarise(variances, threshold)
+    rows = summarize(variances, threshold)
     make_folder(out)
     write_text(out / TABLE_NAME, diversity_csv(rows))
     save_plot(diversity_plot(rows), out / PLOT_NAME)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint, interrupts
-from biasloss_ext.recipes.data.images import Broken
+from biasloss_ext.recipes.card import publish
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.distillation import Teacher
 from biasloss_ext.recipes.evaluation import evaluate
 from biasloss_ext.recipes.files import make_folder
 from biasloss_ext.recipes.graphs import CapturedSteps, Compute, CudaCapture, why_not_captured
-from biasloss_ext.recipes.history import Row, TensorBoard, accuracy_of, weight_quantiles, write_csv
+from biasloss_ext.recipes.history import Row, TensorBoard, weight_quantiles, write_csv
 from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.mixing import Mixing
-from biasloss_ext.recipes.models import build_model, scores_of, synchronised
+from biasloss_ext.recipes.models import build_model, scores_of, synchronized
 from biasloss_ext.recipes.order import Order
+from biasloss_ext.recipes.outcome import Outcome
 from biasloss_ext.recipes.processes import Processes, processes
 from biasloss_ext.recipes.recipe import Recipe
 from biasloss_ext.recipes.report import write_report
 from biasloss_ext.recipes.run_data import RunData, open_data
 from biasloss_ext.recipes.schedule import build_optimizer, build_schedule
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run.
-
-    Attributes:
-        recipe: what was run.
-        folder: where its checkpoint, logs and report are.
-        history: one row an epoch, as in metrics.csv.
-        test_images: how many images the accuracy is taken over.
-        left_out: broken files that the run did without, each with the reason.
-    """
-
-    recipe: Recipe
-    folder: Path
-    history: list[Row]
-    test_images: int
-    left_out: Sequence[Broken] = ()
-
-    @property
-    def accuracy(self) -> float:
-        """Test accuracy after the last epoch, in [0, 1]; that of the moving average where there is one."""
-        return accuracy_of(self.history[-1])
 
 
 def train(
@@ -132,7 +108,7 @@ class Run:
         self.recipe, self.opened, self.here = recipe, opened, here
         self.data = data = opened.data
         if recipe.sync_batchnorm and here.device.type != "cuda":
-            raise UserError("batch normalisation over all processes (--sync-batchnorm) runs on GPUs only")
+            raise UserError("batch normalization over all processes (--sync-batchnorm) runs on GPUs only")
         self.order = Order(
             data.train_images, recipe.batch_size, recipe.seed, recipe.accumulate, here.count, here.number
         )
@@ -143,7 +119,7 @@ class Run:
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.sync_batchnorm:
-            model = synchronised(model, recipe)
+            model = synchronized(model, recipe)
         self.model = model
         self.ema: AveragedModel | None = None
         if recipe.ema_decay > 0:
@@ -188,7 +164,8 @@ class Run:
         if self.here.leads:
             make_folder(out)
             write_csv(out, self.history)
-            checkpoint.check_space(out, self._tensors())
+            models = [self.model] if self.ema is None else [self.model, self.ema.module]
+            checkpoint.check_space(out, models, self.optimizer)
             log = TensorBoard(out, done - self.step)
         display.begin_run(title, self.recipe.epochs * self.order.steps, done)
         try:
@@ -201,6 +178,7 @@ class Run:
                 log.close()
         if self.here.leads:
             write_report(outcome)
+            publish(outcome, self.model if self.ema is None else self.ema.module, self.opened.described)
         self.here.wait()
         return outcome
 
@@ -303,13 +281,6 @@ class Run:
                 },
             )
         self.here.wait()
-
-    def _tensors(self) -> list[Tensor]:
-        """What takes room in a checkpoint."""
-        models = [self.model] if self.ema is None else [self.model, self.ema.module]
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        tensors = [tensor for model in models for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
-        return tensors + parameters * (1 if self.recipe.optimizer == "sgd" else 2)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Takes up the state of a checkpoint; None leaves the run at its beginning."""

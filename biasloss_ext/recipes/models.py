@@ -117,8 +117,8 @@ def _accelerate(model: nn.Module, recipe: Recipe) -> None:
         raise UserError(f"--fused on: {recipe.model} has no blocks with fused kernels")
 
 
-def synchronised(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Batch normalisations over all processes. Those of timm hold an activation, which timm's own conversion alone keeps."""
+def synchronized(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Batch normalizations over all processes. Those of timm hold an activation, which timm's own conversion alone keeps."""
     from_timm = ALIASES.get(recipe.model, recipe.model).startswith("timm:")
     conversions = optional("timm", recipe.model).layers if from_timm else nn.SyncBatchNorm
     converted: nn.Module = conversions.convert_sync_batchnorm(model)

@@ -14,7 +14,7 @@ def seeded(*numbers: int) -> torch.Generator:
     """A generator of its own for every tuple of numbers."""
     seed = 0
     for number in numbers:
-        # Multiplication by a large odd constant keeps neighbouring tuples apart; the generator does the mixing.
+        # Multiplication by a large odd constant keeps neighboring tuples apart; the generator does the mixing.
         seed = ((seed + number + 1) * 0x9E3779B97F4A7C15) % 2**63
     return torch.Generator().manual_seed(seed)
 
@@ -46,7 +46,7 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimizer steps of an epoch."""
         return self.images // self.batch_size
 
     def batches(self, epoch: int, first_step: int = 0) -> list[Tensor]:

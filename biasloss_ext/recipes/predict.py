@@ -19,7 +19,7 @@ from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.data.images import Preprocessing, image_files
 from biasloss_ext.recipes.files import write_text
 from biasloss_ext.recipes.processes import processes
-from biasloss_ext.recipes.trained import load_trained
+from biasloss_ext.recipes.trained import load_described
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,8 @@ def predict(
         raise UserError(f"there is no training run in {run}: it has no {checkpoint.NAME}")
     files = _files(images)
     with processes(device) as here:
-        model = load_trained(run).to(here.device)
+        model = load_described(run).to(here.device)
         preprocessing: Any = model.preprocessing
-        if preprocessing is None:
-            raise UserError(
-                f"{run / checkpoint.NAME} was written by an older version, without class names and preprocessing: train"
-                " again"
-            )
         names: tuple[str, ...] = model.class_names  # type: ignore[assignment]
         if top_k > len(names):
             raise UserError(f"--top-k must be at most {len(names)}, the number of classes of {run}, got {top_k}")

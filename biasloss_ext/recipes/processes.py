@@ -58,7 +58,7 @@ class Processes:
         return values
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Gives all processes the first one's buffers: batch normalisation's statistics differ between shards."""
+        """Gives all processes the first one's buffers: batch normalization's statistics differ between shards."""
         if self.count > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)

@@ -49,7 +49,7 @@ class Recipe:
         distill_temperature: what the scores of both are divided by in the teacher's term.
         epochs: passes over the training images.
         test_every: the test images are looked at after every so many epochs, and after the last.
-        batch_size: images of one optimiser step, over all processes and accumulated parts.
+        batch_size: images of one optimizer step, over all processes and accumulated parts.
         accumulate: parts in which a batch is computed, one after the other.
         optimizer, lr, momentum, weight_decay: "sgd", "adamw" (which takes no momentum) or "rmsprop", and its constants.
         rms_decay: decay of the mean of squared gradients in RMSprop.
@@ -64,7 +64,7 @@ class Recipe:
         fused: blocks on fused kernels, in models of timm and torchvision too (:func:`biasloss_ext.accelerate`): "auto" where
             they can run, "on" or an error, "off". Checkpoints are the same.
         channels_last, compile: memory format; ``torch.compile``.
-        sync_batchnorm: batch normalisation over all processes; on GPUs only, as in torch.
+        sync_batchnorm: batch normalization over all processes; on GPUs only, as in torch.
         seed: of the initial weights, the order of the images and their augmentation.
     """
 

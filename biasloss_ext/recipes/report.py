@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from biasloss_ext.recipes.files import whole_file, write_text
 from biasloss_ext.recipes.history import Row, accuracy_of, tested
-
-if TYPE_CHECKING:
-    from biasloss_ext.recipes.loop import Outcome
+from biasloss_ext.recipes.outcome import Outcome
+from biasloss_ext.recipes.recipe import Recipe
 
 NAME = "report.md"
 PLOT_NAME = "curves.png"
@@ -68,6 +67,13 @@ def curves(history: list[Row]) -> Figure:
     return figure
 
 
+def recipe_table(recipe: Recipe, without: Sequence[str] = ()) -> list[str]:
+    """The lines of a table of every choice."""
+    choices = {name: value for name, value in recipe.as_dict().items() if name not in without}
+    rows = (f"| {name.replace('_', ' ')} | {value} |" for name, value in choices.items())
+    return ["| choice | value |", "| --- | --- |", *rows]
+
+
 def _text(outcome: Outcome) -> str:
     recipe, last = outcome.recipe, outcome.history[-1]
     best = max(tested(outcome.history), key=accuracy_of)
@@ -88,9 +94,7 @@ def _text(outcome: Outcome) -> str:
         "",
         "## Recipe",
         "",
-        "| choice | value |",
-        "| --- | --- |",
-        *(f"| {name.replace('_', ' ')} | {value} |" for name, value in recipe.as_dict().items()),
+        *recipe_table(recipe),
     ]
     if outcome.left_out:
         lines += ["", "## Broken files, left out", "", "| file | reason |", "| --- | --- |"]

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate of a recipe."""
+"""Optimizer and learning rate of a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """The schedule, to be stepped after every optimiser step; ``steps`` are those of an epoch."""
+    """The schedule, to be stepped after every optimizer step; ``steps`` are those of an epoch."""
     return LambdaLR(optimizer, lambda step: rate_factor(recipe, step / steps, 1 / steps))
 
 

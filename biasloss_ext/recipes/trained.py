@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.models import build_model
@@ -23,8 +24,11 @@ def trained_recipe(folder: Path) -> Recipe:
     return from_dict(checkpoint.read(Path(folder) / checkpoint.NAME)["recipe"])
 
 
-def load_trained(folder: Path) -> nn.Module:
-    """The model in the folder of a training run.
+def load_trained(run: Path) -> nn.Module:
+    """The model of a training run.
+
+    Args:
+        run: the folder of the run, or its checkpoint.
 
     Returns:
         The model on the CPU, in evaluation mode, with the moving average of the weights where the run keeps one. It takes
@@ -37,7 +41,7 @@ def load_trained(folder: Path) -> nn.Module:
     Raises:
         UserError: no checkpoint there, or one that cannot be read.
     """
-    path = Path(folder) / checkpoint.NAME
+    path = checkpoint.path_of(Path(run))
     state = checkpoint.read(path)
     data = state["data"]
     scores_alone: dict[str, Any] = {"loss": "ce", "mean_weight_one": False, "features_from": None}
@@ -46,4 +50,18 @@ def load_trained(folder: Path) -> nn.Module:
     known = "class_names" in data
     model.class_names = tuple(data["class_names"]) if known else None  # type: ignore[assignment]
     model.preprocessing = Preprocessing.from_dict(data["preprocessing"]) if known else None  # type: ignore[assignment]
+    return model
+
+
+def load_described(run: Path) -> nn.Module:
+    """The model of a training run as from :func:`load_trained`, whose class names and preprocessing are known.
+
+    Raises:
+        UserError: no checkpoint there, or one of an older version.
+    """
+    model = load_trained(run)
+    if model.preprocessing is None:
+        raise UserError(
+            f"{checkpoint.path_of(run)} was written by an older version, without class names and preprocessing: train again"
+        )
     return model

@@ -1,4 +1,4 @@
-// The pieces of batch normalisation on a matrix of columns (csrc/cpu/tiles.h), in each instruction set. Per-column
+// The pieces of batch normalization on a matrix of columns (csrc/cpu/tiles.h), in each instruction set. Per-column
 // values have `width` elements, accumulators `width + lanes`.
 #pragma once
 

@@ -103,8 +103,8 @@ void moments(const Tensor& y, const MapShape& s, const BatchNormTable<T>& table,
 
 // A map and its affine as the SIMD kernels see them, split into shares of rows.
 template <class T>
-struct Normalised {
-  Normalised(const Tensor& y, const Tensor& affine, Activation activation, const BatchNormTable<T>& table)
+struct Normalized {
+  Normalized(const Tensor& y, const Tensor& affine, Activation activation, const BatchNormTable<T>& table)
       : shape(map_shape(y, "batch_norm: y")),
         tiles(shape.channels, shape.rows(), table.lanes),
         data(static_cast<const T*>(y.const_data_ptr())),
@@ -144,7 +144,7 @@ struct Normalised {
 
 // sum(du) and sum(du * (y - center)), (2, C).
 template <class T>
-void sums(const Normalised<T>& y, const T* grad, const Scalar<T>* center, const BatchNormTable<T>& table,
+void sums(const Normalized<T>& y, const T* grad, const Scalar<T>* center, const BatchNormTable<T>& table,
           Scalar<T>* out) {
   const Tiles& tiles = y.tiles;
   const std::vector<Scalar<T>> centers = repeated(center, tiles);
@@ -204,7 +204,7 @@ Tensor batch_norm_apply_cpu(Tensor y, Tensor affine, int64_t activation, Optiona
   return with_element(y.scalar_type(), [&](auto element, auto) {
     using T = decltype(element);
     const auto& table = batch_norm_tables().of(element);
-    const Normalised<T> map(y, affine, function, table);
+    const Normalized<T> map(y, affine, function, table);
     Tensor out = empty_map(map.shape, y.scalar_type());
     const T* other = residual.has_value() ? static_cast<const T*>(residual->const_data_ptr()) : nullptr;
     map.map(other, static_cast<T*>(out.mutable_data_ptr()), table.apply);
@@ -222,7 +222,7 @@ Tensor batch_norm_coefficients_cpu(Tensor grad, Tensor y, Tensor affine, Tensor 
     using T = decltype(element);
     using Sum = decltype(accumulator);
     const auto& table = batch_norm_tables().of(element);
-    const Normalised<T> map(y, affine, function, table);
+    const Normalized<T> map(y, affine, function, table);
     const auto* mean = values_of<Sum>(moments, 2 * shape.channels, "batch_norm_coefficients: moments");
     sums(map, static_cast<const T*>(grad.const_data_ptr()), mean, table, row_of<Sum>(coefficients, 4));
   });
@@ -236,7 +236,7 @@ Tensor batch_norm_backward_cpu(Tensor grad, Tensor y, Tensor affine, Tensor coef
   return with_element(y.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     const auto& table = batch_norm_tables().of(element);
-    const Normalised<T> map(y, affine, function, table);
+    const Normalized<T> map(y, affine, function, table);
     const int64_t channels = map.shape.channels;
     const auto* k = values_of<decltype(accumulator)>(coefficients, 6 * channels, "batch_norm_backward: coefficients");
     const auto a = repeated(k, map.tiles), b = repeated(k + channels, map.tiles),

@@ -186,7 +186,7 @@ void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, floa
   }
   const Scalar range = extrema.max + extrema.negated_min;
   if (range == Scalar(0)) return void(std::fill_n(weight, samples, Scalar(1) - Scalar(beta)));
-  lane_table<Scalar>().weigh(weight, samples, low, range, Scalar(alpha), Scalar(beta), Scalar(kLargestExponent));
+  lane_table<Scalar>().weigh(weight, samples, low, range, Scalar(alpha), Scalar(beta));
 }
 
 template <class Scalar>

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "../math/weight_formula.h"
 #include "../simd/narrow.h"
 
 namespace biasloss {
@@ -281,11 +282,11 @@ void store_block(const Scalar* from, int64_t width, const RowBlock& block, T* to
 
 // As bias_weight() in csrc/math/bias_weight.h, where `range` is not 0.
 template <class Scalar>
-void weigh(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha, Scalar beta, Scalar most) {
+void weigh(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha, Scalar beta) {
   for (int64_t i = 0; i < count; i += Compute<Scalar>::lanes) {
-    const auto exponent = (load_first(weight + i, count - i) - low) / range * alpha;
-    const auto capped = exponent > most ? Vector<Scalar>{} + most : exponent;
-    store_first(weight + i, exponential(capped) - beta, count - i);
+    const Vector<Scalar> normalized = (load_first(weight + i, count - i) - low) / range;
+    const auto of_vector = [](const Vector<Scalar>& x) { return exponential(x); };
+    store_first(weight + i, weight_formula(normalized, alpha, beta, of_vector), count - i);
   }
 }
 

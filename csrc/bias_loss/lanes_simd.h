@@ -41,7 +41,7 @@ struct LaneTable {
   void (*load)(const Scalar* from, const RowBlock& block, Scalar* to, int64_t width, Scalar* spare);
   void (*store)(const Scalar* from, int64_t width, const RowBlock& block, Scalar* to, Scalar* spare);
   // Variances become weights.
-  void (*weigh)(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha, Scalar beta, Scalar most);
+  void (*weigh)(Scalar* weight, int64_t count, Scalar low, Scalar range, Scalar alpha, Scalar beta);
   double (*sum)(const Scalar* values, int64_t count);
 };
 

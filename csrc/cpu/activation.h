@@ -5,15 +5,28 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <string>
 
 #include "../math/activation_names.h"
 
 namespace biasloss {
 
+inline constexpr const char* kActivationNames[] = {
+#define BIASLOSS_NAME(name) #name,
+    BIASLOSS_ACTIVATIONS(BIASLOSS_NAME)
+#undef BIASLOSS_NAME
+};
+inline constexpr int64_t kActivations = sizeof(kActivationNames) / sizeof(kActivationNames[0]);
+
+inline std::string numbered_activations() {
+  std::string text;
+  for (int64_t number = 0; number < kActivations; ++number)
+    text += (number == 0 ? "" : ", ") + std::to_string(number) + " (" + kActivationNames[number] + ")";
+  return text;
+}
+
 inline Activation checked_activation(int64_t number, const char* name) {
-  STD_TORCH_CHECK(number >= 0 && number <= int64_t(Activation::gelu_tanh), name,
-                  ": expected 0 (identity), 1 (relu), 2 (relu6), 3 (hardswish), 4 (silu), 5 (hardsigmoid), "
-                  "6 (sigmoid), 7 (gelu) or 8 (gelu_tanh), got ",
+  STD_TORCH_CHECK(number >= 0 && number < kActivations, name, ": expected one of ", numbered_activations(), ", got ",
                   number);
   return static_cast<Activation>(number);
 }

@@ -41,7 +41,7 @@ __device__ __forceinline__ T shuffle_xor(const T& value, unsigned lane_mask) {
   return result;
 }
 
-// Over groups of `lanes` neighbours, a power of two. The first lane of each group holds the result: in the others
+// Over groups of `lanes` neighbors, a power of two. The first lane of each group holds the result: in the others
 // operands come in another order, which rounds differently.
 template <class T, class Operation>
 __device__ __forceinline__ T warp_reduce(T value, Operation operation, unsigned lanes = kWarpSize) {

@@ -38,7 +38,7 @@ struct Backward {
     of_h.clear();
     of_dy.clear();
     const RowSize in_row = {in.width, channels.size()}, out_row = {out.width, channels.size()};
-    const Affine<Scalar> normalise = affine.at(channels.begin);
+    const Affine<Scalar> normalize = affine.at(channels.begin);
     for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
       const int64_t offset = sample * in.positions() * in.channels + channels.begin;
       const auto input_row = [&](auto* data, int64_t row) {
@@ -54,13 +54,13 @@ struct Backward {
           kernels.output_gradient(dy.row(out, sample, next_dy, channels.begin), out_row, of_dy[next_dy]);
         if (want_weight) {
           const Range reads = conv.inputs(row, in.height);
-          for (; next_h < reads.end; ++next_h) kernels.activate(input_row(x, next_h), in_row, normalise, of_h[next_h]);
+          for (; next_h < reads.end; ++next_h) kernels.activate(input_row(x, next_h), in_row, normalize, of_h[next_h]);
           of(kernels.weight_gradient, conv)(of_dy[row], input_taps(of_h, conv, row, reads), out_row, grad_weight);
         }
         for (int64_t r = inputs.begin; want_du() && r < inputs.end; ++r)
           of(kernels.input_gradient, conv)(
               output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
-              {input_row(x, r), input_row(grad_x, r), normalise, center == nullptr ? nullptr : center + channels.begin,
+              {input_row(x, r), input_row(grad_x, r), normalize, center == nullptr ? nullptr : center + channels.begin,
                sums, input_row(residual_grad, r), conv.column_shift},
               workspace);
       }

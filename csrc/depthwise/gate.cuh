@@ -6,7 +6,8 @@
 #include <type_traits>
 
 #include "../cuda/portable.cuh"
-#include "../math/activation.h"
+#include "../math/activation_names.h"
+#include "../math/distributions.h"
 
 namespace biasloss {
 

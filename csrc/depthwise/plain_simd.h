@@ -1,4 +1,4 @@
-// The plain depthwise convolution (no normalisation, no activation, no moments) of maps of float32 or float64, read and
+// The plain depthwise convolution (no normalization, no activation, no moments) of maps of float32 or float64, read and
 // written where they lie: nothing is copied, every map is passed over once. For at least `lanes` channels.
 //
 // A band of rows lies in the second cache. It is worked on channel vector by channel vector, down its rows, so that the

@@ -31,9 +31,9 @@ void activate_row(MapRow<const T> x, RowSize size, Affine<Scalar> affine, Strip<
   const int64_t channels = size.channels;
   with_activation(static_cast<Activation>(affine.activation), [&](auto activation) {
     for_each_vector<lanes>(size, [&](int64_t v, int64_t c) {
-      const bool normalised = affine.scale != nullptr;
-      const Vector scale = normalised ? load_first(affine.scale + c, channels) : Vector{} + 1;
-      const Vector shift = normalised ? load_first(affine.shift + c, channels) : Vector{};
+      const bool normalized = affine.scale != nullptr;
+      const Vector scale = normalized ? load_first(affine.scale + c, channels) : Vector{} + 1;
+      const Vector shift = normalized ? load_first(affine.shift + c, channels) : Vector{};
       const T* from = x.data + c;
       Scalar* to = strip.data + v * strip.columns * lanes;
       return [=](int64_t q) {
@@ -52,9 +52,9 @@ void output_gradient(const OutputGradient<T, Scalar>& from, RowSize size, Strip<
   const int64_t channels = size.channels;
   with_activation(static_cast<Activation>(from.affine.activation), [&](auto activation) {
     for_each_vector<lanes>(size, [&](int64_t v, int64_t c) {
-      const bool normalised = from.affine.scale != nullptr;
-      const Vector scale = normalised ? load_first(from.affine.scale + c, channels) : Vector{} + 1;
-      const Vector shift = normalised ? load_first(from.affine.shift + c, channels) : Vector{};
+      const bool normalized = from.affine.scale != nullptr;
+      const Vector scale = normalized ? load_first(from.affine.scale + c, channels) : Vector{} + 1;
+      const Vector shift = normalized ? load_first(from.affine.shift + c, channels) : Vector{};
       const Vector of_pool = from.pool_grad == nullptr ? Vector{} : load_first(from.pool_grad + c, channels);
       const Vector constant = of_pool * from.pool_scale;
       const Vector a = load_first(from.coefficients[0] + c, channels);
@@ -180,9 +180,9 @@ void finish_input_gradient(const Scalar* dh, RowSize size, int64_t vector, const
   constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t channels = size.channels, c = first_channel(vector, channels, lanes);
   with_activation(static_cast<Activation>(to.affine.activation), [&](auto activation) {
-    const bool normalised = to.affine.scale != nullptr;
-    const Vector scale = normalised ? load_first(to.affine.scale + c, channels) : Vector{} + 1;
-    const Vector shift = normalised ? load_first(to.affine.shift + c, channels) : Vector{};
+    const bool normalized = to.affine.scale != nullptr;
+    const Vector scale = normalized ? load_first(to.affine.scale + c, channels) : Vector{} + 1;
+    const Vector shift = normalized ? load_first(to.affine.shift + c, channels) : Vector{};
     const Vector center = to.center == nullptr ? Vector{} : load_first(to.center + c, channels);
     const bool reads_x = activation.value != Activation::identity || to.center != nullptr;
     const T* x = to.x.data + c;

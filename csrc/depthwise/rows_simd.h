@@ -48,7 +48,7 @@ BIASLOSS_HOST_DEVICE int64_t first_channel(int64_t vector, int64_t channels, int
   return first < last ? first : last;
 }
 
-// A batch normalisation, where scale is not null, and an activation on load.
+// A batch normalization, where scale is not null, and an activation on load.
 template <class Scalar>
 struct Affine {
   const Scalar* scale;

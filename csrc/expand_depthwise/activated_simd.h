@@ -1,4 +1,4 @@
-// One row of a depthwise convolution of strips, normalised and activated as it leaves, in each instruction set.
+// One row of a depthwise convolution of strips, normalized and activated as it leaves, in each instruction set.
 #pragma once
 
 #include "../depthwise/rows_simd.h"

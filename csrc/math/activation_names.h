@@ -3,8 +3,23 @@
 
 namespace biasloss {
 
-// The numbers are those of biasloss_ext/ops/maps.py.
-enum class Activation : int { identity, relu, relu6, hardswish, silu, hardsigmoid, sigmoid, gelu, gelu_tanh };
+// OP(name) for every activation, in the order of their numbers, which are those of biasloss_ext/ops/maps.py.
+#define BIASLOSS_ACTIVATIONS(OP) \
+  OP(identity)                   \
+  OP(relu)                       \
+  OP(relu6)                      \
+  OP(hardswish)                  \
+  OP(silu)                       \
+  OP(hardsigmoid)                \
+  OP(sigmoid)                    \
+  OP(gelu)                       \
+  OP(gelu_tanh)
+
+enum class Activation : int {
+#define BIASLOSS_ENUMERATOR(name) name,
+  BIASLOSS_ACTIVATIONS(BIASLOSS_ENUMERATOR)
+#undef BIASLOSS_ENUMERATOR
+};
 
 // Calls f with the activation as a compile-time constant: f(ActivationConstant<a>()).
 template <Activation a>
@@ -15,25 +30,13 @@ struct ActivationConstant {
 template <class F>
 auto with_activation(Activation activation, F&& f) {
   switch (activation) {
-    case Activation::relu:
-      return f(ActivationConstant<Activation::relu>());
-    case Activation::relu6:
-      return f(ActivationConstant<Activation::relu6>());
-    case Activation::hardswish:
-      return f(ActivationConstant<Activation::hardswish>());
-    case Activation::silu:
-      return f(ActivationConstant<Activation::silu>());
-    case Activation::hardsigmoid:
-      return f(ActivationConstant<Activation::hardsigmoid>());
-    case Activation::sigmoid:
-      return f(ActivationConstant<Activation::sigmoid>());
-    case Activation::gelu:
-      return f(ActivationConstant<Activation::gelu>());
-    case Activation::gelu_tanh:
-      return f(ActivationConstant<Activation::gelu_tanh>());
-    default:
-      return f(ActivationConstant<Activation::identity>());
+#define BIASLOSS_CASE(name) \
+  case Activation::name:    \
+    return f(ActivationConstant<Activation::name>());
+    BIASLOSS_ACTIVATIONS(BIASLOSS_CASE)
+#undef BIASLOSS_CASE
   }
+  return f(ActivationConstant<Activation::identity>());
 }
 
 }  // namespace biasloss

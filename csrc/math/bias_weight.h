@@ -1,15 +1,13 @@
-// w_i = exp(alpha * v_i) - beta of Abrahamyan et al., "Bias Loss for Mobile Neural Networks", ICCV 2021.
+// The extrema of a batch's variances, by which they are normalized, and the weights that follow.
 #pragma once
 
 #include <cmath>
 
 #include "log_sum_exp.h"
 #include "macros.h"
+#include "weight_formula.h"
 
 namespace biasloss {
-
-// Beyond this exponent the weight is capped: exp(60) = 1e26 still leaves room for the loss in float32.
-constexpr double kLargestExponent = 60.0;
 
 // Smallest and largest variance of a batch, over all ranks. Kept as (-min, max), so that one maximum reduces both. A
 // batch with a variance that is NaN or infinite is (+infinity, +infinity), which every maximum carries along, while NaN
@@ -48,12 +46,17 @@ BIASLOSS_HOST_DEVICE bool is_finite_batch(const Extrema<T>& e) {
   return is_finite(e.negated_min) && is_finite(e.max);
 }
 
+struct ExponentialOfNumber {
+  template <class T>
+  BIASLOSS_HOST_DEVICE T operator()(T x) const {
+    return exponential(x);
+  }
+};
+
 template <class T>
 BIASLOSS_HOST_DEVICE T bias_weight(T variance, T low, const Extrema<T>& extrema, T alpha, T beta) {
   const T range = extrema.max + extrema.negated_min;
-  T exponent = range == T(0) ? T(0) : alpha * ((variance - low) / range);
-  if (exponent > static_cast<T>(kLargestExponent)) exponent = static_cast<T>(kLargestExponent);
-  return exponential(exponent) - beta;
+  return weight_formula(range == T(0) ? T(0) : (variance - low) / range, alpha, beta, ExponentialOfNumber());
 }
 
 }  // namespace biasloss

@@ -1,4 +1,4 @@
-// The activations of csrc/math/activation.h and their derivatives for vectors. For *_simd.cpp files only.
+// The activations and their derivatives for vectors, with torch's values at the kinks. For *_simd.cpp files only.
 #pragma once
 
 #include "../math/activation_names.h"

@@ -13,7 +13,6 @@ const char* limit_by_environment() {
   if (limit == nullptr || *limit == '\0') return nullptr;
   for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
     if (std::strcmp(limit, isa_name(isa)) == 0) return limit;
-  // Python raises a ValueError for this type.
   throw std::invalid_argument("BIASLOSS_CPU_ISA must be baseline, avx2 or avx512, got '" + std::string(limit) + "'");
 }
 

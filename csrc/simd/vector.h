@@ -67,7 +67,7 @@ inline FloatVector load(const BFloat16* from) {
 }
 
 // Exact, subnormal values included: the exponent is rebased by adding an integer; the few values that this gets wrong
-// are mended by a subtraction that normalises (subnormal) and by a second rebase (infinite, NaN).
+// are mended by a subtraction that normalizes (subnormal) and by a second rebase (infinite, NaN).
 inline FloatVector load(const Float16* from) {
   const auto half = __builtin_convertvector(load_bytes<HalfBitsVector>(from), UnsignedVector);
   const UnsignedVector exponent_and_mantissa = (half & 0x7fffu) << 13;
@@ -75,8 +75,8 @@ inline FloatVector load(const Float16* from) {
   UnsignedVector bits = exponent_and_mantissa + (112u << 23);
   bits = exponent == 0x0f800000u ? bits + (112u << 23) : bits;
   const UnsignedVector smallest_normal = bits + (1u << 23);
-  const FloatVector normalised = bits_as<FloatVector>(smallest_normal) - 0x1p-14f;
-  bits = exponent == 0u ? bits_as<UnsignedVector>(normalised) : bits;
+  const FloatVector normalized = bits_as<FloatVector>(smallest_normal) - 0x1p-14f;
+  bits = exponent == 0u ? bits_as<UnsignedVector>(normalized) : bits;
   bits |= (half & 0x8000u) << 16;
   return bits_as<FloatVector>(bits);
 }

@@ -1,4 +1,4 @@
-// Batch normalisation and pooling on matrices of columns whose memory ends where it must.
+// Batch normalization and pooling on matrices of columns whose memory ends where it must.
 #include <initializer_list>
 #include <vector>
 

@@ -16,7 +16,7 @@ void bind_self_test(py::module_& m) {
   in_place("rotate_in_warp", rotate_in_warp_kernel);
   in_place("missing_barrier", missing_barrier_kernel);
   in_place("write_race", write_race_kernel);
-  in_place("uninitialised", uninitialised_kernel);
+  in_place("uninitialized", uninitialized_kernel);
   in_place("out_of_range", out_of_range_kernel);
   in_place("deadlock", deadlock_kernel);
   in_place("divergent_barrier", divergent_barrier_kernel);

@@ -26,7 +26,7 @@ inline void sum_kernel(const float* x, unsigned count, float* partial, float* ou
   if (threadIdx.x == 0) *out = total;
 }
 
-// Right: every thread reads what its neighbour in the block wrote, in dynamic shared memory.
+// Right: every thread reads what its neighbor in the block wrote, in dynamic shared memory.
 inline void rotate_kernel(float* x) {
   BIASLOSS_DYNAMIC_SHARED(float, row);
   row[threadIdx.x] = x[blockIdx.x * blockDim.x + threadIdx.x];
@@ -57,7 +57,7 @@ inline void write_race_kernel(float* x) {
   x[threadIdx.x] = cell[0];
 }
 
-inline void uninitialised_kernel(float* x) {
+inline void uninitialized_kernel(float* x) {
   BIASLOSS_SHARED(float, row, 64);
   if (threadIdx.x != 5) row[threadIdx.x] = 1;
   __syncthreads();

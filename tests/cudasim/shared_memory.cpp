@@ -55,7 +55,7 @@ void record_read(SharedStorage& storage, size_t index) {
   scheduler().yield();
   SharedStorage::Element& element = element_at(storage, index);
   const SharedAccess now = access_now();
-  if (!element.written) scheduler().fail("uninitialised shared memory read: " + element_name(storage, index));
+  if (!element.written) scheduler().fail("uninitialized shared memory read: " + element_name(storage, index));
   check_order(storage, index, element.last_write, now, "is read here, written by");
   element.reads.push_back(now);
 }

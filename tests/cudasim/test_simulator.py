@@ -54,7 +54,7 @@ def test_same_seed_same_schedule(simulator: ModuleType) -> None:
             r"deadlock:\n.*__shfl_xor_sync wait threads.*\n.*__syncthreads self_test_kernels.h:\d+ wait threads",
         ),
         ("divergent_barrier", r"divergent barrier: some threads wait in __syncthreads self_test_kernels.h:\d+, others"),
-        ("uninitialised", r"uninitialised shared memory read: row \(self_test_kernels.h:\d+\)\[5\]"),
+        ("uninitialized", r"uninitialized shared memory read: row \(self_test_kernels.h:\d+\)\[5\]"),
         ("out_of_range", r"shared memory out of range: row .*\[63\] of 63 elements .*thread \(63,0,0\)"),
         ("write_race", r"race: cell .*\[0\] is written here and by thread"),
         ("left_lane", r"lane 7 of the mask has left"),
@@ -71,7 +71,7 @@ def test_mistakes_are_named(simulator: ModuleType, kernel: str, message: str, se
 
 def test_missing_barrier_is_a_race_or_an_unwritten_read(simulator: ModuleType) -> None:
     for seed in range(5):
-        with pytest.raises(simulator.Violation, match=r"race: row|uninitialised shared memory read: row"):
+        with pytest.raises(simulator.Violation, match=r"race: row|uninitialized shared memory read: row"):
             simulator.missing_barrier(ramp(64), threads=64, schedule=simulator.Schedule(seed=seed))
 
 
@@ -97,7 +97,7 @@ def test_deep_stack(simulator: ModuleType) -> None:
 
 
 def test_float16_conversions(simulator: ModuleType) -> None:
-    """Every float16 there is, and every rounding between two neighbours, against numpy."""
+    """Every float16 there is, and every rounding between two neighbors, against numpy."""
     bits = numpy.arange(1 << 16, dtype=numpy.uint16)
     halves = bits.view(numpy.float16)
     exact = halves.astype(numpy.float32)

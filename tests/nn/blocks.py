@@ -20,7 +20,7 @@ class Case:
     training: bool
 
 
-def randomise(module: nn.Module, generator: torch.Generator) -> None:
+def randomize(module: nn.Module, generator: torch.Generator) -> None:
     """Normalizations as after some training: no ones, no zeros."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -53,7 +53,7 @@ def cases(draw: st.DrawFn) -> Case:
             draw(st.booleans()),
             activation,
         )
-    randomise(block, generator)
+    randomize(block, generator)
     shape = (draw(st.integers(1, 4)), channels, draw(st.integers(2, 12)), draw(st.integers(2, 12)))
     offset = draw(st.sampled_from((0.0, 3.0, 100.0)))
     images = torch.randn(shape, generator=generator) + offset * torch.randn((1, channels, 1, 1), generator=generator)
@@ -81,7 +81,7 @@ def drawn_case(seed: int, offset: float) -> Case:
             choose.random() < 0.5,
             choose.choice((nn.ReLU, nn.Hardswish, nn.SiLU)),
         )
-    randomise(block, generator)
+    randomize(block, generator)
     shape = (choose.randint(2, 4), channels, choose.randint(4, 12), choose.randint(4, 12))
     images = torch.randn(shape, generator=generator) + offset * torch.randn((1, channels, 1, 1), generator=generator)
     size = (shape[0], out_channels, -(-shape[2] // stride), -(-shape[3] // stride))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 ACTIVATIONS = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU)
 
@@ -111,7 +111,7 @@ def drawn(seed: int) -> Case:
                 layers += [Attention(channels, choose.random() < 0.7), nn.Conv2d(channels, 12, 1), nn.BatchNorm2d(12)]
                 channels = 12
         module = Chained(layers, channels == first and stride == 1 and choose.random() < 0.7)
-    randomise(module, generator)
+    randomize(module, generator)
     shape = (choose.randint(1, 3), first, choose.randint(5, 11), choose.randint(5, 11))
     return Case(module, torch.randn(shape, generator=generator), choose.random() < 0.7)
 

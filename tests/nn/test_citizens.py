@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from biasloss_ext import accelerate, optimize_for_inference
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.report import DEPTHWISE
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 
 class UniversalBottleneck(nn.Module):
@@ -66,7 +66,7 @@ def network() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(16, 5),
     )
-    randomise(made, torch.Generator().manual_seed(0))
+    randomize(made, torch.Generator().manual_seed(0))
     return made.double()
 
 

@@ -18,7 +18,7 @@ from biasloss_ext import accelerate
 from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from tests.nn import lookalikes
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 
 class Skipping(nn.Module):
@@ -53,7 +53,7 @@ MODELS = {
 def model_of(name: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = MODELS[name]()
-    randomise(model, torch.Generator().manual_seed(0))
+    randomize(model, torch.Generator().manual_seed(0))
     report = accelerate(model)
     assert not report.left, report
     fused = (FusedBlock, FusedInvertedResidual)

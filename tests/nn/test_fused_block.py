@@ -14,7 +14,7 @@ from biasloss_ext.nn import FusedInvertedResidual, FusedSkipBlock, InvertedResid
 from biasloss_ext.nn.chain import Chain
 from biasloss_ext.nn.fused_chain import fused_chain
 from biasloss_ext.nn.fused_inverted_residual import chain_of
-from tests.nn.blocks import Case, cases, drawn_case, randomise, step
+from tests.nn.blocks import Case, cases, drawn_case, randomize, step
 
 SCHEMES = {"expand-free": True, "stored": False}
 
@@ -108,7 +108,7 @@ def test_bit_identical_from_run_to_run(scheme: str) -> None:
 
 def test_block_without_expansion() -> None:
     block = InvertedResidual(8, 8, 12, 3, 2, True)
-    randomise(block, torch.Generator().manual_seed(1))
+    randomize(block, torch.Generator().manual_seed(1))
     block = block.double()
     chain = Chain(chain_of(block.conv).steps[1:])
     plain = nn.Sequential(*block.conv[3:])
@@ -133,7 +133,7 @@ def test_block_without_expansion() -> None:
 
 def test_skip_block() -> None:
     plain = SkipBlock(8, 24, 16, 5)
-    randomise(plain, torch.Generator().manual_seed(2))
+    randomize(plain, torch.Generator().manual_seed(2))
     plain = plain.double()
     fused = FusedSkipBlock(8, 24, 16, 5).double()
     fused.load_state_dict(plain.state_dict())

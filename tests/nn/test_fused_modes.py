@@ -17,14 +17,14 @@ from biasloss_ext import FusedBiasLoss
 from biasloss_ext.models import skipblocknet_xs
 from biasloss_ext.nn import FusedConvNormActivation, FusedHead, FusedInvertedResidual
 from biasloss_ext.ops.depthwise import op as depthwise
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 
 def pair() -> tuple[nn.Module, nn.Module]:
     """The same network, plain and fused, in float64."""
     torch.manual_seed(0)
     plain = skipblocknet_xs(num_classes=10, return_features="variance", fused=False, drop_rate=0.0)
-    randomise(plain, torch.Generator().manual_seed(0))
+    randomize(plain, torch.Generator().manual_seed(0))
     fused = skipblocknet_xs(num_classes=10, return_features="variance", fused=True, drop_rate=0.0)
     fused.load_state_dict(plain.state_dict(), strict=True)
     return plain.double(), fused.double()

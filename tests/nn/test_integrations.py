@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from biasloss_ext import accelerate, optimize_for_inference
-from tests.nn.blocks import randomise, step
+from tests.nn.blocks import randomize, step
 from tests.runnable import imported
 
 
 def check(model: nn.Module, blocks: int) -> None:
     """Accelerated and optimized, the model computes what it computed, in float64."""
-    randomise(model, torch.Generator().manual_seed(0))
+    randomize(model, torch.Generator().manual_seed(0))
     model = model.double()
     torch.manual_seed(1)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)

@@ -18,7 +18,7 @@ from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.plan import Plan, plan_of
 from biasloss_ext.ops import maps
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 
 class Bottleneck(nn.Module):
@@ -183,7 +183,7 @@ FUSED_OF_OTHERS = {
 def network(make: Callable[[], nn.Module]) -> nn.Sequential:
     torch.manual_seed(0)
     made = nn.Sequential(make(), nn.Identity()).double()
-    randomise(made, torch.Generator().manual_seed(0))
+    randomize(made, torch.Generator().manual_seed(0))
     return made.double()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from biasloss_ext import accelerate
 from biasloss_ext.models import skipblocknet_xs
 from tests.nn import lookalikes
-from tests.nn.blocks import randomise
+from tests.nn.blocks import randomize
 
 RANKS = 2
 SHARES = (slice(0, 3), slice(3, 4))  # of the batch: not alike
@@ -44,7 +44,7 @@ MODELS = {"lookalikes": lookalike, "SkipblockNet": lambda: skipblocknet_xs(num_c
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = MODELS[name]()
-    randomise(model, torch.Generator().manual_seed(0))
+    randomize(model, torch.Generator().manual_seed(0))
     model.double().train()
     for module in model.modules():
         if isinstance(module, lookalikes.StochasticDepth):

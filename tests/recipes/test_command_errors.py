@@ -74,7 +74,7 @@ from tests.recipes.tiny import Fails, build_small, run, write_cifar
         ("--data cifar10 --data-dir .", "no CIFAR-10 in .: data_batch_1, data_batch_2, "),
         (
             "--device cpu --sync-batchnorm",
-            "batch normalisation over all processes (--sync-batchnorm) runs on GPUs only",
+            "batch normalization over all processes (--sync-batchnorm) runs on GPUs only",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from biasloss_ext.recipes.data import load_data
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.losses import build_loss
-from biasloss_ext.recipes.models import build_model, scores_of, synchronised
+from biasloss_ext.recipes.models import build_model, scores_of, synchronized
 from biasloss_ext.recipes.optional import why_not
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.recipe import make_recipe
@@ -100,13 +100,13 @@ def test_models_of_other_packages(name: str) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
-def test_synchronised_normalizations_of_timm_keep_their_activations() -> None:
+def test_synchronized_normalizations_of_timm_keep_their_activations() -> None:
     if reason := why_not("timm"):
         pytest.skip(reason)
     recipe = make_recipe("digits", model="timm:mobilenetv3_large_100")
     model = build_model(recipe, 10, 3, 32)
     held = {name for name, module in model.named_modules() if isinstance(getattr(module, "act", None), nn.Module)}
-    converted = dict(synchronised(model, recipe).named_modules())
+    converted = dict(synchronized(model, recipe).named_modules())
     assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.values())
     for name in held & converted.keys():
         assert type(converted[name]) is not nn.SyncBatchNorm, name

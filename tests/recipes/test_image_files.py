@@ -32,8 +32,8 @@ def gradient(dtype: type, top: int) -> np.ndarray:
     return np.linspace(0, top, 64).astype(dtype).reshape(8, 8)
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "big-endian.tif"])
-def test_sixteen_bits_keep_their_greys(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif", "big-endian.tif"])
+def test_sixteen_bits_keep_their_grays(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(gradient(np.uint16, 65535))
     if name == "big-endian.tif":
         image = Image.frombytes("I;16B", (8, 8), gradient(np.uint16, 65535).astype(">u2").tobytes())
@@ -153,8 +153,10 @@ def test_preprocessing_takes_the_middle_at_any_size() -> None:
     assert columns[:7].max() == 0
     assert columns[9:].min() == 1
     assert Preprocessing.from_dict(prepare.as_dict()) == prepare
-    grey = Preprocessing(16, 16, (0.0,) * 3, (1.0,) * 3, grey=True)(Image.new("RGB", (16, 16), (255, 0, 0)))
-    assert torch.equal(grey[0], grey[2])
+    older = {"grey" if name == "gray" else name: value for name, value in prepare.as_dict().items()}
+    assert Preprocessing.from_dict(older) == prepare
+    gray = Preprocessing(16, 16, (0.0,) * 3, (1.0,) * 3, gray=True)(Image.new("RGB", (16, 16), (255, 0, 0)))
+    assert torch.equal(gray[0], gray[2])
 
 
 def test_folder_data_is_augmented_by_seed_epoch_and_image_alone(tmp_path: Path) -> None:

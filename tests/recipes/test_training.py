@@ -203,9 +203,12 @@ def test_report_logs_and_weights_of_the_loss(data: Path, tmp_path: Path) -> None
     assert [event.step for event in events.Scalars("step/train_loss")] == list(range(10))
     assert events.Scalars("epoch/test_accuracy")[-1].value == pytest.approx(outcome.accuracy)
     assert {file.name for file in tmp_path.iterdir()} == {
+        "README.md",
         "checkpoint.pt",
+        "config.json",
         "curves.png",
         "metrics.csv",
+        "model.safetensors",
         "report.md",
         "tensorboard",
     }
@@ -243,3 +246,17 @@ def test_cosine_and_warm_up() -> None:
     assert rate_factor(recipe, 0, 0.1) == pytest.approx(0.05)  # the first of twenty warm-up steps
     assert rate_factor(recipe, 5, 0.1) == pytest.approx(0.5)
     assert rate_factor(recipe, 10, 0.1) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_pipe_is_told_that_steps_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars are for terminals; a log would be silent for the whole of a long epoch."""
+    now = 0.0
+    monkeypatch.setattr("biasloss_ext.recipes.display.time.monotonic", lambda: now)
+    with Display() as display:
+        display.begin_run("a run", 100, 40)
+        for _ in range(30):
+            now += 1.0
+            display.step()
+        display.end_run()
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["a run  step 50/100", "a run  step 60/100", "a run  step 70/100"]

@@ -25,7 +25,8 @@ from biasloss_ext.errors import UserError
 from biasloss_ext.recipes import checkpoint, compare, files, interrupts, loop
 from biasloss_ext.recipes.data import load_data, sound
 from biasloss_ext.recipes.display import Display
-from biasloss_ext.recipes.loop import Outcome, train
+from biasloss_ext.recipes.loop import train
+from biasloss_ext.recipes.outcome import Outcome
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.report import write_report
 from biasloss_ext.recipes.trained import load_trained

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from biasloss_ext.recipes import loop
 from biasloss_ext.recipes.display import Display
-from biasloss_ext.recipes.loop import Outcome, train
+from biasloss_ext.recipes.loop import train
+from biasloss_ext.recipes.outcome import Outcome
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.weights import load_weights
 

@@ -95,7 +95,7 @@ def missed(simulator: Simulator, run: Callable[[], tuple[Tensor, ...]], barrier:
             try:
                 found = run()
             except RuntimeError as error:
-                if "race" in str(error) or "uninitialised" in str(error):
+                if "race" in str(error) or "uninitialized" in str(error):
                     return True
                 raise
         if not all(torch.equal(a, b) for a, b in zip(found, right, strict=True)):

@@ -12,7 +12,7 @@ from biasloss_ext.recipes.data.images import Preprocessing
 
 
 class Data(Protocol):
-    """Training and test images as normalised float32 batches (n, channels, size, size) with int64 classes (n,).
+    """Training and test images as normalized float32 batches (n, channels, size, size) with int64 classes (n,).
 
     Augmentation is a function of the seed, the epoch and the image: neither the batch nor the process matters.
     """

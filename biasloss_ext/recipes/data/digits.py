@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1797 grey images of 8 x 8 that come with the package."""
+"""scikit-learn's handwritten digits: 1797 gray images of 8 x 8 that come with the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEST_IMAGES = 360
 
 
 def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryData:
-    """1437 training and 360 test images, enlarged to ``image_size``, the grey value in all three channels.
+    """1437 training and 360 test images, enlarged to ``image_size``, the gray value in all three channels.
 
     The split is always the same, with every class in its proportion: ``seed`` is that of the augmentation, a shift by
     up to an eighth of the image. Digits are not mirrored.
@@ -37,8 +37,8 @@ def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryDat
             f" {there / 1e9:.0f}: --image-size must be smaller"
         )
     digits = datasets.load_digits()
-    grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
-    enlarged = F.interpolate(grey, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    gray = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    enlarged = F.interpolate(gray, size=(image_size, image_size), mode="bilinear", align_corners=False)
     images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1)
     classes = torch.from_numpy(digits.target).long()
     train, test = model_selection.train_test_split(
@@ -48,7 +48,7 @@ def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryDat
         (images[train], classes[train]),
         (images[test], classes[test]),
         class_names=tuple(str(digit) for digit in range(10)),
-        preprocessing=Preprocessing(image_size, image_size, (0.31,) * 3, (0.34,) * 3, grey=True),
+        preprocessing=Preprocessing(image_size, image_size, (0.31,) * 3, (0.34,) * 3, gray=True),
         padding=image_size // 8,
         flip=False,
         seed=seed,

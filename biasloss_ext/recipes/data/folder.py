@@ -38,7 +38,7 @@ def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device,
     """DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test).
 
     Training images are cropped at a random place and scale to ``image_size`` and mirrored; of test images the middle is
-    taken, 87.5% of the shorter side. Both are normalised with ImageNet's mean and deviation. Hidden files and folders
+    taken, 87.5% of the shorter side. Both are normalized with ImageNet's mean and deviation. Hidden files and folders
     are left out.
 
     Raises:

@@ -101,7 +101,7 @@ def load_idx(name: str, data_dir: str, seed: int, device: torch.device) -> InMem
         test,
         class_names=published.class_names,
         preprocessing=Preprocessing(
-            PADDED_SIZE, IMAGE_SIZE, (published.mean,) * 3, (published.deviation,) * 3, grey=True
+            PADDED_SIZE, IMAGE_SIZE, (published.mean,) * 3, (published.deviation,) * 3, gray=True
         ),
         padding=2,
         flip=published.flip,

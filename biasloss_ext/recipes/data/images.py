@@ -1,4 +1,4 @@
-"""Image files: read as eight-bit colour, upright, and prepared as a model takes them."""
+"""Image files: read as eight-bit color, upright, and prepared as a model takes them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Preprocessing:
             with a black border where it is smaller than the image.
         mean, deviation: of each channel of the image, as numbers in [0, 1]; what is subtracted, then divided by.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
-        grey: colour is taken out.
+        gray: color is taken out.
     """
 
     image_size: int
@@ -52,7 +52,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     interpolation: str = "bilinear"
-    grey: bool = False
+    gray: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size to float32 (3, image_size, image_size)."""
@@ -60,7 +60,7 @@ class Preprocessing:
 
     def fitted(self, image: Image.Image) -> Image.Image:
         """An image of any size to one of ``image_size``, before normalization."""
-        image = _middle(image.convert("L").convert("RGB") if self.grey else image.convert("RGB"))
+        image = _middle(image.convert("L").convert("RGB") if self.gray else image.convert("RGB"))
         scale = self.resize / min(image.size)
         width, height = (max(self.resize, int(side * scale)) for side in image.size)
         left, top = (round((side - self.image_size) / 2) for side in (width, height))
@@ -86,7 +86,8 @@ class Preprocessing:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Preprocessing:
-        """The inverse of :meth:`as_dict`."""
+        """The inverse of :meth:`as_dict`; `gray` was spelled "grey" once."""
+        values = {"gray" if name == "grey" else name: value for name, value in values.items()}
         return Preprocessing(**{**values, "mean": tuple(values["mean"]), "deviation": tuple(values["deviation"])})
 
 

@@ -72,7 +72,7 @@ class InMemoryData:
     def test_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in batches:
             chosen = indices.to(self._test.device)
-            yield self._normalised(self._test[chosen]), self._test_classes[chosen]
+            yield self._normalized(self._test[chosen]), self._test_classes[chosen]
 
     def _crop(self, indices: Tensor, places: Tensor, mirrored: Tensor) -> Tensor:
         along = torch.arange(self.image_size, device=indices.device)
@@ -87,13 +87,13 @@ class InMemoryData:
         """Cropped images (n, channels, size, size), uint8, to what the model takes."""
         augmentation = self.augmentation
         if augmentation is None:
-            return self._normalised(images)
+            return self._normalized(images)
         keys = [(self._seed, epoch, index) for index in indices.tolist()]
         changed = [augmentation.of_pixels(image, key) for image, key in zip(images, keys, strict=True)]
-        normalised = self._normalised(torch.stack(changed))
+        normalized = self._normalized(torch.stack(changed))
         return torch.stack(
-            [augmentation.of_normalized(image, key) for image, key in zip(normalised, keys, strict=True)]
+            [augmentation.of_normalized(image, key) for image, key in zip(normalized, keys, strict=True)]
         )
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor) -> Tensor:
         return (images - self._shift) / self._scale
