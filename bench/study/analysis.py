@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from biasloss_ext.diversity import layer_variances, summarise
+from biasloss_ext.diversity import layer_variances, summarize
 from biasloss_ext.functional import feature_variance
 from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.data import Data
@@ -60,7 +60,7 @@ def analyse(recipe: Recipe, folder: Path, here: Processes) -> dict[str, Any]:
         "train": relations(samples_of(model, data.train_batches(recipe.epochs - 1, train)), wrong),
         "layers": [
             {"layer": row.layer, "mean": row.mean, **row.quantiles, "below": row.below}
-            for row in summarise({"": of_layers})
+            for row in summarize({"": of_layers})
         ],
     }
 

@@ -19,7 +19,8 @@ from biasloss_ext.benchmarks import machine
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.files import make_folder, write_text
-from biasloss_ext.recipes.loop import Outcome, train
+from biasloss_ext.recipes.loop import train
+from biasloss_ext.recipes.outcome import Outcome
 from biasloss_ext.recipes.processes import processes
 from biasloss_ext.recipes.recipe import Recipe
 from biasloss_ext.version import __version__

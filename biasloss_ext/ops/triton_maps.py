@@ -115,7 +115,7 @@ def groups_of(rows: int, tile: int, blocks: int, longest: int = LONGEST_GROUP) -
 
 
 def accumulators(x: Tensor, *shape: int) -> Tensor:
-    """Uninitialised, in the accumulation dtype."""
+    """Uninitialized, in the accumulation dtype."""
     return x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
 
 
