@@ -153,9 +153,8 @@ class ChainFunction(torch.autograd.Function):
             return None, None, None, *constants, *[None] * first_saved
         # Hooks on saved tensors, such as those that keep them in the host's memory, may return another layout.
         x, grad = maps.channels_last(x), maps.channels_last(grad)
-        for index in range(0, len(saved), SAVED):
-            if saved[index] is not None:
-                saved[index] = maps.channels_last(saved[index])
+        # The first of the fields of `Saved` is a map.
+        saved = [maps.channels_last(t) if index % SAVED == 0 and t is not None else t for index, t in enumerate(saved)]
         weights = _operands(parameters, x.dtype, ctx.narrow)
         same = grad if grad.dtype is x.dtype else grad.to(x.dtype)
         with without_autocast(x):

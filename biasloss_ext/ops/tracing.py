@@ -26,3 +26,11 @@ def transformed(*tensors: Tensor | None) -> bool:
 def is_exporting() -> bool:
     """Whether `torch.export` runs. ``torch.compiler.is_exporting()`` is also true in every compiled function of torch 2.11."""
     return torch.compiler._is_exporting_flag
+
+
+def has_autocast(device_type: str) -> bool:
+    """`torch.amp.is_autocast_available`, which Dynamo of torch 2.11 does not trace."""
+    return torch.amp.is_autocast_available(device_type)
+
+
+has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]

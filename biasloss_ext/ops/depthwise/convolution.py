@@ -11,6 +11,7 @@ from biasloss_ext import checks
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import op, reference
 from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.tracing import has_autocast
 
 
 class _Convolution(torch.autograd.Function):
@@ -50,7 +51,7 @@ def convolve_images(
         TypeError: the dtypes differ.
     """
     kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = has_autocast(kind) and torch.is_autocast_enabled(kind)
     checks.depthwise_dtypes(x, weight, bias, autocast)
     images = x if x.dim() == 4 else x[None]
     format_is_channels_last = maps.is_channels_last(images) or maps.is_channels_last(weight)
