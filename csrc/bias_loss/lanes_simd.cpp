@@ -75,10 +75,20 @@ void max_and_log_sum(const Scalar* x, int64_t classes, int64_t width, int64_t ro
     const Scalar* from = x + lane;
     Vector<Scalar> largest = load(from);
     for (int64_t k = 1; k < classes; ++k) largest = maximum(load(from + k * width), largest);
-    const auto sum =
-        sum_over_classes<Scalar>(classes, [&](int64_t k) { return exponential(load(from + k * width) - largest); });
+    // The largest scores are counted, so that their ones swallow none of the small terms: where one score is far above
+    // the others, those are all of the loss. What the last addition rounds off is a term of the logarithm's.
+    const Vector<Scalar> none = {}, one = none + Scalar(1);
+    Vector<Scalar> ones = none;
+    const auto rest = sum_over_classes<Scalar>(classes, [&](int64_t k) {
+      const auto gap = load(from + k * width) - largest;
+      const auto is_largest = gap == none;
+      ones += is_largest ? one : none;
+      return is_largest ? none : exponential(gap);
+    });
+    const auto sum = ones + rest, added = sum - ones;
+    const auto lost = (ones - (sum - added)) + (rest - added);
     store(of->max + lane, largest);
-    store(of->log_sum + lane, logarithm(sum));
+    store(of->log_sum + lane, logarithm(sum) + lost / sum);
   });
 }
 
