@@ -134,7 +134,9 @@ def assert_as_close_as_torch(
         assert ours.shape == truth.shape
         return
     rounding = torch.finfo(ours.dtype).eps
-    own = (torch_own.double() - truth).abs().amax().item()
+    # Where torch reads memory that nobody wrote, and finds NaN there, it gives no measure: oneDNN's bfloat16 gradient of a
+    # depthwise kernel wider than the image does, on CPUs with AVX-512.
+    own = (torch_own.double() - truth).abs().nan_to_num(nan=0.0).amax().item()
     error = (ours.double() - truth).abs().amax().item()
     bound = 2 * own + 4 * rounding * max(scale, truth.abs().amax().item()) + inherited
     assert error <= bound, f"{what}: error {error:.3g}, torch's own {own:.3g}, bound {bound:.3g}"
