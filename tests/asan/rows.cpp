@@ -40,7 +40,7 @@ void run_lanes(const LaneTable<Scalar>& table, Load load, Store store, int64_t r
   table.hard_gradient(x.data(), classes, width, of, rows);
   store(x.data(), width, block, memory.data(), spare.data());
   std::vector<Scalar> weight(rows);
-  table.weigh(weight.data(), rows, Scalar(0), Scalar(1), Scalar(0.3), Scalar(0.3), Scalar(60));
+  table.weigh(weight.data(), rows, Scalar(0), Scalar(1), Scalar(0.3), Scalar(0.3));
 }
 
 // Elements lie `stride` apart, but for the last: memory ends with it.
