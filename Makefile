@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := setup.py build_choices.py $(shell find csrc -name '*.c*' -o -name '*.h')
 
-.PHONY: demo test test-slow lint docs bench bench-peers wheel test-wheel test-abi test-simulated test-integrations clean
+.PHONY: demo test test-slow test-thorough lint docs bench bench-peers wheel test-wheel test-abi test-simulated test-integrations clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m biasloss_ext.demo --out demo
@@ -21,7 +21,11 @@ test: $(VENV)/.installed lint
 # What takes more than ten seconds each: sanitizers, interpreted Triton kernels, simulated GPUs, compiled kernels' resources, the commands
 # of the documentation.
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not thorough'
+
+# What takes minutes and finds little that no faster test finds; before a release.
+test-thorough: $(VENV)/.installed
+	$(PYTEST) -m thorough
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -91,6 +91,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @needs_kernels
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_trained_network_agrees() -> None:
     """Top 1 of at least 99 of 100 images that were not trained on."""
     torch.manual_seed(0)

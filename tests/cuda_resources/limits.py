@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 ARCHITECTURES = (80, 90, 100)
+# As parameters of tests: what takes the most registers in every run, the others where there is time.
+PARAMETERS = [
+    pytest.param(architecture, marks=() if architecture == 100 else pytest.mark.thorough, id=f"sm_{architecture}")
+    for architecture in ARCHITECTURES
+]
 
 # Registers a thread, on whichever architecture takes most: sm_100 takes up to 32 more than the others.
 REGISTERS = {

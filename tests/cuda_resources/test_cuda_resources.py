@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.cuda_resources import disassembly
-from tests.cuda_resources.limits import ARCHITECTURES, REGISTERS, VECTOR_LOADS_IN_FLIGHT
+from tests.cuda_resources.limits import PARAMETERS, REGISTERS, VECTOR_LOADS_IN_FLIGHT
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")
+@pytest.fixture(scope="module", params=PARAMETERS)
 def kernels(request: pytest.FixtureRequest) -> list[disassembly.Kernel]:
     nvcc = disassembly.find_nvcc()
     if nvcc is None:

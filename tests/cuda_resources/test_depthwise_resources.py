@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cuda_resources import disassembly
-from tests.cuda_resources.limits import ARCHITECTURES
+from tests.cuda_resources.limits import PARAMETERS
 
 # Registers a thread, by direction and kernel: what leaves room for 3, 2 and 1 blocks of 256 threads.
 REGISTERS = {
@@ -23,7 +23,7 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")
+@pytest.fixture(scope="module", params=PARAMETERS)
 def kernels(request: pytest.FixtureRequest) -> dict[tuple[str, str], disassembly.Kernel]:
     nvcc = disassembly.find_nvcc()
     if nvcc is None:

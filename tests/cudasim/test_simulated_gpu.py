@@ -174,6 +174,7 @@ UNDER_SANITIZERS = (
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_launchers_under_sanitizers(compilers: None) -> None:
     """Every tensor of torch is an allocation of its own, with red zones around it."""
     sanitizers.runtime("libasan.so")

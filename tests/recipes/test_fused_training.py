@@ -58,6 +58,7 @@ def test_choice_reaches_our_own_blocks(choice: str, expected: bool | str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_same_accuracy_and_checkpoints_of_each_other(tmp_path: Path) -> None:
     runs = {}
     for fused in ("on", "off"):
