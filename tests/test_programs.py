@@ -276,3 +276,13 @@ def test_what_pytorch_computes_faster_is_left_to_it() -> None:
         torch.testing.assert_close(optimized(x), network(x))
     (segment,) = optimized.forward._made.segments
     assert len(instructions(segment.code)) == 4, "two layers, and the release of their inputs"
+
+
+def test_a_scripted_layer_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    blocks = [lookalikes.TimmInvertedResidual(8, 16, 8) for _ in range(2)]
+    model = nn.Sequential(blocks[0], torch.jit.script(nn.Conv2d(8, 8, 1)), blocks[1]).eval()
+    optimized, x = optimize_for_inference(model), torch.randn(2, 8, 8, 8)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(optimized(x), model(x), rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from biasloss_ext.nn.data_flow import Flow, Unfamiliar, is_leaf
 from biasloss_ext.nn.plan import Generated, only_map
 from biasloss_ext.nn.prepared import Prepared
 from biasloss_ext.nn.program_search import Run, runs_of
+from biasloss_ext.nn.snapshot import Snapshot
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.program.op import program
@@ -63,40 +64,6 @@ def _function(source: fx.Node, nodes: Iterable[fx.Node], output: fx.Node, runs: 
     return Generated(code.src, code.globals)
 
 
-class Snapshot:
-    """What a program takes for granted of modules: their attributes, and that nothing waits for their calls."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._contents: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._hooks: list[dict[int, Any]] = []
-        self._parameters: list[nn.Parameter] = []
-        for module in _called(network):
-            parts = (module.__dict__, module._modules, module._parameters, module._buffers)
-            self._contents += [(part, dict(part)) for part in parts]
-            if module is not network:  # whose own hooks are run by whoever calls it
-                self._hooks += [
-                    module._forward_hooks,
-                    module._forward_pre_hooks,
-                    module._backward_hooks,
-                    module._backward_pre_hooks,
-                ]
-            if is_leaf(module) and not isinstance(module, Prepared):
-                self._parameters += module.parameters()
-
-    def is_hooked(self) -> bool:
-        return any(self._hooks)
-
-    def has_gradients(self) -> bool:
-        return any(parameter.requires_grad for parameter in self._parameters)
-
-    def holds(self) -> bool:
-        """Whether all attributes are what they were."""
-        try:
-            return all(part == known for part, known in self._contents)
-        except Exception:  # values that cannot be compared, as tensors of several elements, are others
-            return False
-
-
 def _called(network: nn.Module) -> Iterator[nn.Module]:
     """The modules that are called or looked into."""
     yield network
@@ -131,7 +98,7 @@ class NetworkProgram:
         made = self._made
         if made is None or made.dtype is not x.dtype or not made.snapshot.holds():
             made = self._made = Made(network, x.dtype)
-        needs_gradients = torch.is_grad_enabled() and (x.requires_grad or made.snapshot.has_gradients())
+        needs_gradients = torch.is_grad_enabled() and (x.requires_grad or made.has_gradients())
         if made.function is None or needs_gradients or made.snapshot.is_hooked():
             return type(network).forward(network, x)
         return made.function.forward(network, made, x)
@@ -152,7 +119,12 @@ class Made:
         make_segment: Callable[[Run, int], Any] = lambda run, index: Segment(run),
         any_convolution: bool = False,
     ) -> None:
-        self.network, self.dtype, self.snapshot = network, dtype, Snapshot(network)
+        self.network, self.dtype = network, dtype
+        called = [*_called(network)]
+        # The network's own hooks are run by whoever calls it.
+        self.snapshot = Snapshot(called, [m for m in called if m is not network], keeps_parameters=True)
+        of_torch = (m for m in called if is_leaf(m) and not isinstance(m, Prepared))
+        self.parameters = [parameter for module in of_torch for parameter in module.parameters()]
         self.segments: list[Any] = []
         self.outside: list[fx.Node] = []
         self.function: Generated | None = None
@@ -169,6 +141,9 @@ class Made:
         self.outside = [node for node in nodes if node not in inside]
         if runs:
             self.function = _function(flow.input, nodes, flow.output, runs)
+
+    def has_gradients(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters)
 
 
 def _can_run(x: Any) -> bool:

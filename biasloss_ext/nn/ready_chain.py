@@ -48,7 +48,7 @@ class ReadyChain:
 
     def holds(self) -> bool:
         """Whether the modules are as they were when `objection` was asked first."""
-        return self.snapshot is not None and self.snapshot.holds()
+        return self.snapshot is not None and not self.snapshot.is_hooked() and self.snapshot.holds()
 
     def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`fused_chain` of the chain."""

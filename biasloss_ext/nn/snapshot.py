@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
-from operator import itemgetter
 from typing import Any
 
 from torch import nn
@@ -13,50 +12,57 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class Snapshot:
-    """The classes of modules, their attributes, inner modules and buffers, and the types of their parameters. A parameter may be
-    exchanged for another one: whoever uses a snapshot reads parameters in each call.
+    """The classes of modules, their attributes, inner modules and buffers, and their parameters.
 
-    It keeps the modules alive, so that no other object takes the identity of one.
+    It keeps modules and tensors alive, so that no other object takes the identity of one.
 
     Args:
-        modules: none of which has hooks or a forward method of its own.
+        modules: what something was derived from.
+        watched: those whose hooks count; all by default.
+        keeps_parameters: whether a parameter that was exchanged for another one is a change. If not, its type alone counts,
+            and whoever uses the snapshot reads parameters in each call.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        watched: Iterable[nn.Module] | None = None,
+        *,
+        keeps_parameters: bool = False,
+    ) -> None:
         self.modules = [*dict.fromkeys(modules)]
-        self.attributes = [module.__dict__ for module in self.modules]
-        names = [name for attributes in self.attributes for name in attributes]
-        self.values = _flat(self.attributes)
-        self._hooks = itemgetter(*[index for index, name in enumerate(names) if name in HOOKS])
+        self._attributes = [module.__dict__ for module in self.modules]
+        # A dictionary that takes the place of one of these differs from it, or is as empty.
+        self._hooks = [getattr(m, name) for m in (self.modules if watched is None else watched) for name in HOOKS]
         self._inner, self._buffers, self._parameters = (
-            self._filled(names, name) for name in ("_modules", "_buffers", "_parameters")
+            [getattr(module, name) for module in self.modules if getattr(module, name)]
+            for name in ("_modules", "_buffers", "_parameters")
         )
-        self.kept_alive = _flat(self._buffers(self.values))
-        self.state = self._state(self.values)
+        self._of_parameter: Any = id if keeps_parameters else type
+        self._kept_alive = [*_flat(self._buffers), *(_flat(self._parameters) if keeps_parameters else ())]
+        self._values, self._state = _flat(self._attributes), self._read()
 
-    def _filled(self, names: list[str], wanted: str) -> Callable[[list[Any]], Sequence[Any]]:
-        """What takes the dictionaries of that name that hold something."""
-        found = [index for index, name in enumerate(names) if name == wanted and self.values[index]]
-        return itemgetter(*found) if len(found) > 1 else lambda values: [values[index] for index in found]
-
-    def _state(self, values: list[Any]) -> tuple[list[Any], ...]:
-        """What is read from the attributes: dictionaries that are the same object may have other contents."""
+    def _read(self) -> tuple[list[Any], ...]:
+        """What the attributes do not show: a dictionary that is the same object may have another content."""
         return (
             [*map(type, self.modules)],
-            _flat(self._inner(values)),
-            [*map(id, _flat(self._buffers(values)))],  # tensors are not compared by ==
-            [*map(type, _flat(self._parameters(values)))],
+            _flat(self._inner),
+            [*map(id, _flat(self._buffers))],  # tensors are not compared by ==
+            [*map(self._of_parameter, _flat(self._parameters))],
         )
 
+    def is_hooked(self) -> bool:
+        """Whether something waits for the calls of modules."""
+        return any(self._hooks)
+
     def holds(self) -> bool:
-        """Whether the modules are still as they were."""
-        values = _flat(self.attributes)
+        """Whether the modules are what they were, hooks aside."""
         try:
-            is_same = values == self.values
-        except (RuntimeError, TypeError, ValueError):  # an attribute has become a tensor or an array
+            return _flat(self._attributes) == self._values and self._read() == self._state
+        except Exception:  # values that cannot be compared, as tensors of several elements, are others
             return False
-        return is_same and not any(self._hooks(values)) and self._state(values) == self.state
 
 
 def _flat(dictionaries: Iterable[Any]) -> list[Any]:
-    return [*chain.from_iterable(map(dict.values, dictionaries))]
+    # Not dict.values: those of a scripted module are no dictionaries.
+    return [*chain.from_iterable([dictionary.values() for dictionary in dictionaries])]
