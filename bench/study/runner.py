@@ -16,6 +16,7 @@ import torch
 from bench.study.analysis import analyse
 from bench.study.plan import Run
 from biasloss_ext.benchmarks import machine
+from biasloss_ext.benchmarks.results import rounded
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.files import make_folder, write_text
@@ -27,7 +28,6 @@ from biasloss_ext.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CHECKPOINT_STEPS = 50
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def result_path(run: Run, results: Path) -> Path:
 
 def as_text(record: dict[str, Any]) -> str:
     """JSON with one line per entry of the record, figures to six digits."""
-    lines = [f"{json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in record.items()]
+    lines = [f"{json.dumps(key)}: {json.dumps(rounded(value))}" for key, value in record.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -134,13 +134,3 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 def _rows(outcome: Outcome) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in outcome.history]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return value

@@ -133,7 +133,7 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         data = {"format": FORMAT, **dataclasses.asdict(self)}
-        partial.write_text(json.dumps(_rounded(data), indent=1) + "\n")
+        partial.write_text(json.dumps(rounded(data), indent=1) + "\n")
         os.replace(partial, path)
 
 
@@ -160,12 +160,12 @@ def load(path: Path) -> Results:
         raise UserError(f"{path} holds no benchmark results; give a {FILE_NAME} that `biasloss bench` wrote") from None
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six digits are more than clocks know, and keep committed files small."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

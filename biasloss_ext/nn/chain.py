@@ -95,9 +95,8 @@ class Chain(NamedTuple):
         return channels_of(first.norm)
 
 
-def rows_read(x: Tensor, chain: Chain) -> Tensor:
-    """The rows and columns of a map that the first step of a chain reads."""
-    skips = chain.steps[0].skips
+def rows_read(x: Tensor, skips: int) -> Tensor:
+    """The rows and columns of a map that a step reads, by its `Step.skips`."""
     return x if skips == 1 else x[:, :, ::skips, ::skips]
 
 

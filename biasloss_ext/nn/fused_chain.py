@@ -115,7 +115,7 @@ def fused_chain(
 def operands(chain: Chain, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The tensors as the ops take them; no residual where it is x itself."""
     adds_input = residual is x
-    x = rows_read(x, chain)
+    x = rows_read(x, chain.steps[0].skips)
     # Autocast casts for convolutions, and leaves normalizations alone.
     convolves = any(step.convolution is not None for step in chain.steps)
     x = autocast_input(x) if convolves else maps.channels_last(x)

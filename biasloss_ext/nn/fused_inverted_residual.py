@@ -117,9 +117,12 @@ class _OneChain(NotScriptable):
         if ready is not None and ready.chain.others[0] is layers and ready.holds():
             return ready
         found = chain_of(layers)
-        if isinstance(found, str) or compiles:
-            return found if isinstance(found, str) else ReadyChain(found)
-        ready = self.__dict__["_ready"] = ReadyChain(found)
+        if isinstance(found, str):
+            return found
+        ready = ReadyChain(found)
+        if compiles:
+            return ready
+        self.__dict__["_ready"] = ready
         return ready.objection() or ready
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.activations import number_of
-from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, Gate, Step
+from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, Gate, Step, rows_read
 from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
 from biasloss_ext.nn.plan import Plan, fits, only_map
 from biasloss_ext.nn.pooling import average_to
@@ -134,7 +134,7 @@ class PreparedChain:
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
         check_channels(x, self.channels)
-        x = autocast_input(x if self.skips == 1 else x[:, :, :: self.skips, :: self.skips])
+        x = autocast_input(rows_read(x, self.skips))
         residual = None if residual is None else maps.channels_last(residual.to(x.dtype))
         affine: Tensor | None = None  # what is to be applied when x is loaded
         activation, gate = maps.IDENTITY, None

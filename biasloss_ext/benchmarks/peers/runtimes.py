@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,7 @@ Scores = Callable[[Tensor], Tensor]
 
 def onnx_runtime(model: nn.Module, images: Tensor) -> Scores:
     """``model`` in ONNX Runtime on the CPU, float32, with as many threads as PyTorch uses."""
-    if images.device.type != "cpu":
-        raise Unavailable("ONNX Runtime is compared on CPUs alone")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise Unavailable(f"ONNX Runtime cannot be imported: {error}") from None
+    (onnxruntime,) = _on_cpu("ONNX Runtime", images, "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with _exported(model, images) as path:
@@ -36,12 +33,7 @@ def onnx_runtime(model: nn.Module, images: Tensor) -> Scores:
 
 def openvino(model: nn.Module, images: Tensor) -> Scores:
     """``model`` in OpenVINO on the CPU, float32, with as many threads as PyTorch uses."""
-    if images.device.type != "cpu":
-        raise Unavailable("OpenVINO is compared on CPUs alone")
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise Unavailable(f"OpenVINO cannot be imported: {error}") from None
+    (ov,) = _on_cpu("OpenVINO", images, "openvino")
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -56,13 +48,7 @@ def openvino(model: nn.Module, images: Tensor) -> Scores:
 def ncnn(model: nn.Module, images: Tensor) -> Scores:
     """``model`` in ncnn on the CPU, float32, with as many threads as PyTorch uses; image after image, since ncnn knows no
     batches."""
-    if images.device.type != "cpu":
-        raise Unavailable("ncnn is compared on CPUs alone")
-    try:
-        import ncnn as runtime
-        import pnnx  # converts
-    except ImportError as error:
-        raise Unavailable(f"ncnn cannot be imported: {error}") from None
+    runtime, pnnx = _on_cpu("ncnn", images, "ncnn", "pnnx")  # the latter converts
     network = runtime.Net()
     options = network.opt
     options.num_threads = torch.get_num_threads()
@@ -88,6 +74,16 @@ def ncnn(model: nn.Module, images: Tensor) -> Scores:
         return torch.from_numpy(scores.numpy().copy())
 
     return lambda batch: torch.stack([scores_of(image) for image in batch])
+
+
+def _on_cpu(runtime: str, images: Tensor, *modules: str) -> list[Any]:
+    """The modules of a runtime that is compared on CPUs."""
+    if images.device.type != "cpu":
+        raise Unavailable(f"{runtime} is compared on CPUs alone")
+    try:
+        return [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        raise Unavailable(f"{runtime} cannot be imported: {error}") from None
 
 
 @contextlib.contextmanager
