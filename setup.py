@@ -80,17 +80,13 @@ class Build(build_ext):
     def write_rules(
         self, writer: object, cxx_flags: list[str], nvcc_flags: list[str], linker: list[str], libraries: list[str]
     ) -> None:
-        writer.rule(
-            "cxx",
-            shlex.join([*self.cxx, *cxx_flags]) + " $flags -MMD -MF $out.d -c $in -o $out",
-            depfile="$out.d",
-            deps="gcc",
-            description="compile $what",
-        )
+        compilers = {"cxx": [*self.cxx, *cxx_flags]}
         if self.cuda is not None:
+            compilers["nvcc"] = [self.cuda.nvcc, *nvcc_flags]
+        for name, command in compilers.items():
             writer.rule(
-                "nvcc",
-                shlex.join([self.cuda.nvcc, *nvcc_flags]) + " -MMD -MF $out.d -c $in -o $out",
+                name,
+                shlex.join(command) + " $flags -MMD -MF $out.d -c $in -o $out",
                 depfile="$out.d",
                 deps="gcc",
                 description="compile $what",
