@@ -27,10 +27,10 @@ __device__ __forceinline__ LossSums<Acc> loss_of_positions(const ForwardParamete
     if (threads_per_row == kWarpSize) row = warp_reduce(row, Merge());
     if (thread != 0) continue;
     const int64_t index = sample * b.positions + position;
-    const Acc log_sum = logarithm(row.sum);
-    const LossSums<Acc> loss = loss_of_row(b, row, log_sum, target);
+    const Acc row_log_sum = log_sum(row);
+    const LossSums<Acc> loss = loss_of_row(b, row, row_log_sum, target);
     p.row_max[index] = row.max;
-    p.row_log_sum[index] = log_sum;
+    p.row_log_sum[index] = row_log_sum;
     if (p.reduction == Reduction::kNone) p.loss[index] = loss.loss;
     sums = merge(sums, loss);
   }
@@ -84,10 +84,10 @@ __global__ void __launch_bounds__(largest_block(sizeof(T)), 1)
       if (lane < score_warps) row = warp_rows[lane];
       row = warp_reduce(row, Merge());
       if (threadIdx.x == leader && split == 0) {
-        const Acc log_sum = logarithm(row.sum);
+        const Acc row_log_sum = log_sum(row);
         p.row_max[sample] = row.max;
-        p.row_log_sum[sample] = log_sum;
-        sums = loss_of_row(b, row, log_sum, target);
+        p.row_log_sum[sample] = row_log_sum;
+        sums = loss_of_row(b, row, row_log_sum, target);
       }
     } else {
       if (lane < score_warps) sums = warp_sums[lane];

@@ -56,23 +56,44 @@ Scalar maximum_of_row(const Scalar* x, const Row<Scalar>& row) {
   return horizontal_maximum(largest);
 }
 
+// exp(gap) where the gap to the largest score is not 0, and how often it is: the ones would swallow the small terms of
+// their lane, which are all of the loss where one score is far above the others.
+template <class Vector>
+struct SumBelowLargest {
+  Vector largest = {}, rest = {};
+
+  void add(const Vector& gap) {
+    add(gap, [](const Vector& term) { return term; });
+  }
+
+  template <class Keep>
+  void add(const Vector& gap, const Keep& keep) {
+    const Vector none = {};
+    const auto is_largest = gap == none;
+    largest += keep(is_largest ? none + 1 : none);
+    rest += keep(is_largest ? none : exponential(gap));
+  }
+};
+
 // A NaN may or may not become the maximum; the sum of exponentials is NaN either way.
 template <class Scalar>
 void max_and_log_sum(const Scalar* x, int64_t classes, Scalar* max, Scalar* log_sum) {
   const Row<Scalar> row(classes);
-  const Scalar largest = maximum_of_row(x, row);
+  const Scalar top = maximum_of_row(x, row);
   using Vector = typename Compute<Scalar>::Vector;
-  Vector sum = {};
-  if (row.rest > 0) sum += keep_last(exponential(row.last(x) - largest), row.rest, Scalar(0));
-  decltype(widened(sum)) total = widened(sum);
+  SumBelowLargest<Vector> sum;
+  if (row.rest > 0)
+    sum.add(row.last(x) - top, [&](const Vector& term) { return keep_last(term, row.rest, Scalar(0)); });
+  auto largest = widened(sum.largest), rest = widened(sum.rest);
   for (int64_t begin = 0; begin < row.whole; begin += kVectorsOfSum * row.lanes) {
     const int64_t end = begin + kVectorsOfSum * row.lanes < row.whole ? begin + kVectorsOfSum * row.lanes : row.whole;
-    sum = Vector{};
-    for (int64_t k = begin; k < end; k += row.lanes) sum += exponential(load(x + k) - largest);
-    total += widened(sum);
+    sum = {};
+    for (int64_t k = begin; k < end; k += row.lanes) sum.add(load(x + k) - top);
+    largest += widened(sum.largest);
+    rest += widened(sum.rest);
   }
-  *max = largest;
-  *log_sum = Scalar(__builtin_log(sum_of_lanes(total)));
+  *max = top;
+  *log_sum = Scalar(__builtin_log1p((sum_of_lanes(largest) - 1) + sum_of_lanes(rest)));
 }
 
 template <class Scalar>

@@ -11,11 +11,6 @@ namespace biasloss {
 constexpr unsigned kScoresInFlight = 8;
 constexpr unsigned kScoreVectorsInFlight = 4;
 
-BIASLOSS_HOST_DEVICE float logarithm(float x) { return ::logf(x); }
-BIASLOSS_HOST_DEVICE double logarithm(double x) { return ::log(x); }
-BIASLOSS_HOST_DEVICE float exponential_minus_one(float x) { return ::expm1f(x); }
-BIASLOSS_HOST_DEVICE double exponential_minus_one(double x) { return ::expm1(x); }
-
 // What a row is compared with when the target is a class. `index` is read, and `score` loaded through it, before the
 // row is scanned, so that their latency hides behind the scan.
 template <class Acc>

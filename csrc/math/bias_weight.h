@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "log_sum_exp.h"
+#include "exponential.h"
 #include "macros.h"
 #include "weight_formula.h"
 

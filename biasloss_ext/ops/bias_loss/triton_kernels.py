@@ -60,6 +60,13 @@ def exponential_minus_one(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def logarithm_of_one_plus(x, DTYPE: tl.constexpr):
+    """log(1 + x) for x >= 0: what 1 + x rounds off is a term of its own."""
+    total = 1.0 + x
+    return tl.log(total) + divided(x - (total - 1.0), total, DTYPE)
+
+
+@triton.jit
 def rows_of_block(block, samples, positions, blocks_per_sample, DENSE: tl.constexpr, ROWS: tl.constexpr):
     """(sample, position, whether they exist) of the rows of a block, in 64 bits: what they multiply may be large."""
     lanes = tl.arange(0, ROWS).to(tl.int64)
@@ -104,24 +111,28 @@ def online_log_sum_exp(
 ):
     """(maximum, log of the sum of exp(x - maximum)) of every row, in one read of the scores.
 
-    Each lane keeps its own maximum and sum, so that there is one exponential a score and no exchange between lanes until the
-    end. NaN and +infinity make the sum NaN, -infinity adds nothing, a row of -infinity alone has maximum and log_sum
-    -infinity: the losses are then what torch's log_softmax makes of such rows.
+    Each lane keeps its own maximum and the sum over its other scores, so that there is one exponential per score and no
+    exchange between lanes until the end. The ones of the maxima stay out of the sums, where they would swallow the small
+    terms: beside one score far above the others, those terms are all of the loss. NaN and +infinity make the sum NaN,
+    -infinity adds nothing, a row of -infinity alone has maximum and log_sum -infinity: the losses are then what torch's
+    log_softmax makes of such rows.
     """
     infinity = float("inf")
     maximum = tl.full([ROWS, CLASSES], -infinity, DTYPE)
-    total = tl.zeros([ROWS, CLASSES], DTYPE)
+    rest = tl.zeros([ROWS, CLASSES], DTYPE)
     for start in range(0, classes, CLASSES):
         x, exists = load_tile(row_ptr, class_stride, start + tl.arange(0, CLASSES), classes, inside, DTYPE)
         x = tl.where(exists, x, -infinity)
         # One of exp(x - maximum) and exp(maximum - x) is needed; both -infinity would make it NaN.
         smaller = tl.where(x == -infinity, 0.0, tl.exp(-tl.abs(x - maximum)))
-        total = tl.where(x > maximum, total * smaller + 1.0, total + smaller)
+        rest = tl.where(x > maximum, rest * smaller + smaller, rest + smaller)
         maximum = tl.where(x > maximum, x, maximum)
     row_max = tl.max(maximum, 1)
-    scaled = tl.where(maximum == row_max[:, None], total, total * tl.exp(maximum - row_max[:, None]))
-    row_sum = tl.where(row_max == infinity, float("nan"), tl.sum(scaled, 1))
-    return row_max, tl.log(row_sum)
+    is_largest = maximum == row_max[:, None]
+    rest = tl.where(is_largest, rest, (rest + 1.0) * tl.exp(maximum - row_max[:, None]))
+    row_rest = tl.sum(rest, 1) + (tl.sum(is_largest.to(DTYPE), 1) - 1.0)
+    log_sum = tl.where(row_max == infinity, float("nan"), logarithm_of_one_plus(row_rest, DTYPE))
+    return row_max, tl.where(row_max == -infinity, -infinity, log_sum)
 
 
 @triton.jit
