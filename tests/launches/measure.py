@@ -6,6 +6,7 @@ Operations of PyTorch count one launch each: the innermost ones that a profiler 
 from __future__ import annotations
 
 import collections
+import gc
 import json
 import statistics
 import sys
@@ -119,13 +120,16 @@ def host_ratios(rounds: int, repetitions: int) -> dict[str, list[float]]:
 
 
 def host_times(repetitions: int) -> dict[str, list[float]]:
-    """Microseconds of the host per block, of chains of fused and of plain blocks in turns, on maps of 2 x 2 positions."""
+    """Microseconds of the host per block, of chains of fused and of plain blocks in turns, on maps of 2 x 2 positions. The
+    garbage collector is off, as in `timeit`: what it costs depends on all objects of the process."""
     torch.set_num_threads(1)
     kinds = {"fused": FusedInvertedResidual, "plain": InvertedResidual}
     modules = {name: nn.Sequential(*(block(kind, True) for _ in range(BLOCKS))) for name, kind in kinds.items()}
     x = images(2, 16, 2, 2)
     grad = torch.randn_like(x)
     found: dict[str, list[float]] = {f"{name} {part}": [] for name in modules for part in ("forward", "backward")}
+    gc.collect()
+    gc.disable()
     for round_ in range(repetitions + 5):
         for name, module in modules.items():
             module.zero_grad()
@@ -137,6 +141,7 @@ def host_times(repetitions: int) -> dict[str, list[float]]:
             if round_ >= 5:
                 found[f"{name} forward"].append((middle - start) * 1e6 / BLOCKS)
                 found[f"{name} backward"].append((end - middle) * 1e6 / BLOCKS)
+    gc.enable()
     return found
 
 
