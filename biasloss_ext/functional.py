@@ -280,7 +280,7 @@ def weighted_cross_entropy(
     )
     results: tuple[Tensor, ...]
     if chosen == "reference":
-        results = bias_loss_reference.bias_loss(*before, output, *after)
+        results = bias_loss_reference.loss_and_weight(bias_loss_reference.Arguments(*before, output, *after))
     else:
         op = bias_loss_op.triton if chosen == "triton" else bias_loss_op.native
         try:

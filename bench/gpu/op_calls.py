@@ -179,7 +179,7 @@ def _losses(draw: _Draw) -> list[tuple[str, Call]]:
     target = torch.randint(shape.classes, (shape.samples,), generator=draw.generator)
     after = (0.3, 0.3, True, bias_loss.MEAN, -100, 0.1)
     forward = (features, None, None, scores, target, None, None, *after)
-    loss, weight, statistics = bias_loss.bias_loss_with_statistics(*forward)
+    loss, weight, statistics = bias_loss.bias_loss(*forward)
     backward = (torch.full_like(loss, 0.7), scores, target, None, weight, statistics, *after[3:])
     return [
         ("feature_variance", Call((features,), {})),

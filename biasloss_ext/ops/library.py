@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,20 @@ def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.Op
     packet, _, kind = name.partition(".")
     overload: torch._ops.OpOverload = getattr(getattr(torch.ops.biasloss_ext, packet), kind or "default")
     return overload
+
+
+def with_arguments_of(structure: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator that makes a function of a structure one of the structure's fields, which an op calls."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*arguments: Any, **options: Any) -> Any:
+            return function(structure(*arguments, **options))
+
+        run.__signature__ = inspect.signature(structure)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def _check_devices(name: str, arguments: tuple[Any, ...]) -> None:

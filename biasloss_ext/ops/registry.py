@@ -26,35 +26,34 @@ class Op:
     """``biasloss_ext::name`` for the compiled kernels, ``biasloss_ext::name_triton`` for Triton's, and the reference.
 
     Args:
-        name: name of the op.
+        reference: the implementation in plain PyTorch, with the name of the op and the parameters of the schema.
         signature: schema without the name.
         fake: the shape function.
-        reference: the implementation in plain PyTorch, with the parameters of the schema.
         native: the compiled backends, from "cpu" and "cuda".
-        triton: the Triton implementation as "module:function", with the parameters of the schema; the first call imports it.
+        triton: whether the module ``triton`` beside the reference has a function of the same name and parameters; the first
+            call imports it.
         autograd: makes the implementation for the Autograd key of an overload of the op; None for an op that the layers
             differentiate.
     """
 
     def __init__(
         self,
-        name: str,
-        signature: str,
-        *,
-        fake: Callable[..., Any],
         reference: Callable[..., Any],
+        signature: str,
+        fake: Callable[..., Any],
+        *,
         native: tuple[str, ...],
-        triton: str | None = None,
+        triton: bool,
         autograd: Callable[[torch._ops.OpOverload], Callable[..., Any]] | None = None,
     ) -> None:
-        self.name = name
-        self.family: str = fake.__module__.split(".")[-2]
-        self.backends = ("reference", *native, *(() if triton is None else ("triton",)))
+        self.name = name = reference.__name__
+        self.package = reference.__module__.rpartition(".")[0]
+        self.family = self.package.rpartition(".")[2]
+        self.backends = ("reference", *native, *(("triton",) if triton else ()))
         self.fake = fake
         self.reference = reference
         self.native = define(name, signature, fake)
-        self.triton = None if triton is None else define(f"{name}_triton", signature, fake)
-        self._triton_path = triton
+        self.triton = define(f"{name}_triton", signature, fake) if triton else None
         self._triton_function: Callable[..., Any] | None = None
         self._pure: dict[torch._ops.OpOverload, torch._ops.OpOverload] = {}
         self._activations = tuple(re.findall(r"int (\w*activation)", signature))
@@ -135,11 +134,21 @@ class Op:
         return function(*arguments, **options)
 
     def _import_triton(self) -> Callable[..., Any]:
-        assert self._triton_path is not None
-        module, _, name = self._triton_path.partition(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(f"{self.package}.triton"), self.name)
         self._triton_function = function
         return function
+
+
+def declare(
+    reference: Callable[..., Any],
+    signature: str,
+    *,
+    native: tuple[str, ...] = ("cpu",),
+    triton: bool = False,
+    autograd: Callable[[torch._ops.OpOverload], Callable[..., Any]] | None = None,
+) -> Callable[[Callable[..., Any]], Op]:
+    """Decorator that makes the shape function of an op the `Op`, of which the arguments are."""
+    return lambda fake: Op(reference, signature, fake, native=native, triton=triton, autograd=autograd)
 
 
 def _without_updates(

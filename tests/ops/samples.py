@@ -290,7 +290,7 @@ def _loss_backward(s: _Source) -> list[Call]:
     for call in _loss(s):
         features, variance, extrema, output, target, class_weight, _, *after = call.arguments
         given = (features, variance, extrema, output, target, class_weight, None, *after)
-        loss, weight, statistics = bias_loss.bias_loss_with_statistics(*given)
+        loss, weight, statistics = bias_loss.bias_loss(*given)
         saved = (output, target, class_weight, weight, statistics, *after[3:])
         calls.append(Call((torch.full_like(loss, 0.7), *saved)))
     return calls

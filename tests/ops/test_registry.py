@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -59,10 +58,9 @@ def test_reference_and_schema_have_the_same_parameters(name: str) -> None:
 def test_triton_and_schema_have_the_same_parameters(name: str) -> None:
     pytest.importorskip("triton")
     op = OPS[name]
-    assert op.triton is not None and op._triton_path is not None
+    assert op.triton is not None
     assert str(op.triton._schema).replace("_triton(", "(") == str(op.native._schema)
-    module, _, function = op._triton_path.partition(":")
-    declared, found = parameters_of_schema(name), parameters_of(getattr(importlib.import_module(module), function))
+    declared, found = parameters_of_schema(name), parameters_of(op._import_triton())
     assert found == declared
     positional = [[n for n, (keyword_only, _) in p.items() if not keyword_only] for p in (found, declared)]
     assert positional[0] == positional[1]

@@ -18,68 +18,41 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.batch_norm import reference
-from biasloss_ext.ops.registry import Op
-
-_TRITON = "biasloss_ext.ops.batch_norm.triton"
+from biasloss_ext.ops.registry import declare
 
 
-def _fake_statistics(y: Tensor, **_: Any) -> Tensor:
+@declare(reference.batch_norm_statistics, f"(Tensor y, *, {maps.NORM}) -> Tensor", triton=True)
+def statistics(y: Tensor, **_: Any) -> Tensor:
     return maps.none_like(y).new_empty(4, y.shape[1])
 
 
-def _fake_affine(moments: Tensor, count: int, **_: Any) -> Tensor:
+@declare(reference.batch_norm_affine, f"(Tensor moments, SymInt count, *, {maps.NORM}) -> Tensor", triton=True)
+def affine(moments: Tensor, count: int, **_: Any) -> Tensor:
     return moments.new_empty(4, moments.shape[1])
 
 
-def _fake_apply(y: Tensor, affine: Tensor, **_: Any) -> Tensor:
+@declare(
+    reference.batch_norm_apply,
+    "(Tensor y, Tensor affine, *, int activation=0, Tensor? residual=None) -> Tensor",
+    triton=True,
+)
+def apply(y: Tensor, affine: Tensor, **_: Any) -> Tensor:
     return maps.empty_map(y, *y.shape[1:])
 
 
-def _fake_coefficients(grad: Tensor, y: Tensor, affine: Tensor, moments: Tensor, **_: Any) -> Tensor:
+@declare(
+    reference.batch_norm_coefficients,
+    f"(Tensor grad, Tensor y, Tensor affine, Tensor moments, *, int activation=0, {maps.BACK}) -> Tensor",
+    triton=True,
+)
+def coefficients(grad: Tensor, y: Tensor, affine: Tensor, moments: Tensor, **_: Any) -> Tensor:
     return moments.new_empty(6, moments.shape[1])
 
 
-def _fake_backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, **_: Any) -> Tensor:
-    return maps.empty_map(y, *y.shape[1:])
-
-
-statistics = Op(
-    "batch_norm_statistics",
-    f"(Tensor y, *, {maps.NORM}) -> Tensor",
-    fake=_fake_statistics,
-    reference=reference.batch_norm_statistics,
-    native=("cpu",),
-    triton=f"{_TRITON}:batch_norm_statistics",
-)
-affine = Op(
-    "batch_norm_affine",
-    f"(Tensor moments, SymInt count, *, {maps.NORM}) -> Tensor",
-    fake=_fake_affine,
-    reference=reference.batch_norm_affine,
-    native=("cpu",),
-    triton=f"{_TRITON}:batch_norm_affine",
-)
-apply = Op(
-    "batch_norm_apply",
-    "(Tensor y, Tensor affine, *, int activation=0, Tensor? residual=None) -> Tensor",
-    fake=_fake_apply,
-    reference=reference.batch_norm_apply,
-    native=("cpu",),
-    triton=f"{_TRITON}:batch_norm_apply",
-)
-coefficients = Op(
-    "batch_norm_coefficients",
-    f"(Tensor grad, Tensor y, Tensor affine, Tensor moments, *, int activation=0, {maps.BACK}) -> Tensor",
-    fake=_fake_coefficients,
-    reference=reference.batch_norm_coefficients,
-    native=("cpu",),
-    triton=f"{_TRITON}:batch_norm_coefficients",
-)
-backward = Op(
-    "batch_norm_backward",
+@declare(
+    reference.batch_norm_backward,
     "(Tensor grad, Tensor y, Tensor affine, Tensor coefficients, *, int activation=0) -> Tensor",
-    fake=_fake_backward,
-    reference=reference.batch_norm_backward,
-    native=("cpu",),
-    triton=f"{_TRITON}:batch_norm_backward",
+    triton=True,
 )
+def backward(grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, **_: Any) -> Tensor:
+    return maps.empty_map(y, *y.shape[1:])

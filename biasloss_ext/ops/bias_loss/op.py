@@ -40,22 +40,10 @@ transforms_are_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 
 
-def _fake(
-    features: Tensor | None,
-    variance: Tensor | None,
-    extrema: Tensor | None,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    running_min: Tensor | None,
-    alpha: float,
-    beta: float,
-    update_running_min: bool,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Outputs:
-    checks.tensors(features, variance, output, target, class_weight)
+def _shapes(*arguments: Any, **options: Any) -> Outputs:
+    call = reference.Arguments(*arguments, **options)
+    output = call.output
+    checks.tensors(call.features, call.variance, output, call.target, call.class_weight)
     dtype = accumulation_dtype(output.dtype)
     positions = (output.shape[0], *output.shape[2:])
     rows = positions[0] if len(positions) == 1 else positions[0] * positions[1]
@@ -63,11 +51,11 @@ def _fake(
     def empty(*shape: int) -> Tensor:
         return output.new_empty(shape, dtype=dtype)
 
-    loss = empty(*positions) if reduction == NONE else empty()
+    loss = empty(*positions) if call.reduction == NONE else empty()
     return loss, empty(positions[0]), empty(1 + 2 * rows)
 
 
-def _fake_backward(grad_loss: Tensor, output: Tensor, *_: Any) -> Tensor:
+def _shape_of_gradient(grad_loss: Tensor, output: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(output)
 
 
@@ -170,23 +158,10 @@ def _autograd_of_backward(overload: torch._ops.OpOverload) -> Callable[..., Tens
     return run
 
 
-forward = Op(
-    "bias_loss",
-    SIGNATURE,
-    fake=_fake,
-    reference=reference.bias_loss_with_statistics,
-    native=("cpu", "cuda"),
-    triton="biasloss_ext.ops.bias_loss.triton:bias_loss",
-    autograd=_autograd,
-)
+_backends: dict[str, Any] = {"native": ("cpu", "cuda"), "triton": True}
+forward = Op(reference.bias_loss, SIGNATURE, _shapes, **_backends, autograd=_autograd)
 backward = Op(
-    "bias_loss_backward",
-    BACKWARD_SIGNATURE,
-    fake=_fake_backward,
-    reference=reference.bias_loss_backward,
-    native=("cpu", "cuda"),
-    triton="biasloss_ext.ops.bias_loss.triton:bias_loss_backward",
-    autograd=_autograd_of_backward,
+    reference.bias_loss_backward, BACKWARD_SIGNATURE, _shape_of_gradient, **_backends, autograd=_autograd_of_backward
 )
 assert forward.triton is not None and backward.triton is not None
 native = BiasLossKernels(forward.native, backward.native)

@@ -5,12 +5,14 @@ Differentiable by PyTorch itself, any number of times.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from biasloss_ext.ops.feature_variance.reference import extrema_of, feature_variance
-from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
 
 NONE, MEAN, SUM = 0, 1, 2
 LARGEST_EXPONENT = 60.0  # exp(60) = 1e26 still leaves room for the loss in float32
@@ -65,65 +67,60 @@ def cross_entropy(
     return torch.where(counted, losses, 0.0), torch.where(counted, counts, 0.0)
 
 
-def bias_loss(
-    features: Tensor | None,
-    variance: Tensor | None,
-    extrema: Tensor | None,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    running_min: Tensor | None,
-    alpha: float,
-    beta: float,
-    update_running_min: bool,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-) -> tuple[Tensor, Tensor]:
-    """The loss and the weights; arguments as in the op ``biasloss_ext::bias_loss``."""
+class Arguments(NamedTuple):
+    """Of ``biasloss_ext::bias_loss``."""
+
+    features: Tensor | None
+    variance: Tensor | None
+    extrema: Tensor | None
+    output: Tensor
+    target: Tensor
+    class_weight: Tensor | None
+    running_min: Tensor | None
+    alpha: float
+    beta: float
+    update_running_min: bool
+    reduction: int
+    ignore_index: int
+    label_smoothing: float
+
+
+def loss_and_weight(call: Arguments) -> tuple[Tensor, Tensor]:
+    variance, extrema = call.variance, call.extrema
     if variance is None:
-        assert features is not None
-        variance, extrema = feature_variance(features)
+        assert call.features is not None
+        variance, extrema = feature_variance(call.features)
     elif extrema is None:
         extrema = extrema_of(variance)
     assert extrema is not None
-    losses, counts = cross_entropy(output, target, class_weight, ignore_index, label_smoothing)
+    losses, counts = _cross_entropy_of(call, call.output)
     dtype = losses.dtype
-    weight = bias_weight(variance.to(dtype), extrema.to(dtype), running_min, alpha, beta, update_running_min)
+    weight = bias_weight(
+        variance.to(dtype), extrema.to(dtype), call.running_min, call.alpha, call.beta, call.update_running_min
+    )
     weighted = weight.view(-1, *[1] * (losses.dim() - 1)) * losses
-    if reduction == NONE:
+    if call.reduction == NONE:
         return weighted, weight
-    if reduction == SUM:
+    if call.reduction == SUM:
         return weighted.sum(), weight
     return weighted.sum() / counts.sum(), weight
 
 
-def bias_loss_with_statistics(
-    features: Tensor | None,
-    variance: Tensor | None,
-    extrema: Tensor | None,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    running_min: Tensor | None,
-    alpha: float,
-    beta: float,
-    update_running_min: bool,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy_of(call: Arguments, output: Tensor) -> tuple[Tensor, Tensor]:
+    return cross_entropy(output, call.target, call.class_weight, call.ignore_index, call.label_smoothing)
+
+
+@with_arguments_of(Arguments)
+def bias_loss(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """``biasloss_ext::bias_loss``: with what the backward op needs of the forward pass."""
-    loss, weight = bias_loss(
-        features, variance, extrema, output, target, class_weight, running_min, alpha, beta, update_running_min,
-        reduction, ignore_index, label_smoothing,
-    )  # fmt: skip
-    scores = output.detach().to(loss.dtype).movedim(1, -1)
+    loss, weight = loss_and_weight(call)
+    output = call.output.detach()
+    scores = output.to(loss.dtype).movedim(1, -1)
     largest = scores.amax(-1).flatten() if scores.numel() else scores.new_empty(0)
     log_sum = (scores.flatten(0, -2) - largest[:, None]).exp().sum(-1).log()
     denominator = scores.new_ones(())
-    if reduction == MEAN:
-        denominator = cross_entropy(output.detach(), target, class_weight, ignore_index, label_smoothing)[1].sum()
+    if call.reduction == MEAN:
+        denominator = _cross_entropy_of(call, output)[1].sum()
     return loss, weight, torch.cat((denominator[None], largest, log_sum))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import reference
-from biasloss_ext.ops.registry import Op
+from biasloss_ext.ops.registry import declare
 
 
 def output_size(size: int, stride: int) -> int:
@@ -34,14 +34,29 @@ def output_size(size: int, stride: int) -> int:
     return (size + stride - 1) // stride
 
 
-def _fake(
+@declare(
+    reference.depthwise,
+    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, int stride=1, bool same_padding=False, "
+    f"bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
+    native=("cpu", "cuda"),
+)
+def forward(
     x: Tensor, weight: Tensor, *, stride: int = 1, want_statistics: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor]:
     y = maps.empty_map(x, x.shape[1], output_size(x.shape[2], stride), output_size(x.shape[3], stride))
     return y, maps.none_like(x).new_empty(4, x.shape[1]) if want_statistics else maps.none_like(x)
 
 
-def _fake_backward(
+@declare(
+    reference.depthwise_backward,
+    "(Tensor x, Tensor weight, *, Tensor? grad=None, Tensor? pool_grad=None, Tensor? y=None, Tensor? y_affine=None, "
+    "Tensor? y_coefficients=None, int y_activation=0, Tensor? affine=None, Tensor? moments=None, int activation=0, "
+    "int stride=1, bool same_padding=False, Tensor? residual_grad=None, bool want_x=True, bool want_weight=True, "
+    f"{maps.BACK}) -> "
+    "(Tensor grad_x, Tensor grad_weight, Tensor coefficients)",
+    native=("cpu", "cuda"),
+)
+def backward(
     x: Tensor,
     weight: Tensor,
     *,
@@ -54,24 +69,3 @@ def _fake_backward(
     grad_x = maps.empty_map(x, *x.shape[1:]) if want_x else x.new_empty(0)
     grad_weight = none.new_empty(weight.shape if want_weight else 0)
     return grad_x, grad_weight, none if moments is None else none.new_empty(6, x.shape[1])
-
-
-forward = Op(
-    "depthwise",
-    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, int stride=1, bool same_padding=False, "
-    f"bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
-    fake=_fake,
-    reference=reference.depthwise,
-    native=("cpu", "cuda"),
-)
-backward = Op(
-    "depthwise_backward",
-    "(Tensor x, Tensor weight, *, Tensor? grad=None, Tensor? pool_grad=None, Tensor? y=None, Tensor? y_affine=None, "
-    "Tensor? y_coefficients=None, int y_activation=0, Tensor? affine=None, Tensor? moments=None, int activation=0, "
-    "int stride=1, bool same_padding=False, Tensor? residual_grad=None, bool want_x=True, bool want_weight=True, "
-    f"{maps.BACK}) -> "
-    "(Tensor grad_x, Tensor grad_weight, Tensor coefficients)",
-    fake=_fake_backward,
-    reference=reference.depthwise_backward,
-    native=("cpu", "cuda"),
-)

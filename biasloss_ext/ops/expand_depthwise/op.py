@@ -40,19 +40,29 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise.op import output_size
 from biasloss_ext.ops.expand_depthwise import reference
-from biasloss_ext.ops.registry import Op
+from biasloss_ext.ops.registry import declare
 
 
-def _fake_gram(x: Tensor) -> tuple[Tensor, Tensor]:
+@declare(reference.channel_gram, "(Tensor x) -> (Tensor mean, Tensor gram)")
+def gram(x: Tensor) -> tuple[Tensor, Tensor]:
     none, channels = maps.none_like(x), x.shape[1]
     return none.new_empty(channels), none.new_empty(channels, channels)
 
 
-def _fake_product(x: Tensor, mean: Tensor, gram: Tensor, weight: Tensor, weight_gram: Tensor) -> tuple[Tensor, Tensor]:
+@declare(
+    reference.channel_gram_product,
+    "(Tensor x, Tensor mean, Tensor gram, Tensor weight, Tensor weight_gram) -> (Tensor exact, Tensor moments)",
+)
+def product(x: Tensor, mean: Tensor, gram: Tensor, weight: Tensor, weight_gram: Tensor) -> tuple[Tensor, Tensor]:
     return weight_gram.new_empty(weight_gram.shape), mean.new_empty(2, weight.shape[0])
 
 
-def _fake(
+@declare(
+    reference.expand_depthwise,
+    "(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight, *, int activation=0, int stride=1, "
+    f"bool same_padding=False, bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
+)
+def forward(
     x: Tensor,
     expand_weight: Tensor,
     affine: Tensor,
@@ -67,7 +77,12 @@ def _fake(
     return y, none.new_empty(4, channels) if want_statistics else none
 
 
-def _fake_activate(
+@declare(
+    reference.expand_depthwise_activate,
+    "(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight, Tensor y_affine, *, int activation=0, int stride=1, "
+    "bool same_padding=False, int y_activation=0, bool want_pool=False) -> (Tensor h, Tensor pooled)",
+)
+def activate(
     x: Tensor,
     expand_weight: Tensor,
     affine: Tensor,
@@ -78,11 +93,18 @@ def _fake_activate(
     want_pool: bool = False,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    h, none = _fake(x, expand_weight, affine, weight, stride=stride)
+    h, none = forward.fake(x, expand_weight, affine, weight, stride=stride)
     return h, none.new_empty(x.shape[0], weight.shape[0]) if want_pool else none
 
 
-def _fake_backward(
+@declare(
+    reference.expand_depthwise_backward,
+    "(Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor moments, Tensor weight, Tensor y, "
+    "Tensor y_affine, Tensor y_coefficients, *, Tensor? grad=None, Tensor? pool_grad=None, int y_activation=0, "
+    f"int activation=0, int stride=1, bool same_padding=False, {maps.BACK}) -> "
+    "(Tensor grad_x, Tensor grad_expand, Tensor grad_weight, Tensor coefficients)",
+)
+def backward(
     x: Tensor,
     x_mean: Tensor,
     expand_weight: Tensor,
@@ -99,45 +121,3 @@ def _fake_backward(
         none.new_empty(weight.shape),
         none.new_empty(6, weight.shape[0]),
     )
-
-
-gram = Op(
-    "channel_gram",
-    "(Tensor x) -> (Tensor mean, Tensor gram)",
-    fake=_fake_gram,
-    reference=reference.channel_gram,
-    native=("cpu",),
-)
-product = Op(
-    "channel_gram_product",
-    "(Tensor x, Tensor mean, Tensor gram, Tensor weight, Tensor weight_gram) -> (Tensor exact, Tensor moments)",
-    fake=_fake_product,
-    reference=reference.channel_gram_product,
-    native=("cpu",),
-)
-forward = Op(
-    "expand_depthwise",
-    "(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight, *, int activation=0, int stride=1, "
-    f"bool same_padding=False, bool want_statistics=False, {maps.NORM}) -> (Tensor y, Tensor statistics)",
-    fake=_fake,
-    reference=reference.expand_depthwise,
-    native=("cpu",),
-)
-activate = Op(
-    "expand_depthwise_activate",
-    "(Tensor x, Tensor expand_weight, Tensor affine, Tensor weight, Tensor y_affine, *, int activation=0, int stride=1, "
-    "bool same_padding=False, int y_activation=0, bool want_pool=False) -> (Tensor h, Tensor pooled)",
-    fake=_fake_activate,
-    reference=reference.activate,
-    native=("cpu",),
-)
-backward = Op(
-    "expand_depthwise_backward",
-    "(Tensor x, Tensor x_mean, Tensor expand_weight, Tensor affine, Tensor moments, Tensor weight, Tensor y, "
-    "Tensor y_affine, Tensor y_coefficients, *, Tensor? grad=None, Tensor? pool_grad=None, int y_activation=0, "
-    f"int activation=0, int stride=1, bool same_padding=False, {maps.BACK}) -> "
-    "(Tensor grad_x, Tensor grad_expand, Tensor grad_weight, Tensor coefficients)",
-    fake=_fake_backward,
-    reference=reference.expand_depthwise_backward,
-    native=("cpu",),
-)

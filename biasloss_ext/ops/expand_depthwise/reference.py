@@ -61,7 +61,7 @@ def expand_depthwise(
     return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
-def activate(
+def expand_depthwise_activate(
     x: Tensor,
     expand_weight: Tensor,
     affine: Tensor,
@@ -74,7 +74,6 @@ def activate(
     y_activation: int = 0,
     want_pool: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``biasloss_ext::expand_depthwise_activate``"""
     y = _convolved(x, expand_weight, affine, activation, weight, stride, same_padding)
     h = maps.channels_last(maps.activate(maps.normalized(y, y_affine), y_activation).to(x.dtype))
     return h, h.to(y.dtype).mean((2, 3)) if want_pool else maps.none_like(x)

@@ -10,19 +10,15 @@ from torch import Tensor
 
 from biasloss_ext.ops.feature_variance import reference
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.registry import Op
+from biasloss_ext.ops.registry import declare
 
 
-def _fake(features: Tensor) -> tuple[Tensor, Tensor]:
+@declare(
+    reference.feature_variance,
+    "(Tensor features) -> (Tensor variance, Tensor extrema)",
+    native=("cpu", "cuda"),
+    triton=True,
+)
+def feature_variance(features: Tensor) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(features.dtype)
     return features.new_empty(features.shape[0], dtype=dtype), features.new_empty(2, dtype=dtype)
-
-
-feature_variance = Op(
-    "feature_variance",
-    "(Tensor features) -> (Tensor variance, Tensor extrema)",
-    fake=_fake,
-    reference=reference.feature_variance,
-    native=("cpu", "cuda"),
-    triton="biasloss_ext.ops.feature_variance.triton:feature_variance",
-)

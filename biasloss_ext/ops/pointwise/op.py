@@ -29,15 +29,30 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.pointwise import reference
-from biasloss_ext.ops.registry import Op
+from biasloss_ext.ops.registry import declare
 
 
-def _fake(x: Tensor, weight: Tensor, *, want_statistics: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
+@declare(
+    reference.pointwise,
+    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, Tensor? gate=None, Tensor? bias=None, "
+    f"int output_activation=0, Tensor? residual=None, bool want_statistics=False, {maps.NORM}) -> "
+    "(Tensor y, Tensor statistics)",
+    triton=True,
+)
+def forward(x: Tensor, weight: Tensor, *, want_statistics: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
     y = maps.empty_map(x, weight.shape[0], x.shape[2], x.shape[3])
     return y, maps.none_like(x).new_empty(4, weight.shape[0]) if want_statistics else maps.none_like(x)
 
 
-def _fake_backward(
+@declare(
+    reference.pointwise_backward,
+    "(Tensor grad, Tensor x, Tensor weight, *, Tensor? y=None, Tensor? y_coefficients=None, Tensor? affine=None, "
+    "Tensor? moments=None, int activation=0, Tensor? gate=None, Tensor? residual_grad=None, bool any_origin=False, "
+    f"bool want_x=True, bool want_weight=True, {maps.BACK}) -> "
+    "(Tensor grad_x, Tensor grad_weight, Tensor gate_grad, Tensor sums, Tensor coefficients)",
+    triton=True,
+)
+def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -59,26 +74,3 @@ def _fake_backward(
         none.new_empty(4, samples, channels) if by_sample else none.new_empty(0),
         none.new_empty(6, channels) if by_channel else none.new_empty(0),
     )
-
-
-forward = Op(
-    "pointwise",
-    "(Tensor x, Tensor weight, *, Tensor? affine=None, int activation=0, Tensor? gate=None, Tensor? bias=None, "
-    f"int output_activation=0, Tensor? residual=None, bool want_statistics=False, {maps.NORM}) -> "
-    "(Tensor y, Tensor statistics)",
-    fake=_fake,
-    reference=reference.pointwise,
-    native=("cpu",),
-    triton="biasloss_ext.ops.pointwise.triton:pointwise",
-)
-backward = Op(
-    "pointwise_backward",
-    "(Tensor grad, Tensor x, Tensor weight, *, Tensor? y=None, Tensor? y_coefficients=None, Tensor? affine=None, "
-    "Tensor? moments=None, int activation=0, Tensor? gate=None, Tensor? residual_grad=None, bool any_origin=False, "
-    f"bool want_x=True, bool want_weight=True, {maps.BACK}) -> "
-    "(Tensor grad_x, Tensor grad_weight, Tensor gate_grad, Tensor sums, Tensor coefficients)",
-    fake=_fake_backward,
-    reference=reference.pointwise_backward,
-    native=("cpu",),
-    triton="biasloss_ext.ops.pointwise.triton:pointwise_backward",
-)

@@ -19,33 +19,25 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.pool_variance import reference
-from biasloss_ext.ops.registry import Op
+from biasloss_ext.ops.registry import declare
 
 
-def _fake(x: Tensor, *, want_variance: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
+@declare(
+    reference.pool_variance,
+    "(Tensor x, *, Tensor? affine=None, int activation=0, bool want_variance=False) -> (Tensor pooled, Tensor variance)",
+    triton=True,
+)
+def forward(x: Tensor, *, want_variance: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
     none = maps.none_like(x)
     return none.new_empty(x.shape[:2]), none.new_empty(x.shape[0]) if want_variance else none
 
 
-def _fake_backward(pool_grad: Tensor, x: Tensor, *, moments: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
-    none = maps.none_like(x)
-    return maps.empty_map(x, *x.shape[1:]), none if moments is None else none.new_empty(6, x.shape[1])
-
-
-forward = Op(
-    "pool_variance",
-    "(Tensor x, *, Tensor? affine=None, int activation=0, bool want_variance=False) -> (Tensor pooled, Tensor variance)",
-    fake=_fake,
-    reference=reference.pool_variance,
-    native=("cpu",),
-    triton="biasloss_ext.ops.pool_variance.triton:pool_variance",
-)
-backward = Op(
-    "pool_variance_backward",
+@declare(
+    reference.pool_variance_backward,
     "(Tensor pool_grad, Tensor x, *, Tensor? affine=None, Tensor? moments=None, int activation=0, "
     f"{maps.BACK}) -> (Tensor grad_x, Tensor coefficients)",
-    fake=_fake_backward,
-    reference=reference.pool_variance_backward,
-    native=("cpu",),
-    triton="biasloss_ext.ops.pool_variance.triton:pool_variance_backward",
+    triton=True,
 )
+def backward(pool_grad: Tensor, x: Tensor, *, moments: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
+    none = maps.none_like(x)
+    return maps.empty_map(x, *x.shape[1:]), none if moments is None else none.new_empty(6, x.shape[1])

@@ -10,17 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from biasloss_ext.ops.program import reference
-from biasloss_ext.ops.registry import OPS, Op
+from biasloss_ext.ops.registry import OPS, declare
 
 
-def _fake(x: Tensor, constants: list[Tensor], code: list[int]) -> Tensor:
+@declare(reference.program, "(Tensor x, Tensor[] constants, int[] code) -> Tensor")
+def program(x: Tensor, constants: list[Tensor], code: list[int]) -> Tensor:
     return reference.interpret(x, constants, code, lambda name: OPS[name].fake)
-
-
-program = Op(
-    "program",
-    "(Tensor x, Tensor[] constants, int[] code) -> Tensor",
-    fake=_fake,
-    reference=reference.program,
-    native=("cpu",),
-)

@@ -17,16 +17,30 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.ops import maps
-from biasloss_ext.ops.registry import Op
+from biasloss_ext.ops.registry import declare
 from biasloss_ext.ops.squeeze_excite import reference
 
 
-def _fake(pooled: Tensor, reduce_weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+@declare(
+    reference.squeeze_excite,
+    "(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, *, "
+    "int activation=0, int gate_activation=0) -> (Tensor gate, Tensor reduced, Tensor expanded)",
+    triton=True,
+)
+def forward(pooled: Tensor, reduce_weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
     reduced = pooled.new_empty(pooled.shape[0], reduce_weight.shape[0])
     return torch.empty_like(pooled), reduced, torch.empty_like(pooled)
 
 
-def _fake_backward(
+@declare(
+    reference.squeeze_excite_backward,
+    "(Tensor gate_grad, Tensor pooled, Tensor reduced, Tensor expanded, Tensor reduce_weight, Tensor expand_weight, *, "
+    "int activation=0, int gate_activation=0, Tensor? sums=None, Tensor? affine=None, Tensor? moments=None, "
+    f"SymInt positions=1, {maps.BACK}) -> (Tensor pool_grad, Tensor reduce_weight_grad, Tensor reduce_bias_grad, "
+    "Tensor expand_weight_grad, Tensor expand_bias_grad, Tensor coefficients)",
+    triton=True,
+)
+def backward(
     gate_grad: Tensor,
     pooled: Tensor,
     reduced: Tensor,
@@ -45,25 +59,3 @@ def _fake_backward(
         pooled.new_empty(pooled.shape[1]),
         pooled.new_empty(0) if sums is None else pooled.new_empty(6, pooled.shape[1]),
     )
-
-
-forward = Op(
-    "squeeze_excite",
-    "(Tensor pooled, Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, *, "
-    "int activation=0, int gate_activation=0) -> (Tensor gate, Tensor reduced, Tensor expanded)",
-    fake=_fake,
-    reference=reference.squeeze_excite,
-    native=("cpu",),
-    triton="biasloss_ext.ops.squeeze_excite.triton:squeeze_excite",
-)
-backward = Op(
-    "squeeze_excite_backward",
-    "(Tensor gate_grad, Tensor pooled, Tensor reduced, Tensor expanded, Tensor reduce_weight, Tensor expand_weight, *, "
-    "int activation=0, int gate_activation=0, Tensor? sums=None, Tensor? affine=None, Tensor? moments=None, "
-    f"SymInt positions=1, {maps.BACK}) -> (Tensor pool_grad, Tensor reduce_weight_grad, Tensor reduce_bias_grad, "
-    "Tensor expand_weight_grad, Tensor expand_bias_grad, Tensor coefficients)",
-    fake=_fake_backward,
-    reference=reference.squeeze_excite_backward,
-    native=("cpu",),
-    triton="biasloss_ext.ops.squeeze_excite.triton:squeeze_excite_backward",
-)
