@@ -37,8 +37,29 @@ NORM = (
     "Tensor? norm_weight=None, Tensor? norm_bias=None, Tensor(a!)? running_mean=None, Tensor(b!)? running_var=None, "
     "Tensor(c!)? num_batches_tracked=None, float momentum=0.1, float eps=1e-05"
 )
+
+
+class Norm(NamedTuple):
+    """The values of `NORM`."""
+
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
 # The arguments of an op that finishes the coefficients of the batch normalization before its input.
 BACK = "float eps=1e-05, bool frozen=False"
+
+
+class Back(NamedTuple):
+    """The values of `BACK`."""
+
+    eps: float = 1e-5
+    frozen: bool = False
 
 
 class Activation(enum.IntEnum):
@@ -152,42 +173,30 @@ def sums_of(du: Tensor, y: Tensor, center: Tensor) -> Tensor:
     return torch.stack((du.sum((0, 2, 3)), (du * (y.to(du.dtype) - per_channel(center))).sum((0, 2, 3))))
 
 
-def finish_statistics(
-    moments: Tensor,
-    count: int,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    num_batches_tracked: Tensor | None = None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
+def finish_statistics(moments: Tensor, count: int, norm: Norm) -> Tensor:
     """Statistics (4, C) of the moments of ``count`` values per channel; updates the running statistics."""
     mean, variance = moments.unbind()
-    scale = torch.rsqrt(variance + eps)
-    scale = scale if norm_weight is None else scale * norm_weight
+    scale = torch.rsqrt(variance + norm.eps)
+    scale = scale if norm.norm_weight is None else scale * norm.norm_weight
     shift = -scale * mean
-    shift = shift if norm_bias is None else shift + norm_bias
-    if num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
-    if running_mean is not None and count > 0:
-        running_mean.lerp_(mean, momentum)
-    if running_var is not None and count > 0:
-        running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+    shift = shift if norm.norm_bias is None else shift + norm.norm_bias
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    if norm.running_mean is not None and count > 0:
+        norm.running_mean.lerp_(mean, norm.momentum)
+    if norm.running_var is not None and count > 0:
+        norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
     return torch.stack((mean, variance, scale, shift))
 
 
 def statistics_of(y: Tensor, **norm: Any) -> Tensor:
     """Statistics (4, C) of a map."""
-    return finish_statistics(moments_of(y), y.numel() // max(y.shape[1], 1), **norm)
+    return finish_statistics(moments_of(y), y.numel() // max(y.shape[1], 1), Norm(**norm))
 
 
-def finish_coefficients(
-    sums: Tensor, affine: Tensor, moments: Tensor, count: int, *, eps: float, frozen: bool
-) -> Tensor:
+def finish_coefficients(sums: Tensor, affine: Tensor, moments: Tensor, count: int, **back: Any) -> Tensor:
     """Coefficients (6, C) from rows sum(du) and sum(du * (y - mean)) over ``count`` values per channel."""
+    eps, frozen = Back(**back)
     du, du_centered = sums.unbind()
     scale, (mean, variance) = affine[0], moments.unbind()
     rstd = torch.rsqrt(variance + eps)
@@ -197,10 +206,10 @@ def finish_coefficients(
     return torch.stack((scale, b, c, mean, rstd * du_centered, du))
 
 
-def coefficients_of(du: Tensor, y: Tensor, affine: Tensor, moments: Tensor, *, eps: float, frozen: bool) -> Tensor:
+def coefficients_of(du: Tensor, y: Tensor, affine: Tensor, moments: Tensor, **back: Any) -> Tensor:
     """Coefficients (6, C) from du, the gradient at ``affine(y)``."""
     count = y.numel() // max(y.shape[1], 1)
-    return finish_coefficients(sums_of(du, y, moments[0]), affine, moments, count, eps=eps, frozen=frozen)
+    return finish_coefficients(sums_of(du, y, moments[0]), affine, moments, count, **back)
 
 
 def none_like(x: Tensor) -> Tensor:

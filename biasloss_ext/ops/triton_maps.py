@@ -16,7 +16,7 @@ from torch import Tensor
 
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROGRAMS, WARPS
 from biasloss_ext.ops.library import accumulation_dtype
-from biasloss_ext.ops.maps import channels_last, finish_statistics
+from biasloss_ext.ops.maps import Norm, channels_last, finish_statistics
 from biasloss_ext.ops.triton_launch import divide_up
 
 LONGEST_GROUP = 32  # tiles whose deviations are summed from the shift of the first; bounds the rounding error
@@ -145,11 +145,7 @@ def in_order(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.is_contiguous() else t.contiguous()
 
 
-def statistics_of_nothing(
-    x: Tensor, channels: int, norm: tuple[Tensor | None, ...], momentum: float, eps: float
-) -> Tensor:
-    """Statistics (4, C) of a map without elements; ``norm`` in the order of `maps.NORM`."""
-    names = ("norm_weight", "norm_bias", "running_mean", "running_var", "num_batches_tracked")
-    named: dict[str, Any] = dict(zip(names, norm, strict=True))
+def statistics_of_nothing(x: Tensor, channels: int, **norm: Any) -> Tensor:
+    """Statistics (4, C) of a map without elements."""
     moments = x.new_zeros((2, channels), dtype=accumulation_dtype(x.dtype))
-    return finish_statistics(moments, 0, **named, momentum=momentum, eps=eps)
+    return finish_statistics(moments, 0, Norm(**norm))

@@ -29,13 +29,14 @@ def test_every_op_belongs_to_a_family() -> None:
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, tuple[bool, Any]]:
-    """Whether each parameter is keyword-only, and its default. The options of a normalization, which reference
-    implementations hand on, are those of what they hand them to."""
+    """Whether each parameter is keyword-only, and its default. The options of a normalization, which implementations hand on,
+    are those of `maps`."""
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            assert name == "norm", f"**{name} of {function.__name__} hands on unknown options"
-            found |= {n: p for n, p in parameters_of(maps.finish_statistics).items() if p[0]}
+            assert name in ("norm", "back"), f"**{name} of {function.__name__} hands on unknown options"
+            of_maps = maps.Norm if name == "norm" else maps.Back
+            found |= {name: (True, default) for name, default in of_maps._field_defaults.items()}
         else:
             found[name] = (parameter.kind is parameter.KEYWORD_ONLY, parameter.default)
     return found

@@ -14,7 +14,7 @@ def batch_norm_statistics(y: Tensor, **norm: Any) -> Tensor:
 
 
 def batch_norm_affine(moments: Tensor, count: int, **norm: Any) -> Tensor:
-    return maps.finish_statistics(moments, count, **norm)
+    return maps.finish_statistics(moments, count, maps.Norm(**norm))
 
 
 def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual: Tensor | None = None) -> Tensor:
@@ -29,16 +29,9 @@ def _du(grad: Tensor, y: Tensor, affine: Tensor, activation: int) -> Tensor:
 
 
 def batch_norm_coefficients(
-    grad: Tensor,
-    y: Tensor,
-    affine: Tensor,
-    moments: Tensor,
-    *,
-    activation: int = 0,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    grad: Tensor, y: Tensor, affine: Tensor, moments: Tensor, *, activation: int = 0, **back: Any
 ) -> Tensor:
-    return maps.coefficients_of(_du(grad, y, affine, activation), y, affine, moments, eps=eps, frozen=frozen)
+    return maps.coefficients_of(_du(grad, y, affine, activation), y, affine, moments, **back)
 
 
 def batch_norm_backward(

@@ -74,47 +74,26 @@ def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> Plan:
     return Plan(launch, shared.strides_of(y.shape), wide, 0, 0)
 
 
-def batch_norm_statistics(
-    y: Tensor,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    num_batches_tracked: Tensor | None = None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    norm = norm_weight, norm_bias, running_mean, running_var, num_batches_tracked
-    key = ("statistics", y.shape, y.dtype, y.device, shared.dtypes_of(*norm), momentum, eps)
+def batch_norm_statistics(y: Tensor, **norm: Any) -> Tensor:
+    *tensors, momentum, eps = maps.Norm(**norm)
+    key = ("statistics", y.shape, y.dtype, y.device, shared.dtypes_of(*tensors), momentum, eps)
     plan = _plans.get(key)
     if plan is None:
         if y.numel() == 0:
-            return shared.statistics_of_nothing(y, y.shape[1], norm, momentum, eps)
+            return shared.statistics_of_nothing(y, y.shape[1], **norm)
         plan = _plans[key] = _summing_plan(kernels.statistics_kernel, y, 3, (momentum, eps), {})
     statistics = empty((4, y.shape[1]), plan.wide, y.device)
     partials = empty(plan.partials, plan.wide, y.device)
-    plan.launch(shared.dense(y, plan.strides), statistics, *norm, partials, tickets(y, plan.tickets))
+    plan.launch(shared.dense(y, plan.strides), statistics, *tensors, partials, tickets(y, plan.tickets))
     return statistics
 
 
-def batch_norm_affine(
-    moments: Tensor,
-    count: int,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    num_batches_tracked: Tensor | None = None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
+def batch_norm_affine(moments: Tensor, count: int, **norm: Any) -> Tensor:
     if count == 0:
-        running_mean = running_var = None
-    norm = norm_weight, norm_bias, running_mean, running_var, num_batches_tracked
+        norm["running_mean"] = norm["running_var"] = None
+    *tensors, momentum, eps = maps.Norm(**norm)
     channels = moments.shape[1]
-    key = ("affine", channels, moments.dtype, moments.device, count, shared.dtypes_of(*norm), momentum, eps)
+    key = ("affine", channels, moments.dtype, moments.device, count, shared.dtypes_of(*tensors), momentum, eps)
     plan = _plans.get(key)
     if plan is None:
         launch = Launch(
@@ -125,7 +104,7 @@ def batch_norm_affine(
         )
         plan = _plans[key] = Plan(launch, (), moments.dtype, 0, 0)
     statistics = empty((4, channels), moments.dtype, moments.device)
-    plan.launch(moments.contiguous(), statistics, *norm)
+    plan.launch(moments.contiguous(), statistics, *tensors)
     return statistics
 
 
@@ -145,21 +124,15 @@ def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual
 
 
 def batch_norm_coefficients(
-    grad: Tensor,
-    y: Tensor,
-    affine: Tensor,
-    moments: Tensor,
-    *,
-    activation: int = 0,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    grad: Tensor, y: Tensor, affine: Tensor, moments: Tensor, *, activation: int = 0, **back: Any
 ) -> Tensor:
+    eps, frozen = maps.Back(**back)
     key = ("coefficients", y.shape, y.dtype, grad.dtype, y.device, activation, eps, frozen)
     plan = _plans.get(key)
     if plan is None:
         if y.numel() == 0:
             sums = torch.zeros_like(moments)
-            return maps.finish_coefficients(sums, affine, moments, 0, eps=eps, frozen=frozen)
+            return maps.finish_coefficients(sums, affine, moments, 0, **back)
         constants = {"ACTIVATION": maps.checked_activation(activation), "FROZEN": frozen}
         plan = _plans[key] = _summing_plan(kernels.coefficients_kernel, y, 2, (eps,), constants)
     coefficients = empty((6, y.shape[1]), plan.wide, y.device)

@@ -111,15 +111,14 @@ def depthwise_backward(
     residual_grad: Tensor | None = None,
     want_x: bool = True,
     want_weight: bool = True,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    **back: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy = gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
     du, grad_weight, _ = gradients(dy, x, weight, affine, activation, stride, same_padding)
     coefficients = maps.none_like(x)
     if moments is not None:
         assert affine is not None
-        coefficients = maps.coefficients_of(du, x, affine, moments, eps=eps, frozen=frozen)
+        coefficients = maps.coefficients_of(du, x, affine, moments, **back)
     if residual_grad is not None:
         du = du + residual_grad.to(du.dtype)
     grad_x = maps.channels_last(du.to(x.dtype)) if want_x else x.new_empty(0)

@@ -96,8 +96,7 @@ def expand_depthwise_backward(
     activation: int = 0,
     stride: int = 1,
     same_padding: bool = False,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    **back: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dy = depthwise.gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
     y1 = _expanded(x, expand_weight)
@@ -106,5 +105,5 @@ def expand_depthwise_backward(
     grad_x = torch.einsum("nohw,oi->nihw", scaled, expand_weight[:, :, 0, 0].to(du.dtype))
     centered = x.to(du.dtype) - maps.per_channel(x_mean)
     grad_expand = torch.einsum("nohw,nihw->oi", du, centered)[:, :, None, None]
-    coefficients = maps.coefficients_of(du, y1, affine, moments, eps=eps, frozen=frozen)
+    coefficients = maps.coefficients_of(du, y1, affine, moments, **back)
     return maps.channels_last(grad_x), grad_expand, grad_weight, coefficients

@@ -50,8 +50,7 @@ def pointwise_backward(
     any_origin: bool = False,
     want_x: bool = True,
     want_weight: bool = True,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    **back: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     u = maps.normalized(x, affine)
     h = maps.activate(u, activation)
@@ -70,7 +69,7 @@ def pointwise_backward(
         assert affine is not None
         slope = maps.derivative(u, activation)
         if gate is None:
-            coefficients = maps.coefficients_of(dh * slope, x, affine, moments, eps=eps, frozen=frozen)
+            coefficients = maps.coefficients_of(dh * slope, x, affine, moments, **back)
         else:
             centered = x.to(u.dtype) - maps.per_channel(moments[0])
             terms = (dh * slope, slope, dh * slope * centered, slope * centered)

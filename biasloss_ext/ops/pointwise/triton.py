@@ -51,22 +51,16 @@ def pointwise(
     output_activation: int = 0,
     residual: Tensor | None = None,
     want_statistics: bool = False,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    num_batches_tracked: Tensor | None = None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    **norm: Any,
 ) -> tuple[Tensor, Tensor]:
-    norm = norm_weight, norm_bias, running_mean, running_var, num_batches_tracked
-    given = shared.dtypes_of(x, weight, affine, gate, bias, residual, *norm)
+    *tensors, momentum, eps = maps.Norm(**norm)
+    given = shared.dtypes_of(x, weight, affine, gate, bias, residual, *tensors)
     numbers = activation, output_activation, want_statistics, momentum, eps
     key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, shared.precision_setting(x))
     plan = _plans.get(key)
     if plan is None:
         if x.shape[0] * x.shape[2] * x.shape[3] * weight.shape[0] == 0:
-            return _of_nothing(x, weight.shape[0], want_statistics, norm, momentum, eps)
+            return _of_nothing(x, weight.shape[0], want_statistics, **norm)
         plan = _plans[key] = _plan(x, weight, activation, output_activation, want_statistics, momentum, eps)
     x = shared.dense(x, plan.x_strides)
     y = empty_strided(plan.y_shape, plan.y_strides, x.dtype, x.device)
@@ -79,7 +73,7 @@ def pointwise(
         shared.in_order(bias),
         None if residual is None else shared.dense(residual, plan.y_strides),
         y,
-        *((statistics, *norm) if want_statistics else (None,) * 6),
+        *((statistics, *tensors) if want_statistics else (None,) * 6),
         empty(plan.partials, plan.wide, x.device) if want_statistics else None,
         tickets(x, plan.tickets) if want_statistics else None,
     )
@@ -145,11 +139,9 @@ def _plan(
     )
 
 
-def _of_nothing(
-    x: Tensor, channels: int, want_statistics: bool, norm: tuple[Tensor | None, ...], momentum: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def _of_nothing(x: Tensor, channels: int, want_statistics: bool, **norm: Any) -> tuple[Tensor, Tensor]:
     """For a map without elements."""
     y = maps.empty_map(x, channels, *x.shape[2:])
     if not want_statistics:
         return y, maps.none_like(x)
-    return y, shared.statistics_of_nothing(x, channels, norm, momentum, eps)
+    return y, shared.statistics_of_nothing(x, channels, **norm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from biasloss_ext.ops import maps
@@ -22,13 +24,12 @@ def pool_variance_backward(
     affine: Tensor | None = None,
     moments: Tensor | None = None,
     activation: int = 0,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    **back: Any,
 ) -> tuple[Tensor, Tensor]:
     u = maps.normalized(x, affine)
     du = maps.per_channel(pool_grad) / (x.shape[2] * x.shape[3]) * maps.derivative(u, activation)
     coefficients = maps.none_like(x)
     if moments is not None:
         assert affine is not None
-        coefficients = maps.coefficients_of(du, x, affine, moments, eps=eps, frozen=frozen)
+        coefficients = maps.coefficients_of(du, x, affine, moments, **back)
     return maps.channels_last(du.to(x.dtype)), coefficients

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,8 +41,7 @@ def squeeze_excite_backward(
     affine: Tensor | None = None,
     moments: Tensor | None = None,
     positions: int = 1,
-    eps: float = 1e-5,
-    frozen: bool = False,
+    **back: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     d_expanded = gate_grad * maps.derivative(expanded, gate_activation)
     d_reduced = d_expanded @ expand_weight * maps.derivative(reduced, activation)
@@ -52,7 +53,7 @@ def squeeze_excite_backward(
         shared = pool_grad / positions
         over_samples = torch.stack(((sums[0] + shared * sums[1]).sum(0), (sums[2] + shared * sums[3]).sum(0)))
         count = pooled.shape[0] * positions
-        coefficients = maps.finish_coefficients(over_samples, affine, moments, count, eps=eps, frozen=frozen)
+        coefficients = maps.finish_coefficients(over_samples, affine, moments, count, **back)
     return (
         pool_grad,
         d_reduced.T @ pooled,
