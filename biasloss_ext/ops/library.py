@@ -28,14 +28,18 @@ def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.Op
 
 
 def with_arguments_of(structure: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator that makes a function of a structure one of the structure's fields, which an op calls."""
+    """Decorator that makes a function of a NamedTuple one of its fields, as an op calls it: those with defaults by keyword."""
+    parameters = [
+        field.replace(kind=field.KEYWORD_ONLY) if field.default is not field.empty else field
+        for field in inspect.signature(structure).parameters.values()
+    ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
             return function(structure(*arguments, **options))
 
-        run.__signature__ = inspect.signature(structure)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 
     return decorate

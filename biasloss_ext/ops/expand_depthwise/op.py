@@ -83,17 +83,9 @@ def forward(
     "bool same_padding=False, int y_activation=0, bool want_pool=False) -> (Tensor h, Tensor pooled)",
 )
 def activate(
-    x: Tensor,
-    expand_weight: Tensor,
-    affine: Tensor,
-    weight: Tensor,
-    y_affine: Tensor,
-    *,
-    stride: int = 1,
-    want_pool: bool = False,
-    **_: Any,
+    x: Tensor, expand_weight: Tensor, affine: Tensor, weight: Tensor, *_: Any, want_pool: bool = False, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    h, none = forward.fake(x, expand_weight, affine, weight, stride=stride)
+    h, none = forward.fake(x, expand_weight, affine, weight, **options)
     return h, none.new_empty(x.shape[0], weight.shape[0]) if want_pool else none
 
 

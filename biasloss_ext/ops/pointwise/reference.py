@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from biasloss_ext.ops import maps
+from biasloss_ext.ops.library import with_arguments_of
+
+
+class BackwardArguments(NamedTuple):
+    """Of ``biasloss_ext::pointwise_backward``."""
+
+    grad: Tensor
+    x: Tensor
+    weight: Tensor
+    y: Tensor | None = None
+    y_coefficients: Tensor | None = None
+    affine: Tensor | None = None
+    moments: Tensor | None = None
+    activation: int = 0
+    gate: Tensor | None = None
+    residual_grad: Tensor | None = None
+    any_origin: bool = False
+    want_x: bool = True
+    want_weight: bool = True
+    eps: float = 1e-5
+    frozen: bool = False
 
 
 def _gated(h: Tensor, gate: Tensor | None) -> Tensor:
@@ -35,44 +56,31 @@ def pointwise(
     return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
-def pointwise_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    *,
-    y: Tensor | None = None,
-    y_coefficients: Tensor | None = None,
-    affine: Tensor | None = None,
-    moments: Tensor | None = None,
-    activation: int = 0,
-    gate: Tensor | None = None,
-    residual_grad: Tensor | None = None,
-    any_origin: bool = False,
-    want_x: bool = True,
-    want_weight: bool = True,
-    **back: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    u = maps.normalized(x, affine)
-    h = maps.activate(u, activation)
-    dy = grad.to(u.dtype)
-    if y is not None and y_coefficients is not None:
-        dy = maps.gradient_behind_norm(dy, y, y_coefficients)
+@with_arguments_of(BackwardArguments)
+def pointwise_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, moments, gate = call.x, call.moments, call.gate
+    u = maps.normalized(x, call.affine)
+    h = maps.activate(u, call.activation)
+    dy = call.grad.to(u.dtype)
+    if call.y is not None and call.y_coefficients is not None:
+        dy = maps.gradient_behind_norm(dy, call.y, call.y_coefficients)
     none = maps.none_like(x)
-    grad_weight = torch.einsum("nohw,nihw->oi", dy, _gated(h, gate))[:, :, None, None] if want_weight else none
-    dz = torch.einsum("nohw,oi->nihw", dy, weight[:, :, 0, 0].to(dy.dtype))
+    grad_weight = torch.einsum("nohw,nihw->oi", dy, _gated(h, gate))[:, :, None, None] if call.want_weight else none
+    dz = torch.einsum("nohw,oi->nihw", dy, call.weight[:, :, 0, 0].to(dy.dtype))
     gate_grad = maps.none_like(x) if gate is None else (dz * h).sum((2, 3))
     dh = _gated(dz, gate)
-    if residual_grad is not None:
-        dh = dh + residual_grad.to(dh.dtype)
+    if call.residual_grad is not None:
+        dh = dh + call.residual_grad.to(dh.dtype)
     sums, coefficients = maps.none_like(x), maps.none_like(x)
     if moments is not None:
-        assert affine is not None
-        slope = maps.derivative(u, activation)
+        assert call.affine is not None
+        slope = maps.derivative(u, call.activation)
+        du = dh * slope
         if gate is None:
-            coefficients = maps.coefficients_of(dh * slope, x, affine, moments, **back)
+            coefficients = maps.coefficients_of(du, x, call.affine, moments, eps=call.eps, frozen=call.frozen)
         else:
             centered = x.to(u.dtype) - maps.per_channel(moments[0])
-            terms = (dh * slope, slope, dh * slope * centered, slope * centered)
+            terms = (du, slope, du * centered, slope * centered)
             sums = torch.stack([term.sum((2, 3)) for term in terms])
-    grad_x = maps.channels_last(dh.to(x.dtype)) if want_x else x.new_empty(0)
+    grad_x = maps.channels_last(dh.to(x.dtype)) if call.want_x else x.new_empty(0)
     return grad_x, grad_weight, gate_grad, sums, coefficients

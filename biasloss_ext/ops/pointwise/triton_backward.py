@@ -13,9 +13,10 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import triton_dtype
-from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
 from biasloss_ext.ops.pointwise import triton_backward_kernels as kernels
 from biasloss_ext.ops.pointwise import triton_tiles as tiling
+from biasloss_ext.ops.pointwise.reference import BackwardArguments
 from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
@@ -76,35 +77,20 @@ class Plan(NamedTuple):
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-def pointwise_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    *,
-    y: Tensor | None = None,
-    y_coefficients: Tensor | None = None,
-    affine: Tensor | None = None,
-    moments: Tensor | None = None,
-    activation: int = 0,
-    gate: Tensor | None = None,
-    residual_grad: Tensor | None = None,
-    any_origin: bool = False,
-    want_x: bool = True,
-    want_weight: bool = True,
-    eps: float = 1e-5,
-    frozen: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@with_arguments_of(BackwardArguments)
+def pointwise_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad, x, weight, y, y_coefficients, affine, moments, activation, gate, residual_grad, *wanted = call
     if y is None or y_coefficients is None:
         y = y_coefficients = None
     given = shared.dtypes_of(grad, x, weight, y, y_coefficients, affine, moments, gate, residual_grad)
-    numbers = activation, any_origin, want_x, want_weight, eps, frozen
+    numbers = activation, *wanted
     key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, shared.precision_setting(x))
     plan = _plans.get(key)
     if plan is None:
         if x.numel() == 0:
-            return _of_nothing(x, weight, affine, moments, gate, want_x, want_weight, eps, frozen)
+            return _of_nothing(call)
         optional = (t is not None for t in (y, affine, moments, gate))
-        plan = _plans[key] = _plan(x, weight, Wanted._make((activation, *optional, *numbers[1:])))
+        plan = _plans[key] = _plan(x, weight, Wanted._make((activation, *optional, *wanted)))
 
     x = shared.dense(x, plan.x_strides)
     grad = shared.dense(grad, plan.y_strides)
@@ -113,8 +99,10 @@ def pointwise_backward(
     device, wide, none = x.device, plan.wide, (0,)
     samples, channels = plan.x_shape[:2]
     by_sample, by_channel = moments is not None and gate is not None, moments is not None and gate is None
-    grad_x = empty_strided(plan.x_shape, plan.x_strides, x.dtype, device) if want_x else empty(none, x.dtype, device)
-    grad_weight = empty(plan.weight_shape if want_weight else none, wide, device)
+    grad_x = (
+        empty_strided(plan.x_shape, plan.x_strides, x.dtype, device) if call.want_x else empty(none, x.dtype, device)
+    )
+    grad_weight = empty(plan.weight_shape if call.want_weight else none, wide, device)
     gate_grad = empty(none if gate is None else (samples, channels), wide, device)
     sums = empty((4, samples, channels) if by_sample else none, wide, device)
     coefficients = empty((6, channels) if by_channel else none, wide, device)
@@ -135,7 +123,7 @@ def pointwise_backward(
             shared.in_order(moments),
             gate,
             None if residual_grad is None else shared.dense(residual_grad, plan.x_strides),
-            grad_x if want_x else None,
+            grad_x if call.want_x else None,
             None if gate is None else gate_grad,
             sums if by_sample else None,
             coefficients if by_channel else None,
@@ -309,18 +297,9 @@ def _weight_launch(shapes: _Shapes) -> tuple[Launch, WeightSums, int]:
     return launch, sums, in_blocks * out_blocks * (sums.sets + 1) if groups.number > 1 else 0
 
 
-def _of_nothing(
-    x: Tensor,
-    weight: Tensor,
-    affine: Tensor | None,
-    moments: Tensor | None,
-    gate: Tensor | None,
-    want_x: bool,
-    want_weight: bool,
-    eps: float,
-    frozen: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _of_nothing(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For a map without elements."""
+    x, affine, moments, gate = call.x, call.affine, call.moments, call.gate
     samples, channels = x.shape[:2]
     none = maps.none_like(x)
     sums, coefficients = none, none.clone()
@@ -328,10 +307,10 @@ def _of_nothing(
         sums = none.new_zeros(4, samples, channels)
     elif moments is not None and affine is not None:
         zeros = none.new_zeros(2, channels)
-        coefficients = maps.finish_coefficients(zeros, affine, moments, 0, eps=eps, frozen=frozen)
+        coefficients = maps.finish_coefficients(zeros, affine, moments, 0, eps=call.eps, frozen=call.frozen)
     return (
-        maps.empty_map(x, *x.shape[1:]) if want_x else x.new_empty(0),
-        none.new_zeros(weight.shape if want_weight else 0),
+        maps.empty_map(x, *x.shape[1:]) if call.want_x else x.new_empty(0),
+        none.new_zeros(call.weight.shape if call.want_weight else 0),
         none.new_zeros((samples, channels) if gate is not None else 0),
         sums,
         coefficients,

@@ -11,8 +11,9 @@ from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.batch_norm.triton import SUMMED_LOADS
 from biasloss_ext.ops.feature_variance.triton import WARPS, triton_dtype
-from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
 from biasloss_ext.ops.pool_variance import triton_kernels as kernels
+from biasloss_ext.ops.pool_variance.reference import BackwardArguments
 from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, tickets
 
@@ -109,42 +110,36 @@ def pool_variance(
     return pooled, variance
 
 
-def _backward_plan(x: Tensor, activation: int, has_moments: bool, eps: float, frozen: bool) -> Plan:
+def _backward_plan(call: BackwardArguments) -> Plan:
+    x = call.x
     cut, samples = cut_of(x), x.shape[0]
     groups, wide = samples * cut.chunks.number, accumulation_dtype(x.dtype)
     launch = Launch(
         kernels.backward_kernel,
         groups * cut.tiles.blocks,
-        (eps, samples, *cut.numbers),
+        (call.eps, samples, *cut.numbers),
         {
-            "ACTIVATION": maps.checked_activation(activation),
-            "FROZEN": frozen,
+            "ACTIVATION": maps.checked_activation(call.activation),
+            "FROZEN": call.frozen,
             **_constants(cut, x),
             "GROUPS": shared.merged_groups(groups, cut.tiles.channels),
             "DTYPE": triton_dtype(wide),
             "num_warps": WARPS,
         },
     )
-    partials = 2 * groups * x.shape[1] if has_moments else 0
+    partials = 2 * groups * x.shape[1] if call.moments is not None else 0
     return Plan(launch, shared.strides_of(x.shape), wide, partials, 0, cut.tiles.blocks)
 
 
-def pool_variance_backward(
-    pool_grad: Tensor,
-    x: Tensor,
-    *,
-    affine: Tensor | None = None,
-    moments: Tensor | None = None,
-    activation: int = 0,
-    eps: float = 1e-5,
-    frozen: bool = False,
-) -> tuple[Tensor, Tensor]:
-    key = ("backward", x.shape, x.dtype, x.device, affine is None, moments is None, activation, eps, frozen)
+@with_arguments_of(BackwardArguments)
+def pool_variance_backward(call: BackwardArguments) -> tuple[Tensor, Tensor]:
+    pool_grad, x, affine, moments, *numbers = call
+    key = ("backward", x.shape, x.dtype, x.device, affine is None, moments is None, *numbers)
     plan = _plans.get(key)
     if plan is None:
         if x.numel() == 0:
-            return _of_nothing(x, affine, moments, eps, frozen)
-        plan = _plans[key] = _backward_plan(x, activation, moments is not None, eps, frozen)
+            return _of_nothing(call)
+        plan = _plans[key] = _backward_plan(call)
     wide, device = plan.wide, x.device
     grad_x = empty_strided(x.shape, plan.strides, x.dtype, device)
     coefficients = empty((0,) if moments is None else (6, x.shape[1]), wide, device)
@@ -161,11 +156,11 @@ def pool_variance_backward(
     return grad_x, coefficients
 
 
-def _of_nothing(
-    x: Tensor, affine: Tensor | None, moments: Tensor | None, eps: float, frozen: bool
-) -> tuple[Tensor, Tensor]:
+def _of_nothing(call: BackwardArguments) -> tuple[Tensor, Tensor]:
     """For a map without elements."""
+    x, affine, moments = call.x, call.affine, call.moments
     grad_x = maps.empty_map(x, *x.shape[1:])
     if affine is None or moments is None:
         return grad_x, maps.none_like(x)
-    return grad_x, maps.finish_coefficients(torch.zeros_like(moments), affine, moments, 0, eps=eps, frozen=frozen)
+    zeros = torch.zeros_like(moments)
+    return grad_x, maps.finish_coefficients(zeros, affine, moments, 0, eps=call.eps, frozen=call.frozen)

@@ -41,21 +41,14 @@ def forward(pooled: Tensor, reduce_weight: Tensor, *_: Any, **__: Any) -> tuple[
     triton=True,
 )
 def backward(
-    gate_grad: Tensor,
-    pooled: Tensor,
-    reduced: Tensor,
-    expanded: Tensor,
-    reduce_weight: Tensor,
-    expand_weight: Tensor,
-    *,
-    sums: Tensor | None = None,
-    **_: Any,
+    gate_grad: Tensor, pooled: Tensor, reduced: Tensor, *_: Any, sums: Tensor | None = None, **__: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hidden, channels = reduced.shape[1], pooled.shape[1]
     return (
         torch.empty_like(pooled),
-        torch.empty_like(reduce_weight),
-        pooled.new_empty(reduce_weight.shape[0]),
-        torch.empty_like(expand_weight),
-        pooled.new_empty(pooled.shape[1]),
-        pooled.new_empty(0) if sums is None else pooled.new_empty(6, pooled.shape[1]),
+        pooled.new_empty(hidden, channels),
+        pooled.new_empty(hidden),
+        pooled.new_empty(channels, hidden),
+        pooled.new_empty(channels),
+        pooled.new_empty(0) if sums is None else pooled.new_empty(6, channels),
     )

@@ -16,8 +16,10 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WARPS, triton_dtype
+from biasloss_ext.ops.library import with_arguments_of
 from biasloss_ext.ops.replay import empty
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
+from biasloss_ext.ops.squeeze_excite.reference import Arguments, BackwardArguments
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
 
 SAMPLES = 16  # of a block of results: the fewest rows of a product
@@ -82,21 +84,20 @@ def _layers_plan(
     return Plan(launch, parameters, hidden_blocks * samples * channels if hidden_blocks > 1 else 0, row_blocks)
 
 
-def _parameters_launch(
-    pooled: Tensor, hidden: int, activations: tuple[int, int], has_sums: bool, positions: int, eps: float, frozen: bool
-) -> Launch:
+def _parameters_launch(call: BackwardArguments) -> Launch:
+    pooled, hidden = call.pooled, call.reduce_weight.shape[0]
     samples, channels = pooled.shape
     block = _size(pooled, BLOCK)
     channel_blocks = divide_up(channels, block)
     weight_blocks = channel_blocks * divide_up(hidden, block)
     return Launch(
         kernels.parameters_kernel,
-        2 * weight_blocks + (channel_blocks if has_sums else 0),
-        (eps, samples, channels, hidden, positions, weight_blocks),
+        2 * weight_blocks + (channel_blocks if call.sums is not None else 0),
+        (call.eps, samples, channels, hidden, call.positions, weight_blocks),
         {
-            "ACTIVATION": activations[0],
-            "GATE_ACTIVATION": activations[1],
-            "FROZEN": frozen,
+            "ACTIVATION": call.activation,
+            "GATE_ACTIVATION": call.gate_activation,
+            "FROZEN": call.frozen,
             "ROWS": SAMPLES,
             "BLOCK": block,
             **_options(pooled),
@@ -104,16 +105,9 @@ def _parameters_launch(
     )
 
 
-def squeeze_excite(
-    pooled: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    *,
-    activation: int = 0,
-    gate_activation: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+@with_arguments_of(Arguments)
+def squeeze_excite(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    pooled, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate_activation = call
     samples, channels = pooled.shape
     hidden, dtype, device = reduce_weight.shape[0], pooled.dtype, pooled.device
     reduced = empty((samples, hidden), dtype, device)
@@ -141,36 +135,23 @@ def squeeze_excite(
     return gate, reduced, expanded
 
 
-def squeeze_excite_backward(
-    gate_grad: Tensor,
-    pooled: Tensor,
-    reduced: Tensor,
-    expanded: Tensor,
-    reduce_weight: Tensor,
-    expand_weight: Tensor,
-    *,
-    activation: int = 0,
-    gate_activation: int = 0,
-    sums: Tensor | None = None,
-    affine: Tensor | None = None,
-    moments: Tensor | None = None,
-    positions: int = 1,
-    eps: float = 1e-5,
-    frozen: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@with_arguments_of(BackwardArguments)
+def squeeze_excite_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    pooled, sums = call.pooled, call.sums
     samples, channels = pooled.shape
-    hidden, dtype, device = reduce_weight.shape[0], pooled.dtype, pooled.device
+    hidden, dtype, device = call.reduce_weight.shape[0], pooled.dtype, pooled.device
     if pooled.numel() == 0:
-        return _of_nothing(pooled, hidden, sums, affine, moments, eps, frozen)
-    activations = activation, gate_activation
-    setting = shared.precision_setting(pooled)
-    key = (samples, channels, hidden, dtype, device, activations, sums is None, positions, eps, frozen, setting)
+        return _of_nothing(call)
+    activations = call.activation, call.gate_activation
+    numbers = activations, call.positions, call.eps, call.frozen
+    key = (samples, channels, hidden, dtype, device, sums is None, numbers, shared.precision_setting(pooled))
     plan = _plans.get(key)
     if plan is None:
-        parameters = _parameters_launch(pooled, hidden, activations, sums is not None, positions, eps, frozen)
-        plan = _plans[key] = _layers_plan(pooled, hidden, activations, True, parameters)
+        plan = _plans[key] = _layers_plan(pooled, hidden, activations, True, _parameters_launch(call))
     assert plan.parameters is not None
-    gate_grad, pooled, reduced, expanded = (t.contiguous() for t in (gate_grad, pooled, reduced, expanded))
+    gate_grad, pooled, reduced, expanded = (
+        t.contiguous() for t in (call.gate_grad, pooled, call.reduced, call.expanded)
+    )
 
     def values(*shape: int) -> Tensor:
         return empty(shape, dtype, device)
@@ -179,11 +160,11 @@ def squeeze_excite_backward(
     plan.layers(
         gate_grad,
         expanded,
-        shared.in_order(expand_weight),
+        shared.in_order(call.expand_weight),
         None,
         reduced,
         hidden_grad,
-        shared.in_order(reduce_weight),
+        shared.in_order(call.reduce_weight),
         None,
         pool_grad,
         None,
@@ -201,27 +182,21 @@ def squeeze_excite_backward(
         *of_parameters,
         shared.in_order(sums),
         pool_grad,
-        shared.in_order(affine),
-        shared.in_order(moments),
+        shared.in_order(call.affine),
+        shared.in_order(call.moments),
         coefficients,
     )
     return pool_grad, *of_parameters, coefficients
 
 
-def _of_nothing(
-    pooled: Tensor,
-    hidden: int,
-    sums: Tensor | None,
-    affine: Tensor | None,
-    moments: Tensor | None,
-    eps: float,
-    frozen: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _of_nothing(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For a batch without samples."""
-    channels = pooled.shape[1]
+    pooled, affine, moments = call.pooled, call.affine, call.moments
+    hidden, channels = call.reduce_weight.shape
     coefficients = pooled.new_empty(0)
-    if sums is not None and affine is not None and moments is not None:
-        coefficients = maps.finish_coefficients(torch.zeros_like(moments), affine, moments, 0, eps=eps, frozen=frozen)
+    if call.sums is not None and affine is not None and moments is not None:
+        zeros = torch.zeros_like(moments)
+        coefficients = maps.finish_coefficients(zeros, affine, moments, 0, eps=call.eps, frozen=call.frozen)
     return (
         torch.empty_like(pooled),
         pooled.new_zeros(hidden, channels),
