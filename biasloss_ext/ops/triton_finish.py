@@ -3,8 +3,28 @@
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Norm(NamedTuple):
+    """Pointers of a normalization, any of which may be None."""
+
+    weight: Any
+    bias: Any
+    running_mean: Any
+    running_var: Any
+
+
+class Back(NamedTuple):
+    """What the coefficients of a normalization follow from besides sums, and where they go."""
+
+    coefficients: Any
+    affine: Any
+    moments: Any
+    eps: Any
 
 
 @triton.jit
@@ -78,10 +98,7 @@ def merge_moments(
 @triton.jit
 def finish_statistics(
     statistics_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    running_mean_ptr,
-    running_var_ptr,
+    norm,
     column,
     columns,
     exists,
@@ -93,26 +110,26 @@ def finish_statistics(
 ):
     """Store mean, variance, scale and shift of some columns, and move their running statistics."""
     scale = 1.0 / tl.sqrt(variance + eps)
-    if norm_weight_ptr is not None:
-        scale *= tl.load(norm_weight_ptr + column, mask=exists, other=0.0)
+    if norm.weight is not None:
+        scale *= tl.load(norm.weight + column, mask=exists, other=0.0)
     shift = -scale * mean
-    if norm_bias_ptr is not None:
-        shift += tl.load(norm_bias_ptr + column, mask=exists, other=0.0)
+    if norm.bias is not None:
+        shift += tl.load(norm.bias + column, mask=exists, other=0.0)
     tl.store(statistics_ptr + column, mean, mask=exists)
     tl.store(statistics_ptr + columns + column, variance, mask=exists)
     tl.store(statistics_ptr + columns * 2 + column, scale, mask=exists)
     tl.store(statistics_ptr + columns * 3 + column, shift, mask=exists)
-    if running_mean_ptr is not None:
-        running = tl.load(running_mean_ptr + column, mask=exists, other=0.0)
+    if norm.running_mean is not None:
+        running = tl.load(norm.running_mean + column, mask=exists, other=0.0)
         moved = running + momentum * (mean - running)
         tl.debug_barrier()  # several threads may have loaded what one of them stores
-        tl.store(running_mean_ptr + column, moved, mask=exists)
-    if running_var_ptr is not None:
+        tl.store(norm.running_mean + column, moved, mask=exists)
+    if norm.running_var is not None:
         unbiased = variance * (count / tl.maximum(count - 1.0, 1.0))
-        running = tl.load(running_var_ptr + column, mask=exists, other=0.0)
+        running = tl.load(norm.running_var + column, mask=exists, other=0.0)
         moved = running + momentum * (unbiased - running)
         tl.debug_barrier()
-        tl.store(running_var_ptr + column, moved, mask=exists)
+        tl.store(norm.running_var + column, moved, mask=exists)
 
 
 @triton.jit
@@ -142,44 +159,29 @@ def merge_sums(
 
 
 @triton.jit
-def finish_coefficients(
-    coefficients_ptr,
-    affine_ptr,
-    moments_ptr,
-    column,
-    columns,
-    exists,
-    sum_du,
-    sum_du_away,
-    count,
-    eps,
-    FROZEN: tl.constexpr,
-):
+def finish_coefficients(back, column, columns, exists, sum_du, sum_du_away, count, FROZEN: tl.constexpr):
     """Store the six rows of coefficients of some columns."""
-    scale = tl.load(affine_ptr + column, mask=exists, other=0.0)
-    mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
-    variance = tl.load(moments_ptr + columns + column, mask=exists, other=0.0)
-    rstd = 1.0 / tl.sqrt(variance + eps)
+    scale = tl.load(back.affine + column, mask=exists, other=0.0)
+    mean = tl.load(back.moments + column, mask=exists, other=0.0)
+    variance = tl.load(back.moments + columns + column, mask=exists, other=0.0)
+    rstd = 1.0 / tl.sqrt(variance + back.eps)
     b = tl.zeros_like(scale)
     c = tl.zeros_like(scale)
     if not FROZEN:
         b = -scale * rstd * rstd * sum_du_away / count
         c = -scale * sum_du / count
-    tl.store(coefficients_ptr + column, scale, mask=exists)
-    tl.store(coefficients_ptr + columns + column, b, mask=exists)
-    tl.store(coefficients_ptr + columns * 2 + column, c, mask=exists)
-    tl.store(coefficients_ptr + columns * 3 + column, mean, mask=exists)
-    tl.store(coefficients_ptr + columns * 4 + column, rstd * sum_du_away, mask=exists)
-    tl.store(coefficients_ptr + columns * 5 + column, sum_du, mask=exists)
+    tl.store(back.coefficients + column, scale, mask=exists)
+    tl.store(back.coefficients + columns + column, b, mask=exists)
+    tl.store(back.coefficients + columns * 2 + column, c, mask=exists)
+    tl.store(back.coefficients + columns * 3 + column, mean, mask=exists)
+    tl.store(back.coefficients + columns * 4 + column, rstd * sum_du_away, mask=exists)
+    tl.store(back.coefficients + columns * 5 + column, sum_du, mask=exists)
 
 
 @triton.jit
 def finish_sums(
-    sum_du,
-    sum_du_away,
-    coefficients_ptr,
-    affine_ptr,
-    moments_ptr,
+    sums,
+    back,
     partials_ptr,
     ticket_ptr,
     group,
@@ -187,32 +189,19 @@ def finish_sums(
     column,
     columns,
     count,
-    eps,
     FROZEN: tl.constexpr,
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Leave the sums of one group of rows in partials (2, groups, columns); the last of the groups finishes the coefficients
-    of its columns. ``count`` values per column were summed by all groups together."""
+    """Leave the ``sums`` of du and of du * (y - mean) over one group of rows in partials (2, groups, columns); the last of the
+    groups finishes the coefficients of its columns. ``count`` values per column were summed by all groups together."""
     exists = column < columns
     row = groups.to(tl.int64) * columns
     pointers = partials_ptr + group.to(tl.int64) * columns + column
-    tl.store(pointers, sum_du, mask=exists)
-    tl.store(pointers + row, sum_du_away, mask=exists)
+    tl.store(pointers, sums[0], mask=exists)
+    tl.store(pointers + row, sums[1], mask=exists)
     if is_last(ticket_ptr, groups):
         total = merge_sums(partials_ptr, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
         total_away = merge_sums(partials_ptr + row, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
-        finish_coefficients(
-            coefficients_ptr,
-            affine_ptr,
-            moments_ptr,
-            column,
-            columns,
-            exists,
-            total,
-            total_away,
-            count.to(DTYPE),
-            eps,
-            FROZEN,
-        )
+        finish_coefficients(back, column, columns, exists, total, total_away, count.to(DTYPE), FROZEN)

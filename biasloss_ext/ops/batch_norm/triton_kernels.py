@@ -6,7 +6,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import count_batch, finish_statistics, finish_sums, is_last, merge_moments
+from biasloss_ext.ops.triton_finish import (
+    Back,
+    Norm,
+    count_batch,
+    finish_statistics,
+    finish_sums,
+    is_last,
+    merge_moments,
+)
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
@@ -61,10 +69,7 @@ def statistics_kernel(
         mean, m2, values = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
         finish_statistics(
             statistics_ptr,
-            norm_weight_ptr,
-            norm_bias_ptr,
-            running_mean_ptr,
-            running_var_ptr,
+            Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr),
             column,
             channels,
             exists,
@@ -101,10 +106,7 @@ def affine_kernel(
     variance = tl.load(moments_ptr + channels + column, mask=exists, other=0.0)
     finish_statistics(
         statistics_ptr,
-        norm_weight_ptr,
-        norm_bias_ptr,
-        running_mean_ptr,
-        running_var_ptr,
+        Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr),
         column,
         channels,
         exists,
@@ -191,11 +193,8 @@ def coefficients_kernel(
         centered_totals += du * (y - center[None, :])
     column = first_channel + tl.arange(0, CHANNELS)
     finish_sums(
-        tl.sum(totals, 0),
-        tl.sum(centered_totals, 0),
-        coefficients_ptr,
-        affine_ptr,
-        moments_ptr,
+        (tl.sum(totals, 0), tl.sum(centered_totals, 0)),
+        Back(coefficients_ptr, affine_ptr, moments_ptr, eps),
         partials_ptr,
         tickets_ptr + block,
         group,
@@ -203,7 +202,6 @@ def coefficients_kernel(
         column,
         channels,
         rows,
-        eps,
         FROZEN,
         GROUPS,
         CHANNELS,

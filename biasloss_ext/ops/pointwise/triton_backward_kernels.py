@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.pointwise.triton_kernels import load_gated, load_weight, stride_of
+from biasloss_ext.ops.pointwise.triton_kernels import Gated, load_gated, load_weight, stride_of
 from biasloss_ext.ops.pointwise.triton_partial_sums import finish_sums_of_sample, finish_weight
-from biasloss_ext.ops.triton_finish import finish_sums
+from biasloss_ext.ops.triton_finish import Back, finish_sums
 from biasloss_ext.ops.triton_map_kernels import (
     activate,
     derivative,
@@ -198,10 +198,7 @@ def data_kernel(
     if gate_ptr is not None:
         finish_sums_of_sample(
             gate_total,
-            dh_total,
-            slope_total,
-            dh_away_total,
-            slope_away_total,
+            (dh_total, slope_total, dh_away_total, slope_away_total),
             gate_grad_ptr,
             sums_ptr,
             partials_ptr,
@@ -220,11 +217,8 @@ def data_kernel(
         )
     elif moments_ptr is not None:
         finish_sums(
-            dh_total,
-            dh_away_total,
-            coefficients_ptr,
-            affine_ptr,
-            moments_ptr,
+            (dh_total, dh_away_total),
+            Back(coefficients_ptr, affine_ptr, moments_ptr, tl.full([], eps, DTYPE)),
             partials_ptr,
             tickets_ptr + program % in_blocks,
             chunk,
@@ -232,7 +226,6 @@ def data_kernel(
             first_in + tl.arange(0, IN),
             in_channels,
             segment_rows,
-            tl.full([], eps, DTYPE),
             FROZEN,
             GROUPS,
             IN,
@@ -318,24 +311,12 @@ def weight_kernel(
     count = tl.minimum(rows - first_of_group, group_rows).to(tl.int32)
     if ANY_ORIGIN:
         origin = load_channels(x_ptr, first_in, in_channels, IN).to(DTYPE)
+    source = Gated(x_ptr, affine_ptr, gate_ptr)
     total = tl.zeros([OUT, IN], DTYPE)
     for row in range(0, count, ROWS):
         first_row = first_of_group + row
         dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, rows, first_out, out_channels, ROWS, OUT, DTYPE)
-        z = load_gated(
-            x_ptr,
-            affine_ptr,
-            gate_ptr,
-            first_row,
-            rows,
-            positions,
-            first_in,
-            in_channels,
-            ACTIVATION,
-            ROWS,
-            IN,
-            DTYPE,
-        )
+        z = load_gated(source, first_row, rows, positions, first_in, in_channels, ACTIVATION, ROWS, IN, DTYPE)
         if ANY_ORIGIN:
             z -= origin[None, :]
         total = product(tl.trans(dy), z, total, ROUNDED, FACTOR, PRECISION)

@@ -9,18 +9,26 @@ which are then read from the cache.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import count_batch, finish_statistics, is_last, merge_moments
+from biasloss_ext.ops.triton_finish import Norm, count_batch, finish_statistics, is_last, merge_moments
 from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalize, product, store_moments, tile_of
+
+
+class Gated(NamedTuple):
+    """Pointers of z = gate * act(affine(x)); affine and gate may be None."""
+
+    x: Any
+    affine: Any
+    gate: Any
 
 
 @triton.jit
 def load_gated(
-    x_ptr,
-    affine_ptr,
-    gate_ptr,
+    source,
     first_row,
     rows,
     positions,
@@ -31,16 +39,16 @@ def load_gated(
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """A tile of z = gate * act(affine(x)). Rows past the last hold what act makes of the shift."""
+    """A tile of z. Rows past the last hold what act makes of the shift."""
     offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    x = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    z = activate(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-    if gate_ptr is not None:
+    x = tl.load(source.x + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
+    z = activate(normalize(x, source.affine, first_channel, channels, CHANNELS), ACTIVATION)
+    if source.gate is not None:
         first_sample = first_row // positions
         position = (first_row - first_sample * positions).to(tl.int32)
         sample = (position + tl.arange(0, ROWS)) // positions
         offsets = sample[:, None] * channels + (first_channel + tl.arange(0, CHANNELS))[None, :]
-        z *= tl.load(gate_ptr + first_sample * channels + offsets, mask=inside, other=0.0)
+        z *= tl.load(source.gate + first_sample * channels + offsets, mask=inside, other=0.0)
     return z
 
 
@@ -139,6 +147,7 @@ def forward_kernel(
     first_of_group = group.to(tl.int64) * tiles_per_group * ROWS
     count = tl.minimum(rows - first_of_group, tiles_per_group * ROWS).to(tl.int32)
 
+    source = Gated(x_ptr, affine_ptr, gate_ptr)
     bias = tl.zeros([OUT], DTYPE)
     if bias_ptr is not None:
         bias += load_channels(bias_ptr, first_out, out_channels, OUT)
@@ -153,26 +162,11 @@ def forward_kernel(
         first_row = first_of_group + row
         y = tl.zeros([ROWS, OUT], DTYPE)
         if WHOLE:
-            z = load_gated(
-                x_ptr, affine_ptr, gate_ptr, first_row, rows, positions, 0, in_channels, ACTIVATION, ROWS, IN, DTYPE
-            )
+            z = load_gated(source, first_row, rows, positions, 0, in_channels, ACTIVATION, ROWS, IN, DTYPE)
             y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
         else:
             for first_in in range(0, in_channels, IN):
-                z = load_gated(
-                    x_ptr,
-                    affine_ptr,
-                    gate_ptr,
-                    first_row,
-                    rows,
-                    positions,
-                    first_in,
-                    in_channels,
-                    ACTIVATION,
-                    ROWS,
-                    IN,
-                    DTYPE,
-                )
+                z = load_gated(source, first_row, rows, positions, first_in, in_channels, ACTIVATION, ROWS, IN, DTYPE)
                 weight = load_weight(
                     weight_ptr, out_stride, in_stride, first_out, out_channels, first_in, in_channels, OUT, IN
                 )
@@ -202,10 +196,7 @@ def forward_kernel(
             mean, m2, values = merge_moments(partials_ptr, groups, out_channels, column, exists, GROUPS, OUT, DTYPE)
             finish_statistics(
                 statistics_ptr,
-                norm_weight_ptr,
-                norm_bias_ptr,
-                running_mean_ptr,
-                running_var_ptr,
+                Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr),
                 column,
                 out_channels,
                 exists,

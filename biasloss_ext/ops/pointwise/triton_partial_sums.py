@@ -63,12 +63,16 @@ def finish_weight(
 
 
 @triton.jit
+def store_totals(first_ptr, stride, totals, place, exists):
+    """Store four quantities, ``stride`` apart."""
+    for index in tl.static_range(4):
+        tl.store(first_ptr + stride * index + place, totals[index], mask=exists)
+
+
+@triton.jit
 def finish_sums_of_sample(
     gate_total,
-    dh_total,
-    slope_total,
-    dh_away_total,
-    slope_away_total,
+    totals,
     gate_grad_ptr,
     sums_ptr,
     partials_ptr,
@@ -85,20 +89,17 @@ def finish_sums_of_sample(
     CHUNKED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Store what is summed over a sample; where it is CHUNKED, its last program adds up what the others left, which is
-    (quantities, samples, chunks, channels)."""
+    """Store what is summed over a sample: for the gate, and four ``totals``. Where the sample is CHUNKED, its last program adds
+    up what the others left, which is (quantities, samples, chunks, channels)."""
     column = first_in + tl.arange(0, IN)
     exists = column < channels
     place = sample * channels + column
     quantity = samples.to(tl.int64) * channels
     if CHUNKED:
-        partial = partials_ptr + (sample * chunks + chunk) * channels + column
-        tl.store(partial, gate_total, mask=exists)
+        partial = (sample * chunks + chunk) * channels + column
+        tl.store(partials_ptr + partial, gate_total, mask=exists)
         if sums_ptr is not None:
-            tl.store(partial + quantity * chunks, dh_total, mask=exists)
-            tl.store(partial + quantity * chunks * 2, slope_total, mask=exists)
-            tl.store(partial + quantity * chunks * 3, dh_away_total, mask=exists)
-            tl.store(partial + quantity * chunks * 4, slope_away_total, mask=exists)
+            store_totals(partials_ptr + quantity * chunks, quantity * chunks, totals, partial, exists)
         if is_last(tickets_ptr + sample * in_blocks + first_in // IN, chunks):
             left = partials_ptr + sample * chunks * channels
             total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
@@ -111,7 +112,4 @@ def finish_sums_of_sample(
     else:
         tl.store(gate_grad_ptr + place, gate_total, mask=exists)
         if sums_ptr is not None:
-            tl.store(sums_ptr + place, dh_total, mask=exists)
-            tl.store(sums_ptr + quantity + place, slope_total, mask=exists)
-            tl.store(sums_ptr + quantity * 2 + place, dh_away_total, mask=exists)
-            tl.store(sums_ptr + quantity * 3 + place, slope_away_total, mask=exists)
+            store_totals(sums_ptr, quantity, totals, place, exists)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import finish_sums, is_last, merge_sums
+from biasloss_ext.ops.triton_finish import Back, finish_sums, is_last, merge_sums
 from biasloss_ext.ops.triton_map_kernels import derivative, load_channels, normalize, sum_deviations, tile_of
 
 
@@ -176,11 +176,8 @@ def backward_kernel(
             centered_totals += du * (x - center[None, :])
     if moments_ptr is not None:
         finish_sums(
-            tl.sum(totals, 0),
-            tl.sum(centered_totals, 0),
-            coefficients_ptr,
-            affine_ptr,
-            moments_ptr,
+            (tl.sum(totals, 0), tl.sum(centered_totals, 0)),
+            Back(coefficients_ptr, affine_ptr, moments_ptr, eps),
             partials_ptr,
             tickets_ptr + block,
             sample * chunks + chunk,
@@ -188,7 +185,6 @@ def backward_kernel(
             first_channel + tl.arange(0, CHANNELS),
             channels,
             samples.to(tl.int64) * positions,
-            eps,
             FROZEN,
             GROUPS,
             CHANNELS,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import finish_coefficients, is_last
+from biasloss_ext.ops.triton_finish import Back, finish_coefficients, is_last
 from biasloss_ext.ops.triton_map_kernels import activate, derivative, load_channels, product, tile_of
 
 
@@ -251,19 +251,8 @@ def coefficients_block(
         du_centered += share * tl.load(pointers + quantity * 3, mask=inside, other=0.0)
         first_row += ROWS
     count = samples.to(DTYPE) * positions.to(DTYPE)
-    finish_coefficients(
-        coefficients_ptr,
-        affine_ptr,
-        moments_ptr,
-        column,
-        channels,
-        exists,
-        tl.sum(du, 0),
-        tl.sum(du_centered, 0),
-        count,
-        eps,
-        FROZEN,
-    )
+    back = Back(coefficients_ptr, affine_ptr, moments_ptr, eps)
+    finish_coefficients(back, column, channels, exists, tl.sum(du, 0), tl.sum(du_centered, 0), count, FROZEN)
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "hidden", "positions", "weight_blocks"])
