@@ -36,11 +36,16 @@ class Run:
     found: Results
 
 
-def newest() -> dict[tuple[str, str], Run]:
-    """The newest run of each kind of device and op."""
+def all_runs() -> list[Run]:
+    """The oldest first."""
     runs = [Run(path.parent, results.load(path)) for path in RESULTS.glob(f"*/{results.FILE_NAME}")]
+    return sorted(runs, key=lambda run: (run.found.date, run.folder.name))
+
+
+def newest(runs: list[Run]) -> dict[tuple[str, str], Run]:
+    """The newest run of each kind of device and op."""
     chosen: dict[tuple[str, str], Run] = {}
-    for run in sorted(runs, key=lambda run: (run.found.date, run.folder.name)):
+    for run in runs:
         for group in run.found.groups:
             chosen[run.found.device["type"], group.op] = run
     return chosen
@@ -198,9 +203,8 @@ def with_section(text: str, section: str, markers: tuple[str, str] = SPEED) -> s
     return f"{before}{begin}\n\n{section}\n\n{end}{after}"
 
 
-def pages() -> dict[Path, str]:
+def pages(chosen: dict[tuple[str, str], Run]) -> dict[Path, str]:
     """What each page should hold."""
-    chosen = newest()
     readme = ROOT / "README.md"
     return {
         readme: with_section(with_section(readme.read_text(), readme_section(chosen)), chart_section(chosen), CHART),
@@ -213,16 +217,19 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is not up to date")
     parser.add_argument("--plots", action="store_true", help="draw the plots of every run anew")
     arguments = parser.parse_args()
-    network = newest().get(("cpu", "skipblocknet"))
+    runs = all_runs()
+    chosen = newest(runs)
+    network = chosen.get(("cpu", "skipblocknet"))
     if not arguments.check and network is not None:
         readme_chart.draw(network_groups(network), ROOT / readme_chart.PATH)
     if arguments.plots:
-        for path in RESULTS.glob(f"*/{results.FILE_NAME}"):
-            plots.draw(results.load(path), path.parent)
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+        for run in runs:
+            plots.draw(run.found, run.folder)
+    wanted = pages(chosen)
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if arguments.check:
         sys.exit(f"not up to date: {', '.join(path.name for path in stale)}" if stale else 0)
-    for path, text in pages().items():
+    for path, text in wanted.items():
         path.write_text(text)
     print("written: " + (", ".join(path.name for path in stale) or "nothing, all up to date"))
 

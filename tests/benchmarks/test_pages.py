@@ -13,7 +13,7 @@ from tests.benchmarks.made_up_runs import TIMES, run
 
 
 def test_committed_pages_are_up_to_date() -> None:
-    for path, text in pages.pages().items():
+    for path, text in pages.pages(pages.newest(pages.all_runs())).items():
         assert path.read_text() == text, f"{path.name} is not what `python -m bench.pages` writes"
 
 
@@ -27,7 +27,7 @@ def test_committed_runs_have_their_plots() -> None:
 
 
 def test_without_a_gpu_run_the_pages_say_so() -> None:
-    chosen = pages.newest()
+    chosen = pages.newest(pages.all_runs())
     measured = any(device == "cuda" for device, _ in chosen)
     for text in (pages.readme_section(chosen), pages.performance_page(chosen)):
         assert (pages.NO_GPU in text) != measured
@@ -49,9 +49,9 @@ def test_the_newest_run_of_each_device_and_op_is_shown(runs: Path) -> None:
     on_gpu.device = {"type": "cuda", "name": "Some GPU"}
     for name, found in (("b", first), ("a", second), ("c", on_gpu)):
         found.save(runs / name / results.FILE_NAME)
-    chosen = {key: run.folder.name for key, run in pages.newest().items()}
+    chosen = {key: run.folder.name for key, run in pages.newest(pages.all_runs()).items()}
     assert chosen == {("cpu", "op"): "a", ("cpu", "other"): "b", ("cuda", "op"): "c"}
-    text = pages.performance_page(pages.newest())
+    text = pages.performance_page(pages.newest(pages.all_runs()))
     assert "### op: Some Processor, 2 threads, torch 2.0, 2026-02-01" in text
     assert "### other: Some Processor, 2 threads, torch 2.0, 2026-01-02" in text
     assert "Some GPU" in text
@@ -67,7 +67,7 @@ def test_readme_s_tables(runs: Path) -> None:
     missing.entries[0].status = "failed"
     missing.backward = True
     found.save(runs / "a" / results.FILE_NAME)
-    text = pages.readme_section(pages.newest())
+    text = pages.readme_section(pages.newest(pages.all_runs()))
     assert "| 128x960x7x7, 1000 | contiguous | 1 ms | 20 ms (20x) | 500 us (0.5x) |" in text
     assert "| contender | 2 x inference | 3 x training |" in text
     assert "| ours | 1 ms | failed |" in text
