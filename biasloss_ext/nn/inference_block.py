@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.activations import number_of
-from biasloss_ext.nn.chain import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Chain, Gate, Step, rows_read
+from biasloss_ext.nn.chain import NO_CONVOLUTION, POINTWISE, Chain, Gate, Step, rows_read
+from biasloss_ext.nn.chain_walk import OnLoad, walk
 from biasloss_ext.nn.fused_chain import autocast_input, can_recompute, check_channels, constants_of, takes_fused_path
 from biasloss_ext.nn.plan import Plan, fits, only_map
 from biasloss_ext.nn.pooling import average_to
@@ -136,54 +137,56 @@ class PreparedChain:
         check_channels(x, self.channels)
         x = autocast_input(rows_read(x, self.skips))
         residual = None if residual is None else maps.channels_last(residual.to(x.dtype))
-        affine: Tensor | None = None  # what is to be applied when x is loaded
-        activation, gate = maps.IDENTITY, None
-        steps, index = self.steps, 0
-        while index < len(steps):
-            step, is_last = steps[index], index == len(steps) - 1
-            after = None if is_last else steps[index + 1]
-            pooled = None
-            if after is not None and affine is None and gate is None and _are_one_op(x, step, after):
-                x, pooled = expand_depthwise.activate(
-                    x,
-                    step.expand,
-                    step.affine,
-                    after.taps,
-                    after.affine,
-                    activation=step.activation,
-                    stride=after.stride,
-                    same_padding=after.same_padding,
-                    y_activation=after.activation,
-                    want_pool=after.gate is not None,
-                )
-                step, activation, index = after, maps.IDENTITY, index + 1
-            elif step.kind == POINTWISE:
-                added = residual if is_last else None
-                on_load: dict[str, Any] = {"affine": affine, "activation": activation, "gate": gate}
-                options: dict[str, Any] = {"bias": step.bias, "output_activation": step.activation, "residual": added}
-                x = pointwise.forward(x, step.weight, **on_load, **options)[0]
-                affine, activation = None, maps.IDENTITY
-                residual = None if is_last else residual
-            else:
-                if step.kind == DEPTHWISE:
-                    x = step.convolved(x, affine, activation)
-                affine, activation = step.affine, step.activation
-            gate = None
-            if step.gate is not None:
-                if pooled is None or pooled.numel() == 0:
-                    pooled = pool_variance.forward(x, affine=affine, activation=activation)[0]
-                gate = step.gate(pooled)
-            index += 1
-        if affine is not None:
-            x = batch_norm_op.apply(x, affine, activation=activation, residual=residual)
-        elif residual is not None:
-            x = x + residual
-        return x
+        return walk(self.steps, EAGER, x, residual)
 
 
-def _are_one_op(x: Tensor, step: PreparedStep, after: PreparedStep) -> bool:
-    is_plain = step.gate is None and after.dilation == 1
-    return (step.kind, after.kind) == (POINTWISE, DEPTHWISE) and is_plain and can_recompute(x, "auto")
+class Eager:
+    """The operations of a chain, computed at once."""
+
+    def can_recompute(self, x: Tensor) -> bool:
+        return can_recompute(x, "auto")
+
+    def expand_depthwise(self, x: Tensor, step: PreparedStep, after: PreparedStep) -> tuple[Tensor, Tensor | None]:
+        h, pooled = expand_depthwise.activate(
+            x,
+            step.expand,
+            step.affine,
+            after.taps,
+            after.affine,
+            activation=step.activation,
+            stride=after.stride,
+            same_padding=after.same_padding,
+            y_activation=after.activation,
+            want_pool=after.gate is not None,
+        )
+        return h, None if after.gate is None else pooled
+
+    def pointwise(self, x: Tensor, step: PreparedStep, on_load: OnLoad, residual: Tensor | None) -> Tensor:
+        affine, activation, gate = on_load
+        loaded: dict[str, Any] = {"affine": affine, "activation": activation, "gate": gate}
+        options: dict[str, Any] = {"bias": step.bias, "output_activation": step.activation, "residual": residual}
+        y: Tensor = pointwise.forward(x, step.weight, **loaded, **options)[0]
+        return y
+
+    def depthwise(self, x: Tensor, step: PreparedStep, on_load: OnLoad) -> Tensor:
+        return step.convolved(x, on_load.affine, on_load.activation)
+
+    def pool(self, x: Tensor, on_load: OnLoad) -> Tensor:
+        pooled: Tensor = pool_variance.forward(x, affine=on_load.affine, activation=on_load.activation)[0]
+        return pooled
+
+    def gate(self, pooled: Tensor, gate: PreparedGate) -> Tensor:
+        return gate(pooled)
+
+    def normalize(self, x: Tensor, on_load: OnLoad, residual: Tensor | None) -> Tensor:
+        y: Tensor = batch_norm_op.apply(x, on_load.affine, activation=on_load.activation, residual=residual)
+        return y
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return x + residual
+
+
+EAGER = Eager()
 
 
 class InferenceBlock(Prepared):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from biasloss_ext.nn.chain import DEPTHWISE, POINTWISE
-from biasloss_ext.nn.inference_block import COLUMNS, PreparedChain, PreparedStep, packed
+from biasloss_ext.nn.chain_walk import OnLoad, walk
+from biasloss_ext.nn.inference_block import COLUMNS, PreparedChain, PreparedGate, PreparedStep, packed
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Instruction, Operation
 
@@ -81,67 +81,7 @@ class Writer:
         if chain.skips > 1:
             raise Unsupported("a 1x1 convolution has a stride")
         x = self._map(x, chain.channels)
-        affine: Tensor | None = None  # on load, as the next two
-        activation, gate = maps.IDENTITY, -1
-        steps, index = chain.steps, 0
-        while index < len(steps):
-            step, is_last = steps[index], index == len(steps) - 1
-            after = None if is_last else steps[index + 1]
-            pooled, on_load = -1, {"on_load": int(affine is not None), "activation": activation}
-            affines = () if affine is None else (affine,)
-            if step.dilation > 1:
-                raise Unsupported("a depthwise convolution is dilated")
-            if after is not None and affine is None and gate < 0 and _are_one(step, after):
-                x, pooled = self._expand(step, after, x)
-                step, activation, index = after, maps.IDENTITY, index + 1
-            elif step.kind == POINTWISE:
-                assert step.weight is not None and step.bias is not None
-                added = -1 if residual is None or not is_last else residual.number
-                constants = (step.weight, step.bias, *affines)
-                fields = {**on_load, "output_activation": step.activation, "gate": gate, "other": added}
-                x = self.write(Operation.POINTWISE, x, step.weight.shape[0], constants, **fields)
-                affine, activation = None, maps.IDENTITY
-                residual = None if is_last else residual
-            else:
-                if step.kind == DEPTHWISE:
-                    assert step.weight is not None
-                    fields = {**on_load, "stride": step.stride, "same_padding": int(step.same_padding)}
-                    x = self.write(Operation.DEPTHWISE, x, x.channels, (step.weight, *affines), **fields)
-                affine, activation = step.affine, step.activation
-            gate = -1
-            if step.gate is not None:
-                affines = () if affine is None else (affine,)
-                squeezed = Value(pooled, x.channels)
-                if pooled < 0:
-                    fields = {"on_load": int(affine is not None), "activation": activation}
-                    squeezed = self.write(Operation.POOL, x, x.channels, affines, **fields)
-                activations = {"activation": step.gate.activation, "output_activation": step.gate.gate_activation}
-                gate = self.write(
-                    Operation.SQUEEZE_EXCITE, squeezed, x.channels, step.gate.tensors, **activations
-                ).number
-            index += 1
-        if affine is not None:
-            added = -1 if residual is None else residual.number
-            return self.write(Operation.NORMALIZE, x, x.channels, (affine,), activation=activation, other=added)
-        if residual is not None:
-            raise Unsupported("something is added to a map that no kernel writes")
-        return x
-
-    def _expand(self, step: PreparedStep, after: PreparedStep, x: Value) -> tuple[Value, int]:
-        assert step.expand is not None and after.taps is not None
-        pooled = -1 if after.gate is None else self.value()
-        y = self.write(
-            Operation.EXPAND_DEPTHWISE,
-            x,
-            after.taps.shape[0],
-            (step.expand, step.affine, after.taps, after.affine),
-            activation=step.activation,
-            output_activation=after.activation,
-            stride=after.stride,
-            same_padding=int(after.same_padding),
-            pooled=pooled,
-        )
-        return y, pooled
+        return walk(chain.steps, _ChainWriter(self), x, residual)
 
     def convolution(
         self, convolution: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Value, activation: int
@@ -246,6 +186,69 @@ class Writer:
         return [field for row in rows for field in row]
 
 
-def _are_one(step: PreparedStep, after: PreparedStep) -> bool:
-    """Whether both steps are one instruction."""
-    return (step.kind, after.kind) == (POINTWISE, DEPTHWISE) and step.gate is None and after.dilation == 1
+class _ChainWriter:
+    """The operations of a chain, written as instructions."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.value, self.write = writer.value, writer.write
+
+    def can_recompute(self, x: Value) -> bool:
+        return True
+
+    def expand_depthwise(self, x: Value, step: PreparedStep, after: PreparedStep) -> tuple[Value, Value | None]:
+        assert step.expand is not None and after.taps is not None
+        channels = after.taps.shape[0]
+        pooled = None if after.gate is None else Value(self.value(), channels)
+        y = self.write(
+            Operation.EXPAND_DEPTHWISE,
+            x,
+            channels,
+            (step.expand, step.affine, after.taps, after.affine),
+            activation=step.activation,
+            output_activation=after.activation,
+            stride=after.stride,
+            same_padding=int(after.same_padding),
+            pooled=_number(pooled),
+        )
+        return y, pooled
+
+    def pointwise(self, x: Value, step: PreparedStep, on_load: OnLoad, residual: Value | None) -> Value:
+        assert step.weight is not None and step.bias is not None
+        affines, fields = _loaded(on_load)
+        constants = (step.weight, step.bias, *affines)
+        fields.update(output_activation=step.activation, gate=_number(on_load.gate), other=_number(residual))
+        return self.write(Operation.POINTWISE, x, step.weight.shape[0], constants, **fields)
+
+    def depthwise(self, x: Value, step: PreparedStep, on_load: OnLoad) -> Value:
+        assert step.weight is not None
+        if step.dilation > 1:
+            raise Unsupported("a depthwise convolution is dilated")
+        affines, fields = _loaded(on_load)
+        fields.update(stride=step.stride, same_padding=int(step.same_padding))
+        return self.write(Operation.DEPTHWISE, x, x.channels, (step.weight, *affines), **fields)
+
+    def pool(self, x: Value, on_load: OnLoad) -> Value:
+        affines, fields = _loaded(on_load)
+        return self.write(Operation.POOL, x, x.channels, affines, **fields)
+
+    def gate(self, pooled: Value, gate: PreparedGate) -> Value:
+        activations = {"activation": gate.activation, "output_activation": gate.gate_activation}
+        return self.write(Operation.SQUEEZE_EXCITE, pooled, pooled.channels, gate.tensors, **activations)
+
+    def normalize(self, x: Value, on_load: OnLoad, residual: Value | None) -> Value:
+        affines, _ = _loaded(on_load)
+        added = _number(residual)
+        return self.write(Operation.NORMALIZE, x, x.channels, affines, activation=on_load.activation, other=added)
+
+    def add(self, x: Value, residual: Value) -> Value:
+        raise Unsupported("something is added to a map that no kernel writes")
+
+
+def _loaded(on_load: OnLoad) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """The constants and the fields of what an instruction applies to its input."""
+    affines = () if on_load.affine is None else (on_load.affine,)
+    return affines, {"on_load": len(affines), "activation": on_load.activation}
+
+
+def _number(value: Value | None) -> int:
+    return -1 if value is None else value.number
