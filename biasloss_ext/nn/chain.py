@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from biasloss_ext.nn.chain_function import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Weights
+from biasloss_ext.nn.chain_parts import DEPTHWISE, NO_CONVOLUTION, POINTWISE, Weights
 from biasloss_ext.nn.depthwise_conv import DepthwiseConv2d
 from biasloss_ext.nn.members import parameter
 from biasloss_ext.nn.padding import pads_same

@@ -13,7 +13,7 @@ from biasloss_ext.ops.registry import is_traced
 from biasloss_ext.ops.replay import Recordings, Tensors, replayed
 
 if TYPE_CHECKING:
-    from biasloss_ext.nn.chain_function import Options
+    from biasloss_ext.nn.chain_parts import Options
 
 _forwards: Recordings = {}
 _backwards: Recordings = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
+from biasloss_ext.nn.chain_parts import DEPTHWISE, POINTWISE
 from biasloss_ext.ops import maps
 
 if TYPE_CHECKING:

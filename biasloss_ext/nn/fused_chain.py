@@ -13,7 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from biasloss_ext.nn import batch_norm
 from biasloss_ext.nn.batch_norm import Norm
 from biasloss_ext.nn.chain import Chain, Step, bias_of, factors_of, rows_read, scale_of, weights_of
-from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE, WEIGHTS, ChainFunction, Options, StepOptions, Weights
+from biasloss_ext.nn.chain_function import ChainFunction
+from biasloss_ext.nn.chain_parts import DEPTHWISE, POINTWISE, WEIGHTS, Options, StepOptions, Weights
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.backends import choose
 from biasloss_ext.ops.library import accumulation_dtype

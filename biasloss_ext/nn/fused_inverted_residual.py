@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn.activations import number_of
 from biasloss_ext.nn.chain import Chain, Gate, Step, why_not_fusable
-from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
+from biasloss_ext.nn.chain_parts import DEPTHWISE, POINTWISE
 from biasloss_ext.nn.fused_chain import Fused, takes_fused_path
 from biasloss_ext.nn.inverted_residual import InvertedResidual
 from biasloss_ext.nn.members import child, children

@@ -16,7 +16,7 @@ from biasloss_ext.ops.batch_norm import op as batch_norm
 
 if TYPE_CHECKING:
     from biasloss_ext.nn.batch_norm import Norm
-    from biasloss_ext.nn.chain_function import Saved
+    from biasloss_ext.nn.chain_parts import Saved
 
 
 class Synchronization(NamedTuple):

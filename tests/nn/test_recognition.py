@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biasloss_ext import accelerate, optimize_for_inference
-from biasloss_ext.nn.chain_function import DEPTHWISE, POINTWISE
+from biasloss_ext.nn.chain_parts import DEPTHWISE, POINTWISE
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.plan import Plan, plan_of
 from biasloss_ext.ops import maps
