@@ -1,7 +1,7 @@
 #include "batch_norm_simd.h"
 
 #include "../simd/columns.h"
-#include "../simd/rounded.h"
+#include "../simd/narrow.h"
 
 namespace biasloss {
 namespace BIASLOSS_ISA {
@@ -24,7 +24,7 @@ void apply_as(const Matrix<T>& m, const T* other, T* out) {
     for_each_vector<lanes>(m.width, [&](int64_t j, int64_t) {
       V h = activate<activation>(load(m.y + start + j) * load(m.scale + j) + load(m.shift + j));
       if constexpr (residual) h += load(other + start + j);
-      store_rounded(out + start + j, h);
+      store_as(out + start + j, h);
     });
   }
 }
@@ -83,7 +83,7 @@ void backward(const Matrix<T>& m, const T* grad, const typename BatchNormTable<T
         const V y = load(m.y + start + j);
         const V du = gradient_at_u<activation.value>(m, load(grad + start + j), y, j);
         const V dy = load(k.a + j) * du + (load(k.b + j) * (y - load(k.center + j)) + load(k.c + j));
-        store_rounded(out + start + j, dy);
+        store_as(out + start + j, dy);
       });
     }
   });

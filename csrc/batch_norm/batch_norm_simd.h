@@ -6,7 +6,7 @@
 
 #include "../math/activation_names.h"
 #include "../simd/isa.h"
-#include "../simd/types.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
 
@@ -37,17 +37,7 @@ struct BatchNormTable {
   void (*backward)(const Matrix& m, const T* grad, const Coefficients& k, T* out);
 };
 
-struct BatchNormTables {
-  BatchNormTable<float> float32;
-  BatchNormTable<double> float64;
-  BatchNormTable<Float16> float16;
-  BatchNormTable<BFloat16> bfloat16;
-
-  const auto& of(float) const { return float32; }
-  const auto& of(double) const { return float64; }
-  const auto& of(Float16) const { return float16; }
-  const auto& of(BFloat16) const { return bfloat16; }
-};
+using BatchNormTables = PerElement<BatchNormTable>;
 
 BIASLOSS_TABLE_FOR_THIS_CPU(BatchNormTables, batch_norm_tables, batch_norm_tables)
 

@@ -118,7 +118,7 @@ struct Forward {
   }
 
   void run_lanes(int64_t first, int64_t count, PieceSums& sum, const RowScratch<Scalar>& scratch) {
-    const LaneTable<Scalar>& table = lane_table<Scalar>();
+    const LaneTable<Scalar>& table = lane_tables().of(Scalar());
     const int64_t width = scores.lanes();
     Scalar *x = scratch.scores(), *q = scratch.targets();
     LaneRows<Scalar> rows;
@@ -150,7 +150,7 @@ struct Forward {
   }
 
   Scalar loss_of(int64_t row, const Label& label, const RowScratch<Scalar>& scratch) {
-    const RowTable<Scalar>& table = row_table<Scalar>();
+    const RowTable<Scalar>& table = row_tables().of(Scalar());
     const Scalar* x = scores.read(row, scratch.scores());
     Scalar &max = statistics.row_max[row], &log_sum = statistics.row_log_sum[row];
     table.max_and_log_sum(x, scores.classes, &max, &log_sum);
@@ -186,7 +186,7 @@ void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, floa
   }
   const Scalar range = extrema.max + extrema.negated_min;
   if (range == Scalar(0)) return void(std::fill_n(weight, samples, Scalar(1) - Scalar(beta)));
-  lane_table<Scalar>().weigh(weight, samples, low, range, Scalar(alpha), Scalar(beta));
+  lane_tables().of(Scalar()).weigh(weight, samples, low, range, Scalar(alpha), Scalar(beta));
 }
 
 template <class Scalar>
@@ -317,7 +317,7 @@ struct Backward {
   }
 
   void run_row(int64_t row, const RowScratch<Scalar>& scratch) {
-    const RowTable<Scalar>& table = row_table<Scalar>();
+    const RowTable<Scalar>& table = row_tables().of(Scalar());
     Scalar* g = gradient.destination(row, scratch.scores());
     const Label label = targets.label(row);
     if (label.ignored || !label.valid) {
@@ -344,7 +344,7 @@ struct Backward {
   }
 
   void run_lanes(int64_t first, int64_t count, const RowScratch<Scalar>& scratch) {
-    const LaneTable<Scalar>& table = lane_table<Scalar>();
+    const LaneTable<Scalar>& table = lane_tables().of(Scalar());
     const int64_t width = scores.lanes();
     LaneRows<Scalar> rows;
     int64_t counted = 0;

@@ -14,22 +14,6 @@
 
 namespace biasloss {
 
-template <class Scalar>
-const RowTable<Scalar>& row_table() {
-  if constexpr (std::is_same_v<Scalar, float>)
-    return row_tables().float32;
-  else
-    return row_tables().float64;
-}
-
-template <class Scalar>
-const LaneTable<Scalar>& lane_table() {
-  if constexpr (std::is_same_v<Scalar, float>)
-    return lane_tables().float32;
-  else
-    return lane_tables().float64;
-}
-
 // (N, K) or (N, K, S); a row is the K scores of one position. Scalar is double for float64 tensors and float for all
 // others.
 class ScoreTensor {
@@ -110,7 +94,7 @@ class ScoreTensor {
       if (dtype_ == ScalarType::BFloat16)
         return lane_tables().load_bfloat16(at<BFloat16>(offset, 2), block, to, width, spare);
     }
-    lane_table<Scalar>().load(at<Scalar>(offset, sizeof(Scalar)), block, to, width, spare);
+    lane_tables().of(Scalar()).load(at<Scalar>(offset, sizeof(Scalar)), block, to, width, spare);
   }
 
   template <class Scalar>
@@ -123,7 +107,7 @@ class ScoreTensor {
       if (dtype_ == ScalarType::BFloat16)
         return lane_tables().store_bfloat16(from, width, block, at<BFloat16>(offset, 2), spare);
     }
-    lane_table<Scalar>().store(from, width, block, at<Scalar>(offset, sizeof(Scalar)), spare);
+    lane_tables().of(Scalar()).store(from, width, block, at<Scalar>(offset, sizeof(Scalar)), spare);
   }
 
  private:

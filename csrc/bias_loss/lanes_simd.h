@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../simd/isa.h"
-#include "../simd/types.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
 
@@ -45,9 +45,7 @@ struct LaneTable {
   double (*sum)(const Scalar* values, int64_t count);
 };
 
-struct LaneTables {
-  LaneTable<float> float32;
-  LaneTable<double> float64;
+struct LaneTables : PerScalar<LaneTable> {
   void (*load_float16)(const Float16* from, const RowBlock& block, float* to, int64_t width, float* spare);
   void (*load_bfloat16)(const BFloat16* from, const RowBlock& block, float* to, int64_t width, float* spare);
   void (*store_float16)(const float* from, int64_t width, const RowBlock& block, Float16* to, float* spare);

@@ -5,11 +5,9 @@
 #include <cstdint>
 
 #include "../simd/isa.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
-
-struct Float16;
-struct BFloat16;
 
 template <class Scalar>
 struct RowTable {
@@ -23,9 +21,7 @@ struct RowTable {
                         Scalar total, Scalar* gradient);
 };
 
-struct RowTables {
-  RowTable<float> float32;
-  RowTable<double> float64;
+struct RowTables : PerScalar<RowTable> {
   void (*widen_float16)(const Float16* from, int64_t stride, int64_t count, float* to);
   void (*widen_bfloat16)(const BFloat16* from, int64_t stride, int64_t count, float* to);
   void (*narrow_float16)(const float* from, int64_t count, Float16* to, int64_t stride);

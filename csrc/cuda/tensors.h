@@ -6,12 +6,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <utility>
-#include <vector>
 
+#include "../dense_samples.h"
 #include "portable.cuh"
 
 namespace biasloss {
@@ -40,20 +38,6 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
 
 inline Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-
-// Whether every sample is one run without gaps, in whatever order of the other dimensions.
-inline bool samples_are_dense(const Tensor& t) {
-  std::vector<std::pair<int64_t, int64_t>> stride_and_size;
-  for (int64_t d = 1; d < t.dim(); ++d)
-    if (t.size(d) != 1) stride_and_size.emplace_back(t.stride(d), t.size(d));
-  std::sort(stride_and_size.begin(), stride_and_size.end());
-  int64_t expected = 1;
-  for (const auto& [stride, size] : stride_and_size) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
 }
 
 // Calls f(element, accumulator) with a value of the C++ types that belong to a dtype.

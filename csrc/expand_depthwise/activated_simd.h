@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../depthwise/rows_simd.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
 
@@ -20,17 +21,9 @@ struct ActivatedKernels {
                          const ActivatedRow<T, Scalar>& to);
 };
 
-struct ActivatedTables {
-  ActivatedKernels<float, float> float32;
-  ActivatedKernels<double, double> float64;
-  ActivatedKernels<Float16, float> float16;
-  ActivatedKernels<BFloat16, float> bfloat16;
-
-  const ActivatedKernels<float, float>& of(float) const { return float32; }
-  const ActivatedKernels<double, double>& of(double) const { return float64; }
-  const ActivatedKernels<Float16, float>& of(Float16) const { return float16; }
-  const ActivatedKernels<BFloat16, float>& of(BFloat16) const { return bfloat16; }
-};
+template <class T>
+using ActivatedKernelsOf = ActivatedKernels<T, AccumulatorOf<T>>;
+using ActivatedTables = PerElement<ActivatedKernelsOf>;
 
 BIASLOSS_TABLE_FOR_THIS_CPU(ActivatedTables, activated_tables, activated_tables)
 

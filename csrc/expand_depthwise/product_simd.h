@@ -5,7 +5,7 @@
 
 #include "../simd/isa.h"
 #include "../simd/padding.h"
-#include "../simd/types.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
 
@@ -29,17 +29,9 @@ struct ExpansionKernels {
   void (*widen)(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride);
 };
 
-struct ExpansionTables {
-  ExpansionKernels<float, float> float32;
-  ExpansionKernels<double, double> float64;
-  ExpansionKernels<Float16, float> float16;
-  ExpansionKernels<BFloat16, float> bfloat16;
-
-  const ExpansionKernels<float, float>& of(float) const { return float32; }
-  const ExpansionKernels<double, double>& of(double) const { return float64; }
-  const ExpansionKernels<Float16, float>& of(Float16) const { return float16; }
-  const ExpansionKernels<BFloat16, float>& of(BFloat16) const { return bfloat16; }
-};
+template <class T>
+using ExpansionKernelsOf = ExpansionKernels<T, AccumulatorOf<T>>;
+using ExpansionTables = PerElement<ExpansionKernelsOf>;
 
 BIASLOSS_TABLE_FOR_THIS_CPU(ExpansionTables, expansion_tables, expansion_tables)
 

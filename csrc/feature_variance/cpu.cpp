@@ -9,6 +9,7 @@
 
 #include "../cpu/empty.h"
 #include "../cpu/parallel.h"
+#include "../dense_samples.h"
 #include "../math/bias_weight.h"
 #include "moments_simd.h"
 #include "ops.h"
@@ -20,21 +21,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kPieceLength = 16384;
-
-// Whether the dimensions behind the first form one run without gaps, in whatever order: contiguous, channels_last,
-// permuted.
-bool samples_are_dense(const Tensor& t) {
-  std::vector<std::pair<int64_t, int64_t>> stride_and_size;
-  for (int64_t d = 1; d < t.dim(); ++d)
-    if (t.size(d) != 1) stride_and_size.emplace_back(t.stride(d), t.size(d));
-  std::sort(stride_and_size.begin(), stride_and_size.end());
-  int64_t expected = 1;
-  for (const auto& [stride, size] : stride_and_size) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
-}
 
 void check_features(const Tensor& features) {
   const ScalarType dtype = features.scalar_type();

@@ -1,7 +1,7 @@
 #include "pool_variance_simd.h"
 
 #include "../simd/columns.h"
-#include "../simd/rounded.h"
+#include "../simd/narrow.h"
 
 namespace biasloss {
 namespace BIASLOSS_ISA {
@@ -36,7 +36,7 @@ void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, S
         const int64_t at = start + r * m.width + j;
         const V x = load(m.x + at);
         const V du = g * derivative<activation>(x * scale + shift);
-        store_rounded(out + at, du);
+        store_as(out + at, du);
         u += du;
         v += du * (x - middle);
       }

@@ -6,7 +6,7 @@
 
 #include "../math/activation_names.h"
 #include "../simd/isa.h"
-#include "../simd/types.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
 
@@ -34,17 +34,7 @@ struct PoolTable {
   void (*add_sums)(const Scalar* sum, int64_t width, double* total);
 };
 
-struct PoolTables {
-  PoolTable<float> float32;
-  PoolTable<double> float64;
-  PoolTable<Float16> float16;
-  PoolTable<BFloat16> bfloat16;
-
-  const auto& of(float) const { return float32; }
-  const auto& of(double) const { return float64; }
-  const auto& of(Float16) const { return float16; }
-  const auto& of(BFloat16) const { return bfloat16; }
-};
+using PoolTables = PerElement<PoolTable>;
 
 BIASLOSS_TABLE_FOR_THIS_CPU(PoolTables, pool_tables, pool_tables)
 

@@ -13,22 +13,22 @@ inline void store_as(double* to, const DoubleVector& v) { store(to, v); }
 // Rounds to nearest, ties to even; NaN stays NaN.
 inline void store_as(BFloat16* to, const FloatVector& v) {
   const auto bits = bits_as<UnsignedVector>(v);
-  UnsignedVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  rounded = v != v ? UnsignedVector{} + 0x7fc0u : rounded;
-  store(to, __builtin_convertvector(rounded, HalfBitsVector));
+  const UnsignedVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UnsignedVector nan = UnsignedVector{} + 0x7fc0u;
+  store(to, __builtin_convertvector(v == v ? rounded : nan, HalfBitsVector));
 }
 
-// As the scalar from_compute in vector.h.
+// The cases of from_compute(float, Float16*) in vector.h, all computed. Signed comparisons: the sign bit is off.
 inline void store_as(Float16* to, const FloatVector& v) {
-  auto bits = bits_as<UnsignedVector>(v);
-  const UnsignedVector sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
+  const auto all = bits_as<UnsignedVector>(v);
+  const UnsignedVector bits = all & 0x7fffffffu;
+  const auto size = bits_as<IntVector>(bits);
   UnsignedVector half = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
   const UnsignedVector subnormal = bits_as<UnsignedVector>(bits_as<FloatVector>(bits) + 0.5f) - 0x3f000000u;
-  half = bits < 0x38800000u ? subnormal : half;
-  half = bits >= 0x477ff000u ? UnsignedVector{} + 0x7c00u : half;  // rounds to infinity
-  half = bits > 0x7f800000u ? UnsignedVector{} + 0x7e00u : half;
-  store(to, __builtin_convertvector(sign | half, HalfBitsVector));
+  half = size < 0x38800000 ? subnormal : half;
+  half = size >= 0x477ff000 ? UnsignedVector{} + 0x7c00u : half;
+  half = size > 0x7f800000 ? UnsignedVector{} + 0x7e00u : half;
+  store(to, __builtin_convertvector(half | ((all >> 16) & 0x8000u), HalfBitsVector));
 }
 
 // The first `count` lanes; the others are 0.

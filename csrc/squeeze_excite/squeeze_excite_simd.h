@@ -6,6 +6,7 @@
 
 #include "../math/activation_names.h"
 #include "../simd/isa.h"
+#include "../simd/per_element.h"
 
 namespace biasloss {
 
@@ -24,13 +25,7 @@ struct SqueezeExciteTable {
   void (*gradient)(Activation activation, const T* grad, const T* u, int64_t count, T* out);
 };
 
-struct SqueezeExciteTables {
-  SqueezeExciteTable<float> float32;
-  SqueezeExciteTable<double> float64;
-
-  const auto& of(float) const { return float32; }
-  const auto& of(double) const { return float64; }
-};
+using SqueezeExciteTables = PerScalar<SqueezeExciteTable>;
 
 BIASLOSS_TABLE_FOR_THIS_CPU(SqueezeExciteTables, squeeze_excite_tables, squeeze_excite_tables)
 
