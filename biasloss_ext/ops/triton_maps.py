@@ -17,7 +17,7 @@ from torch import Tensor
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WANTED_PROGRAMS, WARPS
 from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.maps import Norm, channels_last, finish_statistics
-from biasloss_ext.ops.triton_launch import divide_up
+from biasloss_ext.ops.triton_launch import Launch, divide_up
 
 LONGEST_GROUP = 32  # tiles whose deviations are summed from the shift of the first; bounds the rounding error
 MERGED_ELEMENTS = 2048  # of partial results that one step of a merge holds
@@ -30,6 +30,17 @@ _TRITON_DTYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
+
+
+class Plan(NamedTuple):
+    """A launch for maps of one shape, and what is to be allocated for it."""
+
+    launch: Launch
+    strides: tuple[int, ...]
+    wide: torch.dtype
+    partials: int
+    tickets: int
+    partial_moments: int = 0
 
 
 class Rows(NamedTuple):

@@ -82,14 +82,25 @@ class MeanWeightOne(nn.Module):
         return loss / mean, weights / mean
 
 
-class BinaryCrossEntropy(nn.Module):
+class CrossEntropy(nn.Module):
+    """Also the base of the losses of scores alone."""
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
         assert isinstance(outputs, Tensor)
-        return binary_cross_entropy(outputs, target, self.label_smoothing).mean(), None
+        return self.mean(outputs, target), None
+
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Of the batch."""
+        return F.cross_entropy(scores.float(), target, label_smoothing=self.label_smoothing)
+
+
+class BinaryCrossEntropy(CrossEntropy):
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        return binary_cross_entropy(scores, target, self.label_smoothing).mean()
 
 
 def binary_cross_entropy(scores: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -109,32 +120,20 @@ def binary_cross_entropy(scores: Tensor, target: Tensor, label_smoothing: float 
     return F.binary_cross_entropy_with_logits(scores.float(), smoothed.float(), reduction="none").mean(1)
 
 
-class CrossEntropy(nn.Module):
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
-    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        assert isinstance(outputs, Tensor)
-        return F.cross_entropy(outputs.float(), target, label_smoothing=self.label_smoothing), None
-
-
-class FocalLoss(nn.Module):
+class FocalLoss(CrossEntropy):
     """``mean_i (1 - p_i)^gamma * CE_i`` with p_i the probability of the true class: Lin et al., "Focal Loss for Dense
     Object Detection", ICCV 2017, for many classes. With probability targets p_i is their mean under the scores."""
 
     def __init__(self, gamma: float = 2.0, label_smoothing: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         self.gamma = gamma
-        self.label_smoothing = label_smoothing
 
-    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        assert isinstance(outputs, Tensor)
-        scores = outputs.float()
+    def mean(self, scores: Tensor, target: Tensor) -> Tensor:
+        scores = scores.float()
         entropy = F.cross_entropy(scores, target, label_smoothing=self.label_smoothing, reduction="none")
         if not target.is_floating_point():
             target = F.one_hot(target, scores.shape[1]).float()
         probability = (scores.softmax(1) * target).sum(1)
         # The clamp keeps rounding from taking a fractional power of a negative number.
         factor = (1 - probability).clamp(min=torch.finfo(torch.float32).tiny) ** self.gamma
-        return (factor * entropy).mean(), None
+        return (factor * entropy).mean()

@@ -6,7 +6,7 @@ and finishes the normalization. Deterministic, capturable in a CUDA graph.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +23,12 @@ SUMMED_LOADS = 2  # 16-byte loads a thread and map, where sums take registers to
 CHANNELS_OF_AFFINE = 256
 
 
-class Plan(NamedTuple):
-    """A launch for maps of one shape, and what is to be allocated for it."""
-
-    launch: Launch
-    strides: tuple[int, ...]
-    wide: torch.dtype
-    partials: int
-    tickets: int
+_plans: dict[tuple[Any, ...], shared.Plan] = {}
 
 
-_plans: dict[tuple[Any, ...], Plan] = {}
-
-
-def _summing_plan(kernel: Any, y: Tensor, quantities: int, numbers: tuple[Any, ...], constants: dict[str, Any]) -> Plan:
+def _summing_plan(
+    kernel: Any, y: Tensor, quantities: int, numbers: tuple[Any, ...], constants: dict[str, Any]
+) -> shared.Plan:
     """For a kernel that sums over rows. ``quantities`` of partial results per channel and group."""
     shape = shared.rows_of(y)
     tiles = shared.stream_of(shape, y, SUMMED_LOADS)
@@ -57,10 +49,10 @@ def _summing_plan(kernel: Any, y: Tensor, quantities: int, numbers: tuple[Any, .
     )
     counts = groups.number if quantities == 3 else 0  # moments come with their counts
     partials = quantities * groups.number * shape.channels + counts
-    return Plan(launch, shared.strides_of(y.shape), wide, partials, tiles.blocks)
+    return shared.Plan(launch, shared.strides_of(y.shape), wide, partials, tiles.blocks)
 
 
-def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> Plan:
+def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> shared.Plan:
     """For a kernel that goes element by element."""
     shape = shared.rows_of(y)
     tiles = shared.stream_of(shape, y)
@@ -71,7 +63,7 @@ def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> Plan:
         (shape.rows, shape.units, tiles.blocks),
         {**constants, "VECTOR": shape.vector, **tiles.meta, "DTYPE": triton_dtype(wide), "num_warps": WARPS},
     )
-    return Plan(launch, shared.strides_of(y.shape), wide, 0, 0)
+    return shared.Plan(launch, shared.strides_of(y.shape), wide, 0, 0)
 
 
 def batch_norm_statistics(y: Tensor, **norm: Any) -> Tensor:
@@ -102,7 +94,7 @@ def batch_norm_affine(moments: Tensor, count: int, **norm: Any) -> Tensor:
             (momentum, eps, channels, count),
             {"CHANNELS": CHANNELS_OF_AFFINE, "DTYPE": triton_dtype(moments.dtype), "num_warps": WARPS},
         )
-        plan = _plans[key] = Plan(launch, (), moments.dtype, 0, 0)
+        plan = _plans[key] = shared.Plan(launch, (), moments.dtype, 0, 0)
     statistics = empty((4, channels), moments.dtype, moments.device)
     plan.launch(moments.contiguous(), statistics, *tensors)
     return statistics

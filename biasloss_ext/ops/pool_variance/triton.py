@@ -20,18 +20,7 @@ from biasloss_ext.ops.triton_launch import Launch, tickets
 MERGED_SLICES = 128
 
 
-class Plan(NamedTuple):
-    """A launch for maps of one shape, and what is to be allocated for it."""
-
-    launch: Launch
-    strides: tuple[int, ...]
-    wide: torch.dtype
-    partial_sums: int
-    partial_moments: int
-    tickets: int
-
-
-_plans: dict[tuple[Any, ...], Plan] = {}
+_plans: dict[tuple[Any, ...], shared.Plan] = {}
 
 
 class Cut(NamedTuple):
@@ -57,7 +46,7 @@ def _constants(cut: Cut, x: Tensor) -> dict[str, Any]:
     return {"VECTOR": cut.shape.vector, **cut.tiles.meta}
 
 
-def _forward_plan(x: Tensor, activation: int, want_variance: bool) -> Plan:
+def _forward_plan(x: Tensor, activation: int, want_variance: bool) -> shared.Plan:
     cut, samples = cut_of(x), x.shape[0]
     chunks, blocks, wide = cut.chunks.number, cut.tiles.blocks, accumulation_dtype(x.dtype)
     slices = chunks * blocks
@@ -74,13 +63,13 @@ def _forward_plan(x: Tensor, activation: int, want_variance: bool) -> Plan:
             "num_warps": WARPS,
         },
     )
-    return Plan(
+    return shared.Plan(
         launch,
         shared.strides_of(x.shape),
         wide,
         samples * chunks * x.shape[1] if chunks > 1 else 0,
-        4 * samples * slices if want_variance else 0,
         samples * (blocks + 1),
+        4 * samples * slices if want_variance else 0,
     )
 
 
@@ -103,14 +92,14 @@ def pool_variance(
         shared.in_order(affine),
         pooled,
         variance,
-        empty(plan.partial_sums, wide, device) if plan.partial_sums else None,
+        empty(plan.partials, wide, device) if plan.partials else None,
         empty(plan.partial_moments, wide, device) if plan.partial_moments else None,
         tickets(x, plan.tickets),
     )
     return pooled, variance
 
 
-def _backward_plan(call: BackwardArguments) -> Plan:
+def _backward_plan(call: BackwardArguments) -> shared.Plan:
     x = call.x
     cut, samples = cut_of(x), x.shape[0]
     groups, wide = samples * cut.chunks.number, accumulation_dtype(x.dtype)
@@ -128,7 +117,7 @@ def _backward_plan(call: BackwardArguments) -> Plan:
         },
     )
     partials = 2 * groups * x.shape[1] if call.moments is not None else 0
-    return Plan(launch, shared.strides_of(x.shape), wide, partials, 0, cut.tiles.blocks)
+    return shared.Plan(launch, shared.strides_of(x.shape), wide, partials, cut.tiles.blocks)
 
 
 @with_arguments_of(BackwardArguments)
@@ -150,7 +139,7 @@ def pool_variance_backward(call: BackwardArguments) -> tuple[Tensor, Tensor]:
         shared.in_order(moments),
         grad_x,
         coefficients,
-        empty(plan.partial_sums, wide, device) if plan.partial_sums else None,
+        empty(plan.partials, wide, device) if plan.partials else None,
         tickets(x, plan.tickets),
     )
     return grad_x, coefficients
