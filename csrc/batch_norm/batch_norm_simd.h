@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
 #include "../simd/isa.h"
+#include "../simd/normalized_matrix.h"
 #include "../simd/per_element.h"
 
 namespace biasloss {
@@ -14,13 +14,7 @@ template <class T>
 struct BatchNormTable {
   using Scalar = AccumulatorOf<T>;
 
-  // A map as the matrix `rows` by `width`, and u = scale * y + shift.
-  struct Matrix {
-    const T* y;
-    int64_t rows, width;
-    const Scalar *scale, *shift;
-    Activation activation;
-  };
+  using Matrix = NormalizedMatrix<T>;
   // dy = a * du + b * (y - center) + c
   struct Coefficients {
     const Scalar *a, *b, *c, *center;

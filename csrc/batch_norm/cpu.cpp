@@ -114,7 +114,7 @@ struct Normalized {
     shift = repeated(rows + shape.channels, tiles);
   }
 
-  typename BatchNormTable<T>::Matrix matrix(const T* from, int64_t rows) const {
+  NormalizedMatrix<T> matrix(const T* from, int64_t rows) const {
     return {from, rows, tiles.width, scale.data(), shift.data(), activation};
   }
   auto rows_from(int64_t row, int64_t rows) const { return matrix(data + row * tiles.width, rows); }

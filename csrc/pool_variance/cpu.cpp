@@ -31,7 +31,7 @@ struct Samples {
     shift = repeated(rows == nullptr ? nullptr : rows + shape.channels, tiles);
   }
 
-  typename PoolTable<T>::Matrix matrix(const T* from, int64_t rows) const {
+  NormalizedMatrix<T> matrix(const T* from, int64_t rows) const {
     return {from, rows, tiles.width, scale.data(), shift.data(), activation};
   }
   int64_t offset(int64_t sample, int64_t row) const { return sample * size + row * tiles.width; }

@@ -7,25 +7,23 @@ namespace biasloss {
 namespace BIASLOSS_ISA {
 namespace {
 
-template <class T>
-using Matrix = typename PoolTable<T>::Matrix;
-
 template <class T, class Scalar>
-void sums(const Matrix<T>& m, Scalar* pivot, Scalar* sum) {
+void sums(const NormalizedMatrix<T>& m, Scalar* pivot, Scalar* sum) {
   with_activation(m.activation, [&](auto activation) {
     column_moments<activation.value, true, false>(m.x, m.rows, m.width, m.scale, m.shift, pivot, sum, sum);
   });
 }
 
 template <class T, class Scalar>
-void moments(const Matrix<T>& m, Scalar* pivot, Scalar* sum, Scalar* squares) {
+void moments(const NormalizedMatrix<T>& m, Scalar* pivot, Scalar* sum, Scalar* squares) {
   with_activation(m.activation, [&](auto activation) {
     column_moments<activation.value, true, true>(m.x, m.rows, m.width, m.scale, m.shift, pivot, sum, squares);
   });
 }
 
 template <Activation activation, class T, class Scalar>
-void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred, T* out) {
+void backward_as(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred,
+                 T* out) {
   using V = typename Compute<T>::Vector;
   for_each_rows(m.rows, [&](int64_t row, int64_t at_once) {
     const int64_t start = row * m.width;
@@ -47,7 +45,8 @@ void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, S
 }
 
 template <class T, class Scalar>
-void backward(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred, T* out) {
+void backward(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred,
+              T* out) {
   with_activation(m.activation,
                   [&](auto activation) { backward_as<activation.value>(m, grad, center, sum, centred, out); });
 }

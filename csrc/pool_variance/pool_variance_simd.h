@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
 #include "../simd/isa.h"
+#include "../simd/normalized_matrix.h"
 #include "../simd/per_element.h"
 
 namespace biasloss {
@@ -14,12 +14,7 @@ template <class T>
 struct PoolTable {
   using Scalar = AccumulatorOf<T>;
 
-  struct Matrix {
-    const T* x;
-    int64_t rows, width;
-    const Scalar *scale, *shift;
-    Activation activation;
-  };
+  using Matrix = NormalizedMatrix<T>;
 
   int64_t lanes;
   void (*sums)(const Matrix& m, Scalar* pivot, Scalar* sum);

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../math/activation_names.h"
+#include "types.h"
+
+namespace biasloss {
+
+// A map as the matrix `rows` by `width` (csrc/cpu/tiles.h), and h = act(scale * x + shift). Scale and shift have a
+// value a column.
+template <class T>
+struct NormalizedMatrix {
+  const T* x;
+  int64_t rows, width;
+  const AccumulatorOf<T>*scale, *shift;
+  Activation activation;
+};
+
+}  // namespace biasloss
