@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.pointwise.triton_kernels import Gated, load_gated, load_weight, stride_of
+from biasloss_ext.ops.pointwise.triton_kernels import Gated, WeightBlock, load_gated, load_weight, stride_of
 from biasloss_ext.ops.pointwise.triton_partial_sums import finish_sums_of_sample, finish_weight
 from biasloss_ext.ops.triton_finish import Back, finish_sums
 from biasloss_ext.ops.triton_map_kernels import (
@@ -133,7 +133,9 @@ def data_kernel(
     end = first_of_chunk + count
 
     if WHOLE:
-        weight = load_weight(weight_ptr, out_stride, in_stride, 0, out_channels, first_in, in_channels, OUT, IN)
+        weight = load_weight(
+            weight_ptr, out_stride, in_stride, WeightBlock(0, out_channels, first_in, in_channels), OUT, IN
+        )
     if grad_weight_ptr is not None:
         weight_total = tl.zeros([OUT, IN], DTYPE)
         if ANY_ORIGIN:
@@ -160,7 +162,12 @@ def data_kernel(
                     grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, first_out, out_channels, ROWS, OUT, DTYPE
                 )
                 weight = load_weight(
-                    weight_ptr, out_stride, in_stride, first_out, out_channels, first_in, in_channels, OUT, IN
+                    weight_ptr,
+                    out_stride,
+                    in_stride,
+                    WeightBlock(first_out, out_channels, first_in, in_channels),
+                    OUT,
+                    IN,
                 )
                 dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
 
@@ -243,10 +250,7 @@ def data_kernel(
             segments * chunks,
             groups_of_set,
             sets,
-            first_in * 0,
-            out_channels,
-            first_in,
-            in_channels,
+            WeightBlock(first_in * 0, out_channels, first_in, in_channels),
             OUT,
             IN,
             weight_partials_ptr is not None,
@@ -331,10 +335,7 @@ def weight_kernel(
         groups,
         groups_of_set,
         sets,
-        first_out,
-        out_channels,
-        first_in,
-        in_channels,
+        WeightBlock(first_out, out_channels, first_in, in_channels),
         OUT,
         IN,
         partials_ptr is not None,

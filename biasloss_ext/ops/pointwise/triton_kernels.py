@@ -52,22 +52,21 @@ def load_gated(
     return z
 
 
+class WeightBlock(NamedTuple):
+    """Where a block of a weight (outputs, inputs) begins."""
+
+    first_out: Any
+    outputs: Any
+    first_in: Any
+    inputs: Any
+
+
 @triton.jit
-def load_weight(
-    weight_ptr,
-    out_stride,
-    in_stride,
-    first_out,
-    out_channels,
-    first_in,
-    in_channels,
-    OUT: tl.constexpr,
-    IN: tl.constexpr,
-):
+def load_weight(weight_ptr, out_stride, in_stride, block, OUT: tl.constexpr, IN: tl.constexpr):
     """A block (OUT, IN), 0 past the last channels."""
-    row = first_out + tl.arange(0, OUT)
-    column = first_in + tl.arange(0, IN)
-    inside = (row < out_channels)[:, None] & (column < in_channels)[None, :]
+    row = block.first_out + tl.arange(0, OUT)
+    column = block.first_in + tl.arange(0, IN)
+    inside = (row < block.outputs)[:, None] & (column < block.inputs)[None, :]
     return tl.load(weight_ptr + row[:, None] * out_stride + column[None, :] * in_stride, mask=inside, other=0.0)
 
 
@@ -152,7 +151,9 @@ def forward_kernel(
     if bias_ptr is not None:
         bias += load_channels(bias_ptr, first_out, out_channels, OUT)
     if WHOLE:
-        weight = load_weight(weight_ptr, out_stride, in_stride, first_out, out_channels, 0, in_channels, OUT, IN)
+        weight = load_weight(
+            weight_ptr, out_stride, in_stride, WeightBlock(first_out, out_channels, 0, in_channels), OUT, IN
+        )
     shift = tl.zeros([OUT], DTYPE)
     if statistics_ptr is not None:
         total = tl.zeros([OUT], DTYPE)
@@ -168,7 +169,12 @@ def forward_kernel(
             for first_in in range(0, in_channels, IN):
                 z = load_gated(source, first_row, rows, positions, first_in, in_channels, ACTIVATION, ROWS, IN, DTYPE)
                 weight = load_weight(
-                    weight_ptr, out_stride, in_stride, first_out, out_channels, first_in, in_channels, OUT, IN
+                    weight_ptr,
+                    out_stride,
+                    in_stride,
+                    WeightBlock(first_out, out_channels, first_in, in_channels),
+                    OUT,
+                    IN,
                 )
                 y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
 

@@ -31,23 +31,20 @@ def finish_weight(
     groups,
     groups_of_set,
     sets,
-    first_out,
-    out_channels,
-    first_in,
-    in_channels,
+    block,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Store a block of the weight's gradient; where it is SPLIT, the last program adds up what the others left.
+    """Store a `WeightBlock` of the weight's gradient; where it is SPLIT, the last program adds up what the others left.
 
     One program alone would take long to read the partial results of hundreds: the last program of a set adds up its own, the
     last of all sets adds up the sets. From ``first_ticket`` on there is one ticket for the sets, then one for each of them.
     """
-    offsets, inside = tile_of(first_out.to(tl.int64), out_channels, first_in, in_channels, OUT, IN)
-    offsets += first_out * in_channels
+    offsets, inside = tile_of(block.first_out.to(tl.int64), block.outputs, block.first_in, block.inputs, OUT, IN)
+    offsets += block.first_out * block.inputs
     if SPLIT:
-        size = out_channels.to(tl.int64) * in_channels
+        size = block.outputs.to(tl.int64) * block.inputs
         tl.store(partials_ptr + group * size + offsets, total, mask=inside)
         own = (group // groups_of_set).to(tl.int32)
         first = own * groups_of_set
