@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 #include "../simd/isa.h"
 #include "../simd/types.h"
 
