@@ -25,7 +25,7 @@ void moments(const Matrix<T>& m, Scalar* pivot, Scalar* sum, Scalar* squares) {
 }
 
 template <Activation activation, class T, class Scalar>
-void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred, T* out) {
+void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centered, T* out) {
   using V = typename Compute<T>::Vector;
   for_each_rows(m.rows, [&](int64_t row, int64_t at_once) {
     const int64_t start = row * m.width;
@@ -41,15 +41,15 @@ void backward_as(const Matrix<T>& m, const Scalar* grad, const Scalar* center, S
         v += du * (x - middle);
       }
       store(sum + slot, load(sum + slot) + u);
-      store(centred + slot, load(centred + slot) + v);
+      store(centered + slot, load(centered + slot) + v);
     });
   });
 }
 
 template <class T, class Scalar>
-void backward(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred, T* out) {
+void backward(const Matrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centered, T* out) {
   with_activation(m.activation,
-                  [&](auto activation) { backward_as<activation.value>(m, grad, center, sum, centred, out); });
+                  [&](auto activation) { backward_as<activation.value>(m, grad, center, sum, centered, out); });
 }
 
 template <class T>

@@ -55,17 +55,17 @@ void sum_samples(const T* sums, const T* pool_grad, const Sizes& s, int64_t posi
   const double factor = 1.0 / static_cast<double>(std::max<int64_t>(positions, 1));
   parallel_shares(4 * size, [&](int64_t share, int64_t shares) {
     const int64_t begin = s.channels * share / shares, count = s.channels * (share + 1) / shares - begin;
-    std::vector<double> du(count), du_centred(count);
+    std::vector<double> du(count), du_centered(count);
     for (int64_t sample = 0; sample < s.samples; ++sample) {
       const T *p = pool_grad + sample * s.channels + begin, *at = sums + sample * s.channels + begin;
       for (int64_t i = 0; i < count; ++i) {
         const double shared = double(p[i]) * factor;
         du[i] += double(at[i]) + shared * double(at[size + i]);
-        du_centred[i] += double(at[2 * size + i]) + shared * double(at[3 * size + i]);
+        du_centered[i] += double(at[2 * size + i]) + shared * double(at[3 * size + i]);
       }
     }
     std::copy_n(du.data(), count, out + begin);
-    std::copy_n(du_centred.data(), count, out + s.channels + begin);
+    std::copy_n(du_centered.data(), count, out + s.channels + begin);
   });
 }
 
