@@ -74,12 +74,12 @@ def draw(groups: Sequence[Group], path: Path) -> None:
 
 
 def claims(groups: Sequence[Group]) -> list[str]:
-    """A line per panel: ours beside each of the others."""
+    """A line per panel: ours, then each of the others as a multiple of it."""
     lines = []
     for title, unit, bars in panels(groups):
         ours = bars.get(TITLES[OURS[0]])
         others = {name: value for name, value in bars.items() if name != TITLES[OURS[0]]}
         if ours is not None and others:
             ratios = "; ".join(f"{name}: {value / ours:.2f}x" for name, value in others.items())
-            lines.append(f"- {title[0].upper()}{title[1:]}: **{ours:.3g} {unit}** (beside it {ratios})")
+            lines.append(f"- {title[0].upper()}{title[1:]}: **{ours:.3g} {unit}**. Relative to this, {ratios}.")
     return lines

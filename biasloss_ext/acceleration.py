@@ -18,7 +18,7 @@ from biasloss_ext.nn.fused_norm_activation import FusedNormActivation, fuse_norm
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.plan import Plan, plan_of
 from biasloss_ext.nn.prepared import Prepared
-from biasloss_ext.nn.recognise import activation_of_norm, is_norm_with_activation
+from biasloss_ext.nn.recognize import activation_of_norm, is_norm_with_activation
 from biasloss_ext.nn.unit import is_unit
 from biasloss_ext.report import Entry, Report, layers_of
 

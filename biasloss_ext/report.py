@@ -17,7 +17,7 @@ from biasloss_ext.nn.fused_inverted_residual import FusedInvertedResidual, Fused
 from biasloss_ext.nn.fused_norm_activation import FusedNormActivation
 from biasloss_ext.nn.fused_wrapper import FusedBlock
 from biasloss_ext.nn.prepared import Prepared
-from biasloss_ext.nn.recognise import is_frozen_norm
+from biasloss_ext.nn.recognize import is_frozen_norm
 
 DEPTHWISE, POINTWISE, NORMALIZATION = "depthwise convolution", "1x1 convolution", "normalization"
 KINDS = (DEPTHWISE, POINTWISE, NORMALIZATION)

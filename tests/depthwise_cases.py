@@ -24,7 +24,6 @@ from tests.runnable import backends_of
 
 BACKENDS = backends_of("depthwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ACTIVATIONS = (*range(maps.IDENTITY, maps.SILU + 1), maps.GELU, maps.GELU_TANH)
 # Below, at and above a vector of every instruction set, with and without a rest.
 CHANNELS = (1, 3, 8, 16, 17, 24, 33, 40, 72, 100)
 SIZES = (1, 2, 3, 4, 7, 8, 9, 15, 16)

@@ -1,4 +1,7 @@
-"""Bias Loss in float64, written from the formulas alone: what every backend is compared with."""
+"""Bias Loss in float64, written from the formulas alone: what every backend is compared with.
+
+Only the weight's own formula is that of the package, here on float64 (`test_check_figures_of_the_weights` has the paper's).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from biasloss_ext.ops.bias_loss.reference import weight_formula
 
 
 @dataclass
@@ -23,17 +28,12 @@ def variance(features: Tensor) -> Tensor:
     return rows.var(1, correction=1) if rows.shape[1] > 1 else torch.zeros_like(rows[:, 0])
 
 
-def exponent_of(scaled: Tensor, alpha: float) -> Tensor:
-    """The formula of the weight: ``exp`` of this, minus beta."""
-    return (alpha * scaled).clamp(max=60)
-
-
 def weights(var: Tensor, running_min: Tensor | None, alpha: float, beta: float) -> tuple[Tensor, Tensor | None]:
     """The weights, and the running minimum after this batch."""
     smallest, largest = var.min(), var.max()
     low = smallest if running_min is None else torch.minimum(running_min.double(), smallest)
     scaled = torch.zeros_like(var) if largest == smallest else (var - low) / (largest - smallest)
-    return torch.exp(exponent_of(scaled, alpha)) - beta, None if running_min is None else low
+    return weight_formula(scaled, alpha, beta), None if running_min is None else low
 
 
 def bias_loss(
@@ -118,11 +118,10 @@ def error_of_weights(
         scaled = (var - low) / spread
         of_spread = relative * (largest + smallest) / spread
         scaled_error = (relative * (var + low) / spread + of_spread * scaled) / (1 - of_spread).clamp(min=1e-300)
-    exponent = exponent_of(scaled, alpha)
-    # Difference, quotient and product are rounded; so are the exponential and what is left after beta.
-    highest = (exponent_of(scaled + scaled_error, alpha) + 2 * rounding * exponent).clamp(max=60)
-    power = torch.exp(exponent)
-    return torch.exp(highest) - power + 4 * rounding * (power + abs(beta))
+    # Difference, quotient and product are rounded; so are the formula's terms and what is left after beta.
+    weight = weight_formula(scaled, alpha, beta)
+    highest = weight_formula(scaled + scaled_error + 2 * rounding * scaled, alpha, beta)
+    return (highest - weight).abs() + 4 * rounding * (weight.abs() + 2 * abs(beta))
 
 
 def assert_as_close_as_torch(

@@ -39,7 +39,7 @@ class Samples:
     label: Tensor
 
 
-def analyse(recipe: Recipe, folder: Path, here: Processes) -> dict[str, Any]:
+def analyze(recipe: Recipe, folder: Path, here: Processes) -> dict[str, Any]:
     """What the model of a finished run does with images.
 
     Returns:

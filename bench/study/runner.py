@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.study.analysis import analyse
+from bench.study.analysis import analyze
 from bench.study.plan import Run
 from biasloss_ext.benchmarks import machine
 from biasloss_ext.benchmarks.results import rounded
@@ -76,7 +76,7 @@ def train_one(run: Run, folders: Folders, device: str) -> dict[str, Any]:
     folder = folders.work / run.name
     with Display() as shown, processes(device) as here:
         outcome = train(recipe, folder, device=device, checkpoint_steps=CHECKPOINT_STEPS, display=shown, title=run.name)
-        found = analyse(recipe, folder, here)
+        found = analyze(recipe, folder, here)
         return {
             "run": {"part": run.part.letter, "setting": run.setting.name, "variant": run.variant, "seed": run.seed},
             "accuracy": outcome.accuracy,

@@ -154,7 +154,7 @@ def _roofline(results: Results) -> Any:
         axes.annotate(f"{name}, {ceiling / 1e9:.3g} GFLOP/s", (high, ceiling), ha="right", va="bottom", fontsize=7)
     axes.annotate(f"memory, {memory / 1e9:.3g} GB/s", (low, low * memory), fontsize=7, rotation=30, va="bottom")
     ops = list(dict.fromkeys(group.op for group, _ in points))
-    labelled = set()
+    labeled = set()
     for group, entry in points:
         seconds = entry.median("gpu") if entry.gpu else entry.median()
         label = f"{group.op}, {'ours' if entry.role == 'ours' else 'best peer'}"
@@ -164,9 +164,9 @@ def _roofline(results: Results) -> Any:
             marker="o" if entry.role == "ours" else "x",
             color=f"C{ops.index(group.op)}",
             linestyle="none",
-            label=None if label in labelled else label,
+            label=None if label in labeled else label,
         )
-        labelled.add(label)
+        labeled.add(label)
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte of the least traffic", ylabel="FLOP/s", xlim=(low, high))
     axes.legend(fontsize=7)
     axes.set_title(f"Roofline ({_where(results)})", fontsize=9)

@@ -9,7 +9,7 @@ from torch import fx, nn
 from biasloss_ext.nn.chain import Chain, Gate, Step, why_not_convolved
 from biasloss_ext.nn.chain_parts import NO_CONVOLUTION, POINTWISE
 from biasloss_ext.nn.data_flow import ADDS, PRODUCTS, RESHAPES, SIZES, Flow
-from biasloss_ext.nn.recognise import is_channel_scale, is_drop, norm_of
+from biasloss_ext.nn.recognize import is_channel_scale, is_drop, norm_of
 from biasloss_ext.ops import maps
 
 

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from biasloss_ext.nn.activations import FORMS_OF_GELU, FUNCTIONS
 from biasloss_ext.nn.prepared import Prepared
-from biasloss_ext.nn.recognise import activation_of
+from biasloss_ext.nn.recognize import activation_of
 
 
 class Unfamiliar(Exception):

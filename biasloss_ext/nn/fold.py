@@ -13,7 +13,7 @@ from biasloss_ext.nn.data_flow import Flow, Unfamiliar
 from biasloss_ext.nn.fused_chain import constants_of
 from biasloss_ext.nn.padding import pads_same
 from biasloss_ext.nn.prepared import Prepared
-from biasloss_ext.nn.recognise import norm_of
+from biasloss_ext.nn.recognize import norm_of
 from biasloss_ext.ops.library import accumulation_dtype
 
 REPARAMETERIZE = ("reparameterize", "switch_to_deploy", "fuse")  # methods of timm's modules, and of the authors' code

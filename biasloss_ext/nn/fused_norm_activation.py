@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from biasloss_ext.nn.chain import Chain, Step
 from biasloss_ext.nn.fused_chain import Fused, fused_chain, takes_fused_path
-from biasloss_ext.nn.recognise import activation_of_norm
+from biasloss_ext.nn.recognize import activation_of_norm
 from biasloss_ext.nn.scripting import NotScriptable
 
 

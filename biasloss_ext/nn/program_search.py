@@ -14,7 +14,7 @@ from biasloss_ext.nn.chain import is_watched
 from biasloss_ext.nn.data_flow import Flow
 from biasloss_ext.nn.inference_block import InferenceBlock, InferenceConvNorm, InferenceSkipBlock, PreparedChain
 from biasloss_ext.nn.program_code import Unsupported, Value, Writer
-from biasloss_ext.nn.recognise import is_drop, is_linear, norm_of
+from biasloss_ext.nn.recognize import is_drop, is_linear, norm_of
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Operation
 

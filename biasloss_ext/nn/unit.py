@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biasloss_ext.nn.depthwise_conv import is_depthwise
-from biasloss_ext.nn.recognise import is_frozen_norm
+from biasloss_ext.nn.recognize import is_frozen_norm
 
 # A module with more convolutions is a stage or a network. Hooks on the inside of code that is traced as a whole do not run.
 MOST_CONVOLUTIONS = 12

@@ -105,21 +105,23 @@ class OfTorch(NamedTuple):
         function: on a tensor.
         layers: classes whose attributes do not change what they compute.
         others: further functions, and names of methods of a tensor.
+        kinks: where the derivative jumps.
     """
 
     function: Callable[[Tensor], Tensor]
     layers: tuple[type[nn.Module], ...] = ()
     others: tuple[object, ...] = ()
+    kinks: tuple[float, ...] = ()
 
 
 # In the order of the numbers. The forms of GELU are told by an argument, see biasloss_ext/nn/activations.py.
 OF_TORCH = (
     OfTorch(lambda u: u, (nn.Identity,)),
-    OfTorch(F.relu, (nn.ReLU,), (torch.relu, "relu", "relu_")),
-    OfTorch(F.relu6, (nn.ReLU6,)),
-    OfTorch(F.hardswish, (nn.Hardswish,)),
+    OfTorch(F.relu, (nn.ReLU,), (torch.relu, "relu", "relu_"), kinks=(0,)),
+    OfTorch(F.relu6, (nn.ReLU6,), kinks=(0, 6)),
+    OfTorch(F.hardswish, (nn.Hardswish,), kinks=(-3, 3)),
     OfTorch(F.silu, (nn.SiLU,)),
-    OfTorch(F.hardsigmoid, (nn.Hardsigmoid,)),
+    OfTorch(F.hardsigmoid, (nn.Hardsigmoid,), kinks=(-3, 3)),
     OfTorch(torch.sigmoid, (nn.Sigmoid,), (F.sigmoid, "sigmoid", "sigmoid_")),
     OfTorch(F.gelu),
     OfTorch(functools.partial(F.gelu, approximate="tanh")),

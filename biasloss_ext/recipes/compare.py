@@ -18,6 +18,7 @@ from biasloss_ext.recipes.loop import check, train
 from biasloss_ext.recipes.models import unavailable
 from biasloss_ext.recipes.outcome import Outcome
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
+from biasloss_ext.recipes.run_options import RunOptions
 from biasloss_ext.recipes.statistics import Difference, paired_difference
 
 BASELINE = "mobilenet_v3_large"
@@ -76,12 +77,6 @@ def compare(
     models: Sequence[str] | None = None,
     losses: Sequence[str] = ("bias", "ce"),
     seeds: Sequence[int] = (0, 1, 2),
-    device: str = "auto",
-    workers: int = 0,
-    checkpoint_steps: int = 0,
-    fresh: bool = False,
-    skip_broken: bool = False,
-    cuda_graphs: bool = False,
     display: Display | None = None,
     **options: Any,
 ) -> Comparison:
@@ -95,9 +90,9 @@ def compare(
         models: names as in the recipe; None takes the data set's default and MobileNetV3-Large. One whose package cannot
             be imported is reported as unavailable, and the rest is done.
         losses, seeds: at least one each.
-        device, workers, checkpoint_steps, fresh, skip_broken, cuda_graphs: as for :func:`biasloss_ext.recipes.loop.train`.
         display: shows progress there; one of its own by default.
-        options: all other choices of :class:`biasloss_ext.recipes.recipe.Recipe`, the same for all runs.
+        options: fields of :class:`biasloss_ext.recipes.run_options.RunOptions`, and all other choices of
+            :class:`biasloss_ext.recipes.recipe.Recipe`, the same for all runs.
 
     Raises:
         UserError: a wrong choice, fewer than two things to compare, or what :func:`biasloss_ext.recipes.loop.train`
@@ -105,14 +100,16 @@ def compare(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a comparison runs in one process: start it without torchrun")
+    how, choices = RunOptions.split(options)
+    run = RunOptions(**how)
     if models is None:
-        models = (make_recipe(data, **options).model, BASELINE)
+        models = (make_recipe(data, **choices).model, BASELINE)
     for name, values in (("models", models), ("losses", losses), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"give each of the {name} once, got {', '.join(map(str, values)) or 'none'}")
     # For all of them: a wrong name is told although another package is missing.
     recipes = {
-        (model, loss): [make_recipe(data, **options, model=model, loss=loss, seed=seed) for seed in seeds]
+        (model, loss): [make_recipe(data, **choices, model=model, loss=loss, seed=seed) for seed in seeds]
         for model, loss in product(models, losses)
     }
     reasons = {model: unavailable(model) for model in models}
@@ -123,8 +120,8 @@ def compare(
     outcomes: dict[tuple[str, str], list[Outcome]] = {key: [] for key in recipes}
     with Display() if display is None else nullcontext(display) as shown:
         for variants in available.values():
-            described = check(variants[0], device, workers, skip_broken, shown)
-            for recipe in () if fresh else variants:
+            described = check(variants[0], run.device, run.workers, run.skip_broken, shown)
+            for recipe in () if run.fresh else variants:
                 folder = run_folder(out, recipe)
                 checkpoint.check_data(folder, checkpoint.load(folder, recipe), described)
         shown.begin_all("comparison", len(available) * len(seeds))
@@ -133,14 +130,9 @@ def compare(
             outcome = train(
                 recipe,
                 run_folder(out, recipe),
-                device=device,
-                workers=workers,
-                checkpoint_steps=checkpoint_steps,
-                fresh=fresh,
-                skip_broken=skip_broken,
-                cuda_graphs=cuda_graphs,
                 display=shown,
                 title=f"{recipe.model}, {recipe.loss}, seed {recipe.seed}",
+                **how,
             )
             outcomes[key].append(outcome)
     entries = tuple(Entry(*key, tuple(outcomes[key]), reasons[key[0]]) for key in recipes)

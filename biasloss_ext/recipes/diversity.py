@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,27 +40,24 @@ def measure_diversity(
     sources: Sequence[str],
     out: Path,
     *,
-    data: str | None = None,
-    data_dir: str | None = None,
-    image_size: int | None = None,
-    small_input: bool | None = None,
     layers: Sequence[str] | None = None,
     threshold: float | None = None,
     batch_size: int = 128,
     device: str = "auto",
     display: Display | None = None,
+    **choices: Any,
 ) -> list[LayerDiversity]:
     """Looks at every layer of every model over all test images, and writes a report, a table and a plot into ``out``.
 
     Args:
         sources: folders of training runs; or names of models as in the recipe, with a file of weights after ``@``
             (``skipblocknet_m@weights.pt``) or with none, untrained.
-        data, data_dir, image_size: the images; by default those that the runs were trained for.
-        small_input: of the models given by name, as in the recipe.
         layers: names of modules, the same in every model; None takes the blocks of each model, see
             :func:`biasloss_ext.diversity.default_layers`.
         threshold: the share of samples with a variance below it is counted; None for half the median of each layer.
         batch_size: images of one pass; it changes the time alone.
+        choices: of the recipe: ``data``, ``data_dir`` and ``image_size`` of the images, by default those that the runs were
+            trained for; ``small_input`` of the models given by name.
 
     Returns:
         The distributions, model by model, layer by layer.
@@ -74,8 +72,8 @@ def measure_diversity(
             raise UserError(f"there is no training run in {source}: it has no {checkpoint.NAME}")
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, got {batch_size}")
-    wanted = {"data": data, "data_dir": data_dir, "image_size": image_size}
-    recipe = _images(sources, {name: value for name, value in wanted.items() if value is not None})
+    small_input = choices.pop("small_input", None)
+    recipe = _images(sources, {name: value for name, value in choices.items() if value is not None})
     variances: dict[str, dict[str, Tensor]] = {}
     with processes(device) as here, Display() if display is None else nullcontext(display) as shown:
         images = load_data(recipe, here.device)

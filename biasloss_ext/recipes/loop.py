@@ -31,6 +31,7 @@ from biasloss_ext.recipes.processes import Processes, processes
 from biasloss_ext.recipes.recipe import Recipe
 from biasloss_ext.recipes.report import write_report
 from biasloss_ext.recipes.run_data import RunData, open_data
+from biasloss_ext.recipes.run_options import RunOptions
 from biasloss_ext.recipes.schedule import build_optimizer, build_schedule
 
 
@@ -38,14 +39,9 @@ def train(
     recipe: Recipe,
     out: Path,
     *,
-    device: str = "auto",
-    workers: int = 0,
-    checkpoint_steps: int = 0,
-    fresh: bool = False,
-    skip_broken: bool = False,
-    cuda_graphs: bool = False,
     display: Display | None = None,
     title: str = "training",
+    **options: Any,
 ) -> Outcome:
     """Trains, or goes on with the run whose checkpoint is in ``out``, or does nothing where that is finished.
 
@@ -54,33 +50,29 @@ def train(
 
     Args:
         out: folder for checkpoint.pt, metrics.csv, tensorboard/, report.md and its plots; made when all is checked.
-        device: "auto", "cpu" or "cuda".
-        workers: processes that read images from files.
-        checkpoint_steps: a checkpoint after so many steps too, not only after every epoch; 0 for none.
-        fresh: begins anew, whatever ``out`` holds.
-        skip_broken: image files that cannot be read are left out.
-        cuda_graphs: captures the steps in a CUDA graph; where that is impossible, says why and runs them eagerly.
         display: shows progress there; one of its own by default.
+        options: fields of :class:`biasloss_ext.recipes.run_options.RunOptions`.
 
     Raises:
         UserError: what the user can mend, see the modules that say so; ``out`` is then as before.
     """
+    how = RunOptions(**options)
     with (
-        processes(device) as here,
+        processes(how.device) as here,
         interrupts.watched(),
         Display(shown=here.leads) if display is None else nullcontext(display) as shown,
     ):
-        opened = open_data(recipe, here, workers, skip_broken, shown)
+        opened = open_data(recipe, here, how.workers, how.skip_broken, shown)
         run = Run(recipe, opened, here)
-        if not fresh:
+        if not how.fresh:
             state = checkpoint.load(out, recipe)
             checkpoint.check_data(out, state, opened.described)
             run.restore(state)
         for note in (*opened.notes, *run.notes):
             shown.say(note)
-        if cuda_graphs:
+        if how.cuda_graphs:
             run.capture_steps(shown)
-        return run.train(out, checkpoint_steps, shown, title)
+        return run.train(out, how.checkpoint_steps, shown, title)
 
 
 def check(

@@ -4,16 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from biasloss_ext.errors import UserError
 
+
+class DataSet(NamedTuple):
+    """A data set of ``biasloss train --data``.
+
+    Attributes:
+        loader: module in ``biasloss_ext/recipes/data`` and function in it, which is called with a recipe, the device of the
+            batches and the number of processes that read files, and returns a :class:`biasloss_ext.recipes.data.base.Data`.
+        defaults: choices of the recipe that are not :class:`Recipe`'s own defaults.
+    """
+
+    loader: str
+    defaults: dict[str, Any] = {}
+
+
+_MNIST_FAMILY = DataSet(
+    "idx:load_idx",
+    {
+        "model": "skipblocknet_xs",
+        "epochs": 15,
+        "optimizer": "adamw",
+        "lr": 3e-3,
+        "weight_decay": 0.05,
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "channels_last": True,
+    },
+)
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
-IDX_DATA = ("mnist", "fashion_mnist", "kmnist", *(f"emnist_{split}" for split in EMNIST_SPLITS))
-DATA = ("digits", "cifar10", "cifar100", *IDX_DATA, "imagefolder")
+DATA_SETS = {
+    "digits": DataSet(
+        "digits:load_digits",
+        {
+            "model": "skipblocknet_xs",
+            "epochs": 12,
+            "batch_size": 64,
+            "optimizer": "adamw",  # in so few steps SGD leaves some seeds behind
+            "lr": 3e-3,
+            "weight_decay": 0.05,
+            "schedule": "cosine",
+            "warmup_epochs": 2,
+            "channels_last": True,  # on a CPU the step takes half the time
+        },
+    ),
+    "cifar10": DataSet("cifar:load_cifar"),
+    "cifar100": DataSet("cifar:load_cifar"),
+    **dict.fromkeys(
+        ("mnist", "fashion_mnist", "kmnist", *(f"emnist_{split}" for split in EMNIST_SPLITS)), _MNIST_FAMILY
+    ),
+    "imagefolder": DataSet(
+        "folder:load_folder",
+        {
+            "image_size": 224,
+            "small_input": False,
+            "epochs": 100,
+            "batch_size": 256,
+            "schedule": "cosine",
+            "warmup_epochs": 5,
+        },
+    ),
+}
 LOSSES = ("bias", "ce", "focal")
 CHOICES = {
-    "data": DATA,
+    "data": tuple(DATA_SETS),
     "loss": LOSSES,
     "normalisation_mode": ("global", "local"),
     "optimizer": ("sgd", "adamw", "rmsprop"),
@@ -28,7 +85,7 @@ class Recipe:
     """One training run. The defaults here are the paper's for CIFAR; :func:`make_recipe` has those of each data set.
 
     Attributes:
-        data: one of ``DATA``.
+        data: one of ``DATA_SETS``.
         data_dir: where the data are; not used by digits.
         image_size: height and width of the images; always 32 for CIFAR and the data sets of MNIST's family.
         train_images: size of a fixed subset of the training images, every class in its proportion; 0 takes all.
@@ -156,42 +213,6 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-_MNIST_FAMILY: dict[str, Any] = {
-    "model": "skipblocknet_xs",
-    "epochs": 15,
-    "optimizer": "adamw",
-    "lr": 3e-3,
-    "weight_decay": 0.05,
-    "schedule": "cosine",
-    "warmup_epochs": 1,
-    "channels_last": True,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {
-        "model": "skipblocknet_xs",
-        "epochs": 12,
-        "batch_size": 64,
-        "optimizer": "adamw",  # in so few steps SGD leaves some seeds behind
-        "lr": 3e-3,
-        "weight_decay": 0.05,
-        "schedule": "cosine",
-        "warmup_epochs": 2,
-        "channels_last": True,  # on a CPU the step takes half the time
-    },
-    "cifar10": {},
-    "cifar100": {},
-    **dict.fromkeys(IDX_DATA, _MNIST_FAMILY),
-    "imagefolder": {
-        "image_size": 224,
-        "small_input": False,
-        "epochs": 100,
-        "batch_size": 256,
-        "schedule": "cosine",
-        "warmup_epochs": 5,
-    },
-}
-
-
 def make_recipe(data: str, **options: Any) -> Recipe:
     """The recipe of a data set with some of its choices replaced; an option that is None keeps the default.
 
@@ -200,12 +221,13 @@ def make_recipe(data: str, **options: Any) -> Recipe:
     Raises:
         UserError: a choice that does not exist or a number out of range.
     """
-    if data not in DATA:
-        raise UserError(f"unknown data {data!r}: there are {', '.join(DATA)}")
+    if data not in DATA_SETS:
+        raise UserError(f"unknown data {data!r}: there are {', '.join(DATA_SETS)}")
+    defaults = DATA_SETS[data].defaults
     chosen = {name: value for name, value in options.items() if value is not None}
-    recipe = Recipe(**{"data": data, **_DEFAULTS[data], **chosen})
+    recipe = Recipe(**{"data": data, **defaults, **chosen})
     if "milestones" not in chosen:
-        default = {**{"epochs": Recipe.epochs}, **_DEFAULTS[data]}["epochs"]
+        default = defaults.get("epochs", Recipe.epochs)
         milestones = tuple(round(epoch * recipe.epochs / default) for epoch in recipe.milestones)
         recipe = dataclasses.replace(recipe, milestones=milestones)
     return recipe

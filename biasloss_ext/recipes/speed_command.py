@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from biasloss_ext.recipes.commands import Data, Device, SkipBroken, Workers, with_recipe_options
+from biasloss_ext.recipes.options import Data, Device, SkipBroken, Workers, with_recipe_options
 from biasloss_ext.recipes.recipe import make_recipe
 
 

@@ -41,10 +41,10 @@ inline V gradient_at_u(const M& m, const V& grad, const V& y, int64_t j) {
 }
 
 template <Activation activation, class T, class Scalar>
-void sums_as(const NormalizedMatrix<T>& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centred) {
+void sums_as(const NormalizedMatrix<T>& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centered) {
   using V = typename Compute<T>::Vector;
   constexpr int lanes = Compute<T>::lanes;
-  for (int64_t j = 0; j < m.width + lanes; ++j) sum[j] = centred[j] = 0;
+  for (int64_t j = 0; j < m.width + lanes; ++j) sum[j] = centered[j] = 0;
   for_each_rows(m.rows, [&](int64_t row, int64_t at_once) {
     const int64_t start = row * m.width;
     for_each_vector<lanes>(m.width, [&](int64_t j, int64_t slot) {
@@ -58,16 +58,16 @@ void sums_as(const NormalizedMatrix<T>& m, const T* grad, const Scalar* center, 
         v += du * (y - middle);
       }
       store(sum + slot, load(sum + slot) + u);
-      store(centred + slot, load(centred + slot) + v);
+      store(centered + slot, load(centered + slot) + v);
     });
   });
   settle<lanes>(sum, m.width);
-  settle<lanes>(centred, m.width);
+  settle<lanes>(centered, m.width);
 }
 
 template <class T, class Scalar>
-void sums(const NormalizedMatrix<T>& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centred) {
-  with_activation(m.activation, [&](auto activation) { sums_as<activation.value>(m, grad, center, sum, centred); });
+void sums(const NormalizedMatrix<T>& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centered) {
+  with_activation(m.activation, [&](auto activation) { sums_as<activation.value>(m, grad, center, sum, centered); });
 }
 
 template <class T>

@@ -26,7 +26,7 @@ struct BatchNormTable {
   void (*add_deviations)(int64_t rows, const Scalar* pivot, const Scalar* sum, const Scalar* squares,
                          const double* mean, int64_t width, double* total);
   void (*apply)(const Matrix& m, const T* residual, T* out);  // residual may be null
-  void (*sums)(const Matrix& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centred);
+  void (*sums)(const Matrix& m, const T* grad, const Scalar* center, Scalar* sum, Scalar* centered);
   void (*add_sums)(const Scalar* sum, int64_t width, double* total);
   void (*backward)(const Matrix& m, const T* grad, const Coefficients& k, T* out);
 };

@@ -61,13 +61,13 @@ void finish(T* coefficients, int64_t channels, int64_t count, const NormGradient
   T *a = row(0), *b = row(1), *k = row(2), *center = row(3), *of_weight = row(4), *of_bias = row(5);
   const bool constant = norm.frozen || count == 0;  // also where the sums are not finite
   for (int64_t c = 0; c < channels; ++c) {
-    const double du = double(of_weight[c]), du_centred = double(of_bias[c]);
+    const double du = double(of_weight[c]), du_centered = double(of_bias[c]);
     const double factor = double(scale[c]) / double(count), variance = double(var[c]) + norm.eps;
     a[c] = scale[c];
-    b[c] = static_cast<T>(constant ? 0.0 : -factor * du_centred / variance);
+    b[c] = static_cast<T>(constant ? 0.0 : -factor * du_centered / variance);
     k[c] = static_cast<T>(constant ? 0.0 : -factor * du);
     center[c] = mean[c];
-    of_weight[c] = static_cast<T>(du_centred / std::sqrt(variance));
+    of_weight[c] = static_cast<T>(du_centered / std::sqrt(variance));
     of_bias[c] = static_cast<T>(du);
   }
 }

@@ -189,16 +189,23 @@ void weigh(Scalar* weight, int64_t samples, const Extrema<Scalar>& extrema, floa
   lane_tables().of(Scalar()).weigh(weight, samples, low, range, Scalar(alpha), Scalar(beta));
 }
 
+struct LossOptions {
+  double alpha, beta;
+  bool update_running_min;
+  int64_t reduction, ignore_index;
+  double label_smoothing;
+};
+
 template <class Scalar>
 BiasLossResult forward(const std::optional<Tensor>& features, const std::optional<Tensor>& variance,
                        const std::optional<Tensor>& extrema, const Tensor& output, const Tensor& target,
                        const std::optional<Tensor>& class_weight, const std::optional<Tensor>& running_min,
-                       double alpha, double beta, bool update_running_min, int64_t reduction, int64_t ignore_index,
-                       double label_smoothing) {
+                       const LossOptions& options) {
   const ScalarType dtype = std::is_same_v<Scalar, double> ? ScalarType::Double : ScalarType::Float;
+  const int64_t reduction = options.reduction;
   const ScoreTensor scores(output);
   const Targets<Scalar> targets(target, scores, class_weight ? class_weight->const_data_ptr<Scalar>() : nullptr,
-                                ignore_index, label_smoothing);
+                                options.ignore_index, options.label_smoothing);
   Tensor weight = empty_tensor({scores.samples}, dtype);
   Tensor statistics = empty_tensor({count_of_statistics(scores.rows())}, dtype);
   Tensor loss = reduction != kNone ? empty_tensor({}, dtype)
@@ -232,8 +239,8 @@ BiasLossResult forward(const std::optional<Tensor>& features, const std::optiona
     std::copy_n(variance->const_data_ptr<Scalar>(), scores.samples, w);
   Extrema<Scalar> reached = extrema_of_batch(w, scores.samples);
   if (extrema) reached = {extrema->const_data_ptr<Scalar>()[0], extrema->const_data_ptr<Scalar>()[1]};
-  weigh(w, scores.samples, reached, running_min ? running_min->mutable_data_ptr<float>() : nullptr, update_running_min,
-        alpha, beta);
+  weigh(w, scores.samples, reached, running_min ? running_min->mutable_data_ptr<float>() : nullptr,
+        options.update_running_min, options.alpha, options.beta);
 
   double total = 0, count = 0;
   for (int64_t i = 0; i < pieces.count; ++i) {
@@ -395,8 +402,8 @@ BiasLossResult bias_loss_cpu(std::optional<Tensor> features, std::optional<Tenso
                              double label_smoothing) {
   ArgumentCheck(output).of_forward(features, variance, extrema, target, class_weight, running_min);
   const auto run = output.scalar_type() == ScalarType::Double ? forward<double> : forward<float>;
-  return run(features, variance, extrema, output, target, class_weight, running_min, alpha, beta, update_running_min,
-             reduction, ignore_index, label_smoothing);
+  return run(features, variance, extrema, output, target, class_weight, running_min,
+             {alpha, beta, update_running_min, reduction, ignore_index, label_smoothing});
 }
 
 Tensor bias_loss_backward_cpu(Tensor grad_loss, Tensor output, Tensor target, std::optional<Tensor> class_weight,

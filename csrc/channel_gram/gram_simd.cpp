@@ -45,8 +45,8 @@ void gram_rows(const T* x, int64_t rows, int64_t channels, void* scratch, Scalar
     Scalar* products = row == 0 ? gram : of_tile;
     for (int64_t c = 0; c < channels; c += kBlock) {
       const int64_t height = channels - c < kBlock ? channels - c : kBlock, corner = c * gram_stride + c;
-      multiply<Scalar>(height, channels - c, count, z + c, 1, z_stride, z + c, z_stride, products + corner, gram_stride,
-                       false);
+      multiply<Scalar>({height, channels - c, count}, {z + c, 1, z_stride}, {z + c, z_stride},
+                       {products + corner, gram_stride}, false);
       for (int64_t i = 0; row > 0 && i < height; ++i)
         for (int64_t j = 0; j < channels - c; ++j)
           gram[corner + i * gram_stride + j] += of_tile[corner + i * gram_stride + j];

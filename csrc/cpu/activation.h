@@ -7,12 +7,12 @@
 #include <cstdint>
 #include <string>
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 
 namespace biasloss {
 
 inline constexpr const char* kActivationNames[] = {
-#define BIASLOSS_NAME(name) #name,
+#define BIASLOSS_NAME(name, gate) #name,
     BIASLOSS_ACTIVATIONS(BIASLOSS_NAME)
 #undef BIASLOSS_NAME
 };

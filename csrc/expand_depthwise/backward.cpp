@@ -43,21 +43,21 @@ class ReducedRows {
     if (positions == 0) return;
     Upcoming nothing = {};
     e_->product.widen(e_->x_at(sample_, first_), positions, narrow, x_mean_, x_, narrow_stride_);
-    e_->product.multiply(channels_, narrow, positions, du_, 1, stride_, x_, narrow_stride_, grad_expand_,
-                         narrow_stride_, before_.grad_expand, nothing);
+    e_->product.multiply({channels_, narrow, positions}, {du_, 1, stride_}, {x_, narrow_stride_},
+                         {grad_expand_, narrow_stride_}, before_.grad_expand, nothing);
     before_.grad_expand = true;
     Scalar* to = grad_x_ + (sample_ * e_->in.positions() + first_ * e_->in.width) * narrow;
     if (through_buffer()) {
-      e_->product.multiply(positions, narrow, channels_, du_, stride_, 1, weight_, narrow_stride_, sum_, narrow_stride_,
-                           false, nothing);
+      e_->product.multiply({positions, narrow, channels_}, {du_, stride_, 1}, {weight_, narrow_stride_},
+                           {sum_, narrow_stride_}, false, nothing);
       for (int64_t i = 0; i < positions; ++i)
         for (int64_t c = 0; c < narrow; ++c) {
           const Scalar before = before_.grad_x ? to[i * narrow + c] : Scalar(0);
           to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
         }
     } else {
-      e_->product.multiply_exact(positions, narrow, channels_, du_, stride_, weight_, narrow_stride_, to, narrow,
-                                 before_.grad_x);
+      e_->product.multiply_exact({positions, narrow, channels_}, {du_, stride_}, {weight_, narrow_stride_},
+                                 {to, narrow}, before_.grad_x);
     }
     first_ += count_;
     count_ = 0;

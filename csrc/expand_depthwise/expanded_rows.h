@@ -84,15 +84,15 @@ class ExpandedRows {
   void make(int64_t count, Upcoming& upcoming) {
     const int64_t width = e_->in.width, depth = e_->in.channels;
     const T* x = e_->x_at(sample_, next_);
-    const Scalar* weight = weight_ + channels_.begin;
+    const Rows<const Scalar> weight = {weight_ + channels_.begin, weight_stride_};
     Scalar* to = product_row(next_);
     if constexpr (std::is_same_v<T, Scalar>) {
-      e_->product.multiply(count * width, channels_.size(), depth, x, depth, 1, weight, weight_stride_, to, stride_,
-                           false, upcoming);
+      e_->product.multiply({count * width, channels_.size(), depth}, {x, depth, 1}, weight, {to, stride_}, false,
+                           upcoming);
     } else {
       e_->product.widen(x, count * width, depth, nullptr, wide_, wide_stride_);
-      e_->product.multiply(count * width, channels_.size(), depth, wide_, wide_stride_, 1, weight, weight_stride_, to,
-                           stride_, false, upcoming);
+      e_->product.multiply({count * width, channels_.size(), depth}, {wide_, wide_stride_, 1}, weight, {to, stride_},
+                           false, upcoming);
     }
     for (int64_t i = 0; i < count; ++i)
       e_->rows.activate({to + i * width * stride_, stride_}, {width, channels_.size()}, e_->affine.at(channels_.begin),

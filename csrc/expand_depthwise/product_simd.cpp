@@ -17,19 +17,16 @@ inline void fetch(Upcoming& upcoming, int64_t count) {
 }
 
 template <class Scalar>
-void product(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
-             int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate,
+void product(ProductSize size, Strided<Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate,
              Upcoming& upcoming) {
-  const int64_t blocks = blocks_of<Scalar>(rows, columns, depth);
+  const int64_t blocks = blocks_of<Scalar>(size.rows, size.columns, size.depth);
   const int64_t at_once = blocks > 0 ? parts_of(upcoming.count, blocks) : 0;
-  multiply(rows, columns, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate,
-           [&] { fetch(upcoming, at_once); });
+  multiply(size, a, b, c, accumulate, [&] { fetch(upcoming, at_once); });
 }
 
 template <class Scalar>
-void exact_product(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_stride, const Scalar* b,
-                   int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate) {
-  multiply_exact(rows, columns, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+void exact_product(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate) {
+  multiply_exact(size, a, b, c, accumulate);
 }
 
 template <class T, class Scalar>

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../math/matrix.h"
 #include "../simd/isa.h"
 #include "../simd/padding.h"
 #include "../simd/per_element.h"
@@ -18,11 +19,9 @@ struct Upcoming {
 template <class T, class Scalar>
 struct ExpansionKernels {
   // See csrc/simd/gemm.h. What has been fetched is taken out of `upcoming`.
-  void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
-                   int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
-                   bool accumulate, Upcoming& upcoming);
-  void (*multiply_exact)(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_stride,
-                         const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate);
+  void (*multiply)(ProductSize size, Strided<Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate,
+                   Upcoming& upcoming);
+  void (*multiply_exact)(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate);
   void (*pack)(int64_t rows, int64_t columns, const Scalar* from, int64_t row_stride, int64_t column_stride, Scalar* to,
                int64_t to_stride);
   // to = x - mean, row by row, with zeros up to padded_columns(); mean null: x alone.

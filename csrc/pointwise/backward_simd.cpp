@@ -156,20 +156,19 @@ void backward_piece(const PointwiseBackward<Scalar>& p, int64_t piece, void* scr
       const void* y = p.coefficients == nullptr ? nullptr : p.y;
       Fetches fetch = {
           run_of(p.grad, end, next_rows, p.outputs, blocks), run_of(y, end, next_rows, p.outputs, blocks), {}};
+      const Rows<Scalar> to = {weight_grad, p.weight_grad_stride};
       if (p.transposed)
-        multiply<Scalar>(m, n, rows, z, 1, z_stride, dy, dy_stride, weight_grad, p.weight_grad_stride,
-                         tile > first_tile, fetch);
+        multiply<Scalar>({m, n, rows}, {z, 1, z_stride}, {dy, dy_stride}, to, tile > first_tile, fetch);
       else
-        multiply<Scalar>(m, n, rows, dy, 1, dy_stride, z, z_stride, weight_grad, p.weight_grad_stride,
-                         tile > first_tile, fetch);
+        multiply<Scalar>({m, n, rows}, {dy, 1, dy_stride}, {z, z_stride}, to, tile > first_tile, fetch);
     }
     if (p.grad_x == nullptr && p.gate == nullptr && p.center == nullptr) continue;
     const int64_t blocks = blocks_of<Scalar>(rows, p.channels, p.outputs);
     Fetches fetch = {run_of(p.grad_x, begin, rows, p.channels, blocks),  // lines that are stored to are read first
                      run_of(p.residual_grad, begin, rows, p.channels, blocks),
                      run_of(p.x, end, next_rows, p.channels, blocks)};
-    multiply<Scalar>(rows, p.channels, p.outputs, dy, dy_stride, 1, p.weight, p.weight_stride, z, z_stride, false,
-                     fetch);
+    multiply<Scalar>({rows, p.channels, p.outputs}, {dy, dy_stride, 1}, {p.weight, p.weight_stride}, {z, z_stride},
+                     false, fetch);
     finish_tile<T>(p, tile, begin, end, z, z_stride);
   }
 }

@@ -134,7 +134,8 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
     finish.y = static_cast<T*>(p.y) + begin * p.outputs + first_output;
     if (p.residual != nullptr) finish.residual = static_cast<const T*>(p.residual) + begin * p.outputs + first_output;
     const T* x = static_cast<const T*>(p.x) + begin * p.channels;
-    const Scalar* weight = p.weight + first_output;
+    const ProductSize size = {rows, outputs, p.channels};
+    const Rows<const Scalar> weight = {p.weight + first_output, p.weight_stride};
     if (!x_as_it_is) load_tile<T>(p, begin, end, z, z_stride);
     const int64_t last = tile + 1 < first_tile + p.tiles.tiles_per_piece ? p.tiles.begin(tile + 2) : end;
     Fetch next(x + rows * p.channels, (last - end) * p.channels * int64_t(sizeof(T)),
@@ -143,17 +144,14 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
       const Scalar* a = x_as_it_is ? x : z;
       const int64_t a_stride = x_as_it_is ? p.channels : z_stride;
       if (into_y) {
-        multiply_exact<Scalar>(rows, outputs, p.channels, a, a_stride, weight, p.weight_stride, finish.y, p.outputs,
-                               false, next);
+        multiply_exact<Scalar>(size, {a, a_stride}, weight, {finish.y, p.outputs}, false, next);
         finish.product = finish.y;
         finish.product_stride = p.outputs;
       } else {
-        multiply<Scalar>(rows, outputs, p.channels, a, a_stride, 1, weight, p.weight_stride, product, product_stride,
-                         false, next);
+        multiply<Scalar>(size, {a, a_stride, 1}, weight, {product, product_stride}, false, next);
       }
     } else {
-      multiply<Scalar>(rows, outputs, p.channels, z, z_stride, 1, weight, p.weight_stride, product, product_stride,
-                       false, next);
+      multiply<Scalar>(size, {z, z_stride, 1}, weight, {product, product_stride}, false, next);
     }
     if (!finished) finish_tile(finish, p.output_activation, rows);
     if (!p.want_moments) continue;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 #include "../simd/isa.h"
 #include "../simd/types.h"
 #include "row_tiles.h"

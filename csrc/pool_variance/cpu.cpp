@@ -186,17 +186,17 @@ class Backward {
  private:
   Scalar<T>* sum(int64_t chunk) { return partial_.data() + chunk * 2 * stride_; }
 
-  void run(int64_t sample, int64_t first, int64_t rows, Scalar<T>* sum, Scalar<T>* centred) const {
+  void run(int64_t sample, int64_t first, int64_t rows, Scalar<T>* sum, Scalar<T>* centered) const {
     const Tiles& tiles = x_.tiles;
     std::vector<Scalar<T>> grad = repeated(pool_grad_ + sample * tiles.channels, tiles);
     for (Scalar<T>& g : grad) g /= static_cast<Scalar<T>>(x_.shape.positions());
     const int64_t whole = std::min(first + rows, tiles.rows) - first, at = x_.offset(sample, first);
-    table_.backward(x_.matrix(x_.data + at, whole), grad.data(), center_.data(), sum, centred, out_ + at);
+    table_.backward(x_.matrix(x_.data + at, whole), grad.data(), center_.data(), sum, centered, out_ + at);
     if (whole == rows) return;
     std::fill(grad.begin() + tiles.tail, grad.end(), Scalar<T>(0));  // what fills the row up adds nothing
     const std::vector<T> tail = x_.tail_of(sample);
     std::vector<T> du(tiles.width);
-    table_.backward(x_.matrix(tail.data(), 1), grad.data(), center_.data(), sum, centred, du.data());
+    table_.backward(x_.matrix(tail.data(), 1), grad.data(), center_.data(), sum, centered, du.data());
     std::copy_n(du.data(), tiles.tail, out_ + x_.offset(sample, tiles.rows));
   }
 

@@ -22,7 +22,7 @@ void moments(const NormalizedMatrix<T>& m, Scalar* pivot, Scalar* sum, Scalar* s
 }
 
 template <Activation activation, class T, class Scalar>
-void backward_as(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred,
+void backward_as(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centered,
                  T* out) {
   using V = typename Compute<T>::Vector;
   for_each_rows(m.rows, [&](int64_t row, int64_t at_once) {
@@ -39,16 +39,16 @@ void backward_as(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar*
         v += du * (x - middle);
       }
       store(sum + slot, load(sum + slot) + u);
-      store(centred + slot, load(centred + slot) + v);
+      store(centered + slot, load(centered + slot) + v);
     });
   });
 }
 
 template <class T, class Scalar>
-void backward(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred,
+void backward(const NormalizedMatrix<T>& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centered,
               T* out) {
   with_activation(m.activation,
-                  [&](auto activation) { backward_as<activation.value>(m, grad, center, sum, centred, out); });
+                  [&](auto activation) { backward_as<activation.value>(m, grad, center, sum, centered, out); });
 }
 
 template <class T>

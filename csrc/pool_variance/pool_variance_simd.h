@@ -24,7 +24,7 @@ struct PoolTable {
                          const double* mean, int64_t width, double* total);
   // out = du = grad * act'(u), the same grad for every row; adds to the accumulators, to be settled after the last
   // call.
-  void (*backward)(const Matrix& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centred, T* out);
+  void (*backward)(const Matrix& m, const Scalar* grad, const Scalar* center, Scalar* sum, Scalar* centered, T* out);
   void (*settle)(Scalar* accumulators, int64_t width);
   void (*add_sums)(const Scalar* sum, int64_t width, double* total);
 };

@@ -106,8 +106,8 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
       T* const finished = padded == outputs ? y_row : sums;
       Upcoming nothing = {};
       window.load(row / out.height, row % out.height, patches);
-      product.multiply(out.width, outputs, window.size(), patches, stride * kernel * in.channels, 1, from_weight,
-                       row_stride, finished, padded, false, nothing);
+      product.multiply({out.width, outputs, window.size()}, {patches, stride * kernel * in.channels, 1},
+                       {from_weight, row_stride}, {finished, padded}, false, nothing);
       finish.apply({finished, out.width, padded, ones.data(), shift.data(), activation}, nullptr, finished);
       for (int64_t q = 0; padded != outputs && q < out.width; ++q)
         std::copy_n(sums + q * padded, outputs, y_row + q * outputs);
@@ -172,8 +172,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activat
     parallel_shares(outputs * depth, [&](int64_t share, int64_t shares) {
       const Range own = part_of(steps, shares, share);
       for (int64_t step = own.begin; step < own.end; ++step)
-        table.linear(from, samples, depth, of_weight, of_bias, step * kStep, std::min(outputs, (step + 1) * kStep), to,
-                     outputs);
+        table.linear({from, depth}, samples, of_weight, of_bias, step * kStep, std::min(outputs, (step + 1) * kStep),
+                     {to, outputs});
     });
     if (activation != Activation::identity) table.activate(activation, to, samples * outputs, to);
   });

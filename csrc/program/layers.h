@@ -1,7 +1,7 @@
 // The layers of a program that are no ops of their own. float32 and float64 alone.
 #pragma once
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 #include "../op_types.h"
 
 namespace biasloss {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 
 namespace biasloss {
 

@@ -2,7 +2,7 @@
 // a float32 tensor (step, zero).
 #pragma once
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 #include "../op_types.h"
 
 namespace biasloss {

@@ -1,8 +1,9 @@
 // The activations and their derivatives for vectors, with torch's values at the kinks. For *_simd.cpp files only.
 #pragma once
 
-#include "../math/activation_names.h"
-#include "../math/normal_tail.h"
+#include <type_traits>
+
+#include "../math/activations.h"
 #include "vector.h"
 
 namespace biasloss {
@@ -35,100 +36,91 @@ inline V between(const V& x, const V& low, const V& high) {
   return at_most(at_least(x, low), high);
 }
 
-template <class V>
-inline V one_sixth() {
-  return V{} + (V{}[0] + 1) / 6;
-}
-
-template <class V>
-inline V logistic(const V& u) {
-  const V one = V{} + 1;
-  return one / (one + exponential(-u));
-}
-
-// The normal distribution function at u, and its density.
-template <class V>
-struct Normal {
-  V below, density;
+// Of formulas in csrc/math/activations.h, on vectors.
+struct VectorMath {
+  static constexpr bool kGateIsConstant = true;
+  template <class V>
+  using Number = typename std::remove_cv<__typeof__(V{}[0] + 0)>::type;
+  template <class V>
+  static inline V clamp(const V& x, const V& low, const V& high) {
+    return between(x, low, high);
+  }
+  template <class V>
+  static inline V exponential(const V& x) {
+    return BIASLOSS_ISA::exponential(x);
+  }
+  static inline DoubleVector erfc(DoubleVector x) {
+    for (int i = 0; i < kDoubleLanes; ++i) x[i] = __builtin_erfc(x[i]);
+    return x;
+  }
 };
 
-inline Normal<FloatVector> normal(const FloatVector& u) {
-  const FloatVector zero = {}, a = at_most(u < zero ? -u : u, zero + kEndOfTail);
-  const FloatVector e = exponential(a * a * -0.5f), tail = e * normal_tail_ratio(a);
-  return {u < zero ? tail : 1.0f - tail, e * float(kDensityAtZero)};
+template <Activation activation, class V>
+inline constexpr auto kGate = gate_of<VectorMath::Number<V>>(activation);
+
+template <Activation activation, class V>
+inline V smooth_value(const V& u) {
+  constexpr auto gate = kGate<activation, V>;
+  const V below = distribution_of<VectorMath>(gate, u).below;
+  return gate.times_input ? u * below : below;
 }
 
-inline Normal<DoubleVector> normal(const DoubleVector& u) {
-  DoubleVector below;
-  for (int i = 0; i < kDoubleLanes; ++i) below[i] = 0.5 * __builtin_erfc(u[i] * -kSqrtHalf);
-  return {below, exponential(u * u * -0.5) * kDensityAtZero};
+template <Activation activation, class V>
+inline V smooth_derivative(const V& u) {
+  constexpr auto gate = kGate<activation, V>;
+  const Distribution<V> of = distribution_of<VectorMath>(gate, u);
+  return gate.times_input ? of.below + u * of.density : of.density;
 }
 
-// The forms of GELU are calls: in line, every kernel would hold copies of them, and a call is little beside what it
-// computes.
-template <class V>
-[[gnu::noinline]] V gelu(V u) {
-  return u * normal(u).below;
+// All but the plain logistic function are calls: in line, every kernel would hold copies of them, and a call is little
+// beside what it computes.
+template <Activation activation, class V>
+inline constexpr bool kIsCall = kGate<activation, V>.curve != Curve::logistic || kGate<activation, V>.cubic != 0;
+
+template <Activation activation, class V>
+[[gnu::noinline]] V called_value(V u) {
+  return smooth_value<activation>(u);
 }
 
-template <class V>
-[[gnu::noinline]] V gelu_derivative(V u) {
-  const Normal<V> of = normal(u);
-  return of.below + u * of.density;
-}
-
-template <class V>
-[[gnu::noinline]] V gelu_tanh(V u) {
-  using Scalar = __typeof__(u[0] + 0);
-  return u * logistic(u * (Scalar(kGeluLinear) + Scalar(kGeluCubic) * u * u));
-}
-
-template <class V>
-[[gnu::noinline]] V gelu_tanh_derivative(V u) {
-  using Scalar = __typeof__(u[0] + 0);
-  // Behind the bounds the logistic function is 0 or 1, and the square of u might be infinite.
-  const V zero = {}, one = zero + 1, bounded = between(u, zero - 25, zero + 25), square = bounded * bounded;
-  const V v = bounded * (Scalar(kGeluLinear) + Scalar(kGeluCubic) * square);
-  const V e = exponential(v < zero ? v : -v), above = one / (one + e);
-  const V slope = Scalar(kGeluLinear) + Scalar(3 * kGeluCubic) * square;
-  return (v < zero ? e * above : above) + u * (e * above * above * slope);
+template <Activation activation, class V>
+[[gnu::noinline]] V called_derivative(V u) {
+  return smooth_derivative<activation>(u);
 }
 
 template <Activation activation, class V>
 inline V activate(const V& u) {
-  const V zero = {}, three = V{} + 3, six = V{} + 6;
-  if constexpr (activation == Activation::relu) return at_least(u, zero);
-  if constexpr (activation == Activation::relu6) return between(u, zero, six);
-  if constexpr (activation == Activation::hardswish) return u * between(u + three, zero, six) * one_sixth<V>();
-  if constexpr (activation == Activation::silu) return u * logistic(u);
-  if constexpr (activation == Activation::hardsigmoid) return between(u + three, zero, six) * one_sixth<V>();
-  if constexpr (activation == Activation::sigmoid) return logistic(u);
-  if constexpr (activation == Activation::gelu) return gelu<V>(u);
-  if constexpr (activation == Activation::gelu_tanh) return gelu_tanh<V>(u);
-  return u;
+  constexpr auto gate = kGate<activation, V>;
+  if constexpr (gate.curve == Curve::line) {
+    V h = u;
+    if constexpr (gate.offset != 0) h = h + gate.offset;
+    if constexpr (gate.low > -kUnbounded) h = at_least(h, V{} + gate.low);
+    if constexpr (gate.high < kUnbounded) h = at_most(h, V{} + gate.high);
+    if constexpr (gate.times_input) h = u * h;
+    if constexpr (gate.slope != 1) h = h * gate.slope;
+    return h;
+  } else if constexpr (kIsCall<activation, V>) {
+    return called_value<activation, V>(u);
+  } else {
+    return smooth_value<activation>(u);
+  }
 }
 
 template <Activation activation, class V>
 inline V derivative(const V& u) {
-  const V zero = {}, one = V{} + 1, three = V{} + 3, six = V{} + 6;
-  if constexpr (activation == Activation::relu) return u > zero ? one : zero;
-  if constexpr (activation == Activation::relu6) return (u > zero) & (u < six) ? one : zero;
-  if constexpr (activation == Activation::hardswish) {
-    const V between_kinks = u * (one_sixth<V>() + one_sixth<V>()) + three * one_sixth<V>();
-    return u <= -three ? zero : (u < three ? between_kinks : one);
+  constexpr auto gate = kGate<activation, V>;
+  if constexpr (gate.curve == Curve::line) {
+    const V zero = {}, first = zero + gate.first_kink, second = zero + gate.second_kink;
+    const V above = zero + gate.gradient_above;
+    V slope = zero + gate.gradient_offset;
+    if constexpr (gate.gradient_slope != 0) slope = u * gate.gradient_slope + slope;
+    if constexpr (gate.second_kink < kUnbounded) slope = u < second ? slope : above;
+    if constexpr (gate.first_kink > -kUnbounded) slope = u <= first ? zero : slope;
+    return slope;
+  } else if constexpr (kIsCall<activation, V>) {
+    return called_derivative<activation, V>(u);
+  } else {
+    return smooth_derivative<activation>(u);
   }
-  if constexpr (activation == Activation::silu) {
-    const V s = logistic(u);
-    return s * (one + u * (one - s));
-  }
-  if constexpr (activation == Activation::hardsigmoid) return (u > -three) & (u < three) ? one_sixth<V>() : zero;
-  if constexpr (activation == Activation::sigmoid) {
-    const V s = logistic(u);
-    return s * (one - s);
-  }
-  if constexpr (activation == Activation::gelu) return gelu_derivative<V>(u);
-  if constexpr (activation == Activation::gelu_tanh) return gelu_tanh_derivative<V>(u);
-  return one;
 }
 
 }  // namespace BIASLOSS_ISA

@@ -1,6 +1,7 @@
 // Products of small dense matrices that lie in cache: C (+)= A B with C in registers. For *_simd.cpp files only.
 #pragma once
 
+#include "../math/matrix.h"
 #include "padding.h"
 #include "vector.h"
 
@@ -30,9 +31,8 @@ struct Fixed {
 
 // `last` is the column of the last vector, which may overlap the one before it.
 template <int rows, int vectors, class Scalar, class RowStride, class ColumnStride>
-__attribute__((noinline)) void multiply_block(int64_t last, int64_t depth, const Scalar* a, RowStride a_row_stride,
-                                              ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
-                                              Scalar* c, int64_t c_stride, bool accumulate) {
+__attribute__((noinline)) void multiply_block(int64_t last, int64_t depth, Strided<Scalar, RowStride, ColumnStride> a,
+                                              Rows<const Scalar> b, Rows<Scalar> c, bool accumulate) {
   using Vector = typename Compute<Scalar>::Vector;
   constexpr int lanes = Compute<Scalar>::lanes;
   Vector sum[rows][vectors] = {};
@@ -41,14 +41,14 @@ __attribute__((noinline)) void multiply_block(int64_t last, int64_t depth, const
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sum[r][v] = load(c + r * c_stride + column(v));
-  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load(c.data + r * c.stride + column(v));
+  for (int64_t k = 0; k < depth; ++k, b.data += b.stride) {
     Vector of_b[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) of_b[v] = load(b + column(v));
+    for (int v = 0; v < vectors; ++v) of_b[v] = load(b.data + column(v));
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Scalar of_a = a[r * a_row_stride + k * a_column_stride];
+      const Scalar of_a = a.data[r * a.row_stride + k * a.column_stride];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] += of_a * of_b[v];
     }
@@ -56,7 +56,7 @@ __attribute__((noinline)) void multiply_block(int64_t last, int64_t depth, const
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(c + r * c_stride + column(v), sum[r][v]);
+    for (int v = 0; v < vectors; ++v) store(c.data + r * c.stride + column(v), sum[r][v]);
 }
 
 // What is to be done before each block of a product: nothing.
@@ -66,17 +66,15 @@ struct Nothing {
 
 // All rows of a panel: blocks of `block` rows, and what is left in halves of that.
 template <int block, int vectors, class Before, class Scalar, class RowStride, class ColumnStride>
-inline void multiply_rows(Before& before, int64_t rows, int64_t last, int64_t depth, const Scalar* a,
-                          RowStride a_row_stride, ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
-                          Scalar* c, int64_t c_stride, bool accumulate) {
-  for (; rows >= block; rows -= block, a += block * a_row_stride, c += block * c_stride) {
+inline void multiply_rows(Before& before, int64_t rows, int64_t last, int64_t depth,
+                          Strided<Scalar, RowStride, ColumnStride> a, Rows<const Scalar> b, Rows<Scalar> c,
+                          bool accumulate) {
+  for (; rows >= block; rows -= block, a.data += block * a.row_stride, c.data += block * c.stride) {
     before();
-    multiply_block<block, vectors>(last, depth, a, a_row_stride, a_column_stride, b, b_stride, c, c_stride, accumulate);
+    multiply_block<block, vectors>(last, depth, a, b, c, accumulate);
   }
   if constexpr (block > 1)
-    if (rows > 0)
-      multiply_rows<block / 2, vectors>(before, rows, last, depth, a, a_row_stride, a_column_stride, b, b_stride, c,
-                                        c_stride, accumulate);
+    if (rows > 0) multiply_rows<block / 2, vectors>(before, rows, last, depth, a, b, c, accumulate);
 }
 
 template <int vectors, class Before, class... Arguments>
@@ -114,9 +112,9 @@ class FetchingRows {
 // Panels of columns, which the rows of B are passed through in pieces. Where `exact`, the last vector overlaps the one
 // before it instead of reaching beyond the last column.
 template <bool exact, class Before, class Scalar, class RowStride, class ColumnStride>
-inline void multiply_panels(Before& before, int64_t rows, int64_t columns, int64_t depth, const Scalar* a,
-                            RowStride a_row_stride, ColumnStride a_column_stride, const Scalar* b, int64_t b_stride,
-                            Scalar* c, int64_t c_stride, bool accumulate) {
+inline void multiply_panels(Before& before, ProductSize size, Strided<Scalar, RowStride, ColumnStride> a,
+                            Rows<const Scalar> b, Rows<Scalar> c, bool accumulate) {
+  const auto [rows, columns, depth] = size;
   constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t vectors = parts_of(columns, lanes);
   const int64_t pieces = depth == 0 ? 1 : parts_of(depth, kDepthPiece), panels = parts_of(vectors, kMostVectors);
@@ -130,11 +128,13 @@ inline void multiply_panels(Before& before, int64_t rows, int64_t columns, int64
       const int64_t next_first = is_last ? 0 : last, next_column = column + (is_last ? width * lanes : 0);
       const int64_t next_rows =
           is_last && panel == panels - 1 ? 0 : part_begin(depth, pieces, is_last ? 1 : piece + 2) - next_first;
-      FetchingRows fetching(before, b + next_first * b_stride + next_column, next_rows, width * lanes, b_stride,
+      FetchingRows fetching(before, b.data + next_first * b.stride + next_column, next_rows, width * lanes, b.stride,
                             parts_of(rows, kBlockRows[width]));
-      multiply_panel<kMostVectors>(width, fetching, rows, last_vector, last - first, a + first * a_column_stride,
-                                   a_row_stride, a_column_stride, b + first * b_stride + column, b_stride, c + column,
-                                   c_stride, accumulate || piece > 0);
+      Strided<Scalar, RowStride, ColumnStride> a_piece = a;
+      a_piece.data += first * a.column_stride;
+      multiply_panel<kMostVectors>(width, fetching, rows, last_vector, last - first, a_piece,
+                                   Rows<const Scalar>{b.data + first * b.stride + column, b.stride},
+                                   Rows<Scalar>{c.data + column, c.stride}, accumulate || piece > 0);
     }
   }
 }
@@ -152,29 +152,31 @@ inline int64_t blocks_of(int64_t rows, int64_t columns, int64_t depth) {
 // element of C is summed along the depth in order, whatever the other sizes. `accumulate` is false for C = A B.
 // `before` is called before each block, a few hundred cycles of work: there is time to fetch what comes next.
 template <class Scalar, class Before = Nothing>
-inline void multiply(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_row_stride,
-                     int64_t a_column_stride, const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride,
-                     bool accumulate, Before&& before = Before()) {
-  if (a_column_stride == 1)
-    multiply_panels<false>(before, rows, columns, depth, a, a_row_stride, Fixed<1>(), b, b_stride, c, c_stride,
-                           accumulate);
-  else if (a_row_stride == 1)
-    multiply_panels<false>(before, rows, columns, depth, a, Fixed<1>(), a_column_stride, b, b_stride, c, c_stride,
-                           accumulate);
-  else
-    for (int64_t row = 0; row < rows; ++row)
-      multiply_panels<false>(before, 1, columns, depth, a + row * a_row_stride, Fixed<1>(), a_column_stride, b,
-                             b_stride, c + row * c_stride, c_stride, accumulate);
+inline void multiply(ProductSize size, Strided<Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate,
+                     Before&& before = Before()) {
+  const auto columns_apart = [&](const Scalar* from) {
+    return Strided<Scalar, Fixed<1>, int64_t>{from, {}, a.column_stride};
+  };
+  if (a.column_stride == 1) {
+    const Strided<Scalar, int64_t, Fixed<1>> rows_apart = {a.data, a.row_stride, {}};
+    multiply_panels<false>(before, size, rows_apart, b, c, accumulate);
+  } else if (a.row_stride == 1) {
+    multiply_panels<false>(before, size, columns_apart(a.data), b, c, accumulate);
+  } else {
+    for (int64_t row = 0; row < size.rows; ++row)
+      multiply_panels<false>(before, {1, size.columns, size.depth}, columns_apart(a.data + row * a.row_stride), b,
+                             Rows<Scalar>{c.data + row * c.stride, c.stride}, accumulate);
+  }
 }
 
 // C (+)= A B, A row-major, for at least as many columns as a vector has lanes. No column behind the last one is read or
 // written: B and C need no padding. The same values as of multiply(). The two vectors that overlap are of one panel,
 // which reads all that it adds to before it stores.
 template <class Scalar, class Before = Nothing>
-inline void multiply_exact(int64_t rows, int64_t columns, int64_t depth, const Scalar* a, int64_t a_stride,
-                           const Scalar* b, int64_t b_stride, Scalar* c, int64_t c_stride, bool accumulate,
-                           Before&& before = Before()) {
-  multiply_panels<true>(before, rows, columns, depth, a, a_stride, Fixed<1>(), b, b_stride, c, c_stride, accumulate);
+inline void multiply_exact(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c,
+                           bool accumulate, Before&& before = Before()) {
+  const Strided<Scalar, int64_t, Fixed<1>> rows_apart = {a.data, a.stride, {}};
+  multiply_panels<true>(before, size, rows_apart, b, c, accumulate);
 }
 
 // Two vectors, zipped: the values of their lower, or upper, halves in turns.

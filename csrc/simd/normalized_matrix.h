@@ -2,13 +2,13 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
 #include "types.h"
 
 namespace biasloss {
 
 // A map as the matrix `rows` by `width` (csrc/cpu/tiles.h), and h = act(scale * x + shift). Scale and shift have a
-// value a column.
+// value per column.
 template <class T>
 struct NormalizedMatrix {
   const T* x;

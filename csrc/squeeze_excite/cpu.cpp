@@ -55,17 +55,17 @@ void sum_samples(const T* sums, const T* pool_grad, const Sizes& s, int64_t posi
   const double factor = 1.0 / static_cast<double>(std::max<int64_t>(positions, 1));
   parallel_shares(4 * size, [&](int64_t share, int64_t shares) {
     const int64_t begin = s.channels * share / shares, count = s.channels * (share + 1) / shares - begin;
-    std::vector<double> du(count), du_centred(count);
+    std::vector<double> du(count), du_centered(count);
     for (int64_t sample = 0; sample < s.samples; ++sample) {
       const T *p = pool_grad + sample * s.channels + begin, *at = sums + sample * s.channels + begin;
       for (int64_t i = 0; i < count; ++i) {
         const double shared = double(p[i]) * factor;
         du[i] += double(at[i]) + shared * double(at[size + i]);
-        du_centred[i] += double(at[2 * size + i]) + shared * double(at[3 * size + i]);
+        du_centered[i] += double(at[2 * size + i]) + shared * double(at[3 * size + i]);
       }
     }
     std::copy_n(du.data(), count, out + begin);
-    std::copy_n(du_centred.data(), count, out + s.channels + begin);
+    std::copy_n(du_centered.data(), count, out + s.channels + begin);
   });
 }
 
@@ -97,12 +97,12 @@ std::tuple<Tensor, Tensor, Tensor> squeeze_excite_cpu(Tensor pooled, Tensor redu
     T* squeezed = static_cast<T*>(reduced.mutable_data_ptr());
     T* excited = static_cast<T*>(expanded.mutable_data_ptr());
     parallel_parts(s, s.reduced, [&](int64_t begin, int64_t end) {
-      table.linear(x, s.samples, s.channels, down, down_bias, begin, end, squeezed, s.reduced);
+      table.linear({x, s.channels}, s.samples, down, down_bias, begin, end, {squeezed, s.reduced});
     });
     std::vector<T> hidden(s.samples * s.reduced);
     table.activate(of_hidden, squeezed, s.samples * s.reduced, hidden.data());
     parallel_parts(s, s.channels, [&](int64_t begin, int64_t end) {
-      table.linear(hidden.data(), s.samples, s.reduced, up, up_bias, begin, end, excited, s.channels);
+      table.linear({hidden.data(), s.reduced}, s.samples, up, up_bias, begin, end, {excited, s.channels});
     });
     table.activate(of_gate, excited, s.samples * s.channels, static_cast<T*>(gate.mutable_data_ptr()));
   });
@@ -146,19 +146,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backwa
     // The gradient of the one side goes by columns, that of the weight by rows: parts of the same share of both.
     parallel_parts(s, s.channels, [&](int64_t begin, int64_t end) {
       const auto [first, last] = same_part(begin, end, s.channels, s.reduced);
-      table.combine(d_excited.data(), s.channels, 1, s.samples, s.channels, up, first, last, d_hidden.data(),
-                    s.reduced);
-      table.combine(d_excited.data() + begin, 1, s.channels, end - begin, s.samples, hidden.data(), 0, s.reduced,
-                    out(expand_weight_grad) + begin * s.reduced, s.reduced);
+      table.combine({d_excited.data(), s.channels, 1}, s.samples, s.channels, up, first, last,
+                    {d_hidden.data(), s.reduced});
+      table.combine({d_excited.data() + begin, 1, s.channels}, end - begin, s.samples, hidden.data(), 0, s.reduced,
+                    {out(expand_weight_grad) + begin * s.reduced, s.reduced});
     });
     table.gradient(of_hidden, d_hidden.data(), squeezed, narrow, d_squeezed.data());
     sum_rows(d_squeezed.data(), s.samples, s.reduced, out(reduce_bias_grad));
     parallel_parts(s, s.channels, [&](int64_t begin, int64_t end) {
       const auto [first, last] = same_part(begin, end, s.channels, s.reduced);
-      table.combine(d_squeezed.data(), s.reduced, 1, s.samples, s.reduced, down, begin, end, out(pool_grad),
-                    s.channels);
-      table.combine(d_squeezed.data() + first, 1, s.reduced, last - first, s.samples, x, 0, s.channels,
-                    out(reduce_weight_grad) + first * s.channels, s.channels);
+      table.combine({d_squeezed.data(), s.reduced, 1}, s.samples, s.reduced, down, begin, end,
+                    {out(pool_grad), s.channels});
+      table.combine({d_squeezed.data() + first, 1, s.reduced}, last - first, s.samples, x, 0, s.channels,
+                    {out(reduce_weight_grad) + first * s.channels, s.channels});
     });
     if (finishes)
       sum_samples(values_of<T>(*sums, 4 * wide, "squeeze_excite_backward: sums"), out(pool_grad), s, positions,

@@ -75,15 +75,16 @@ inline void linear_block(const T* x, int64_t depth, const T* weight, const T* bi
 }
 
 template <class T>
-void linear(const T* x, int64_t rows, int64_t depth, const T* weight, const T* bias, int64_t begin, int64_t end, T* out,
-            int64_t width) {
+void linear(Rows<const T> x, int64_t rows, const T* weight, const T* bias, int64_t begin, int64_t end, Rows<T> out) {
+  const int64_t depth = x.stride, width = out.stride;
   const auto columns = [&](int64_t m, auto row_block) {
     constexpr int count = row_block.value;
+    const T* const x_row = x.data + m * depth;
+    T* const out_row = out.data + m * width;
     int64_t n = begin;
     for (; n + kRowBlock <= end; n += kRowBlock)
-      linear_block<count, kRowBlock>(x + m * depth, depth, weight + n * depth, bias + n, out + m * width + n, width);
-    for (; n < end; ++n)
-      linear_block<count, 1>(x + m * depth, depth, weight + n * depth, bias + n, out + m * width + n, width);
+      linear_block<count, kRowBlock>(x_row, depth, weight + n * depth, bias + n, out_row + n, width);
+    for (; n < end; ++n) linear_block<count, 1>(x_row, depth, weight + n * depth, bias + n, out_row + n, width);
   };
   int64_t m = 0;
   for (; m + kVectorBlock <= rows; m += kVectorBlock) columns(m, Block<kVectorBlock>());
@@ -91,56 +92,55 @@ void linear(const T* x, int64_t rows, int64_t depth, const T* weight, const T* b
 }
 
 template <int rows, int vectors, class T>
-inline void combine_block(const T* a, int64_t row_stride, int64_t depth_stride, int64_t depth, const T* b, T* out,
-                          int64_t width) {
+inline void combine_block(Strided<T> a, int64_t depth, const T* b, Rows<T> out) {
   using V = typename Compute<T>::Vector;
   constexpr int lanes = Compute<T>::lanes;
   V sum[rows][vectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     V values[vectors];
-    for (int v = 0; v < vectors; ++v) values[v] = load(b + k * width + v * lanes);
+    for (int v = 0; v < vectors; ++v) values[v] = load(b + k * out.stride + v * lanes);
     for (int m = 0; m < rows; ++m) {
-      const V factor = V{} + a[m * row_stride + k * depth_stride];
+      const V factor = V{} + a.data[m * a.row_stride + k * a.column_stride];
       for (int v = 0; v < vectors; ++v) sum[m][v] += factor * values[v];
     }
   }
   for (int m = 0; m < rows; ++m)
-    for (int v = 0; v < vectors; ++v) store(out + m * width + v * lanes, sum[m][v]);
+    for (int v = 0; v < vectors; ++v) store(out.data + m * out.stride + v * lanes, sum[m][v]);
 }
 
 // For end - begin >= lanes: the last vector may overlap the one before it.
 template <int rows, class T>
-void combine_rows(const T* a, int64_t row_stride, int64_t depth_stride, int64_t depth, const T* b, int64_t begin,
-                  int64_t end, T* out, int64_t width) {
+void combine_rows(Strided<T> a, int64_t depth, const T* b, int64_t begin, int64_t end, Rows<T> out) {
   constexpr int lanes = Compute<T>::lanes;
   int64_t n = begin;
   for (; n + kVectorBlock * lanes <= end; n += kVectorBlock * lanes)
-    combine_block<rows, kVectorBlock>(a, row_stride, depth_stride, depth, b + n, out + n, width);
+    combine_block<rows, kVectorBlock>(a, depth, b + n, Rows<T>{out.data + n, out.stride});
   for (; n < end; n += lanes) {
     if (n + lanes > end) n = end - lanes;
-    combine_block<rows, 1>(a, row_stride, depth_stride, depth, b + n, out + n, width);
+    combine_block<rows, 1>(a, depth, b + n, Rows<T>{out.data + n, out.stride});
   }
 }
 
 template <class T>
-void combine(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth, const T* b,
-             int64_t begin, int64_t end, T* out, int64_t width) {
+void combine(Strided<T> a, int64_t rows, int64_t depth, const T* b, int64_t begin, int64_t end, Rows<T> out) {
   constexpr int lanes = Compute<T>::lanes;
   if (end - begin < lanes) {  // narrower than a vector
     for (int64_t m = 0; m < rows; ++m) {
       typename Compute<T>::Vector sum = {};
       for (int64_t k = 0; k < depth; ++k)
-        sum += a[m * row_stride + k * depth_stride] *
-               load_first<typename Compute<T>::Vector>(b + k * width + begin, end - begin);
-      for (int64_t n = begin; n < end; ++n) out[m * width + n] = sum[n - begin];
+        sum += a.data[m * a.row_stride + k * a.column_stride] *
+               load_first<typename Compute<T>::Vector>(b + k * out.stride + begin, end - begin);
+      for (int64_t n = begin; n < end; ++n) out.data[m * out.stride + n] = sum[n - begin];
     }
     return;
   }
+  const auto from_row = [&](int64_t m, auto combine_some) {
+    combine_some(Strided<T>{a.data + m * a.row_stride, a.row_stride, a.column_stride}, depth, b, begin, end,
+                 Rows<T>{out.data + m * out.stride, out.stride});
+  };
   int64_t m = 0;
-  for (; m + kRowBlock <= rows; m += kRowBlock)
-    combine_rows<kRowBlock>(a + m * row_stride, row_stride, depth_stride, depth, b, begin, end, out + m * width, width);
-  for (; m < rows; ++m)
-    combine_rows<1>(a + m * row_stride, row_stride, depth_stride, depth, b, begin, end, out + m * width, width);
+  for (; m + kRowBlock <= rows; m += kRowBlock) from_row(m, combine_rows<kRowBlock, T>);
+  for (; m < rows; ++m) from_row(m, combine_rows<1, T>);
 }
 
 // Calls f(load, store) for every vector of `count` values and for what is left of them.

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "../math/activation_names.h"
+#include "../math/activations.h"
+#include "../math/matrix.h"
 #include "../simd/isa.h"
 #include "../simd/per_element.h"
 
@@ -12,14 +13,13 @@ namespace biasloss {
 
 template <class T>
 struct SqueezeExciteTable {
-  // out[m][n] = bias[n] + sum over k of x[m][k] * weight[n][k], for n in [begin, end). x is (rows, depth), weight
-  // (any, depth); a row of out has `width` values.
-  void (*linear)(const T* x, int64_t rows, int64_t depth, const T* weight, const T* bias, int64_t begin, int64_t end,
-                 T* out, int64_t width);
-  // out[m][n] = sum over k of a[m * row_stride + k * depth_stride] * b[k][n], for n in [begin, end); rows of b and out
-  // have `width` values.
-  void (*combine)(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth, const T* b,
-                  int64_t begin, int64_t end, T* out, int64_t width);
+  // out[m][n] = bias[n] + sum over k of x[m][k] * weight[n][k], for n in [begin, end). x is (rows, depth) without gaps,
+  // weight (any, depth).
+  void (*linear)(Rows<const T> x, int64_t rows, const T* weight, const T* bias, int64_t begin, int64_t end,
+                 Rows<T> out);
+  // out[m][n] = sum over k < depth of a[m][k] * b[k][n], for n in [begin, end); a has `rows` rows, and those of b are
+  // as far apart as those of out.
+  void (*combine)(Strided<T> a, int64_t rows, int64_t depth, const T* b, int64_t begin, int64_t end, Rows<T> out);
   void (*activate)(Activation activation, const T* u, int64_t count, T* h);
   // out = grad * act'(u)
   void (*gradient)(Activation activation, const T* grad, const T* u, int64_t count, T* out);

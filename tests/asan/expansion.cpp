@@ -21,15 +21,14 @@ void run_product(const ExpansionKernels<T, Scalar>& kernels, int64_t rows, int64
   kernels.pack(depth, columns, weight.data(), 1, depth, packed.data(), stride);
   Upcoming upcoming = {
       {reinterpret_cast<const char*>(x.data()), nullptr}, depth * int64_t(sizeof(T)), depth * int64_t(sizeof(T)), rows};
-  kernels.multiply(rows, columns, depth, wide.data(), of_x, 1, packed.data(), stride, sum.data(), stride, false,
-                   upcoming);
+  const ProductSize size = {rows, columns, depth};
+  kernels.multiply(size, {wide.data(), of_x, 1}, {packed.data(), stride}, {sum.data(), stride}, false, upcoming);
   std::vector<Scalar> exact(rows * columns), unpadded(depth * columns);
   for (const bool accumulate : {false, true})
     if (columns >= baseline::depthwise_tables.of(Scalar()).lanes)
-      kernels.multiply_exact(rows, columns, depth, wide.data(), of_x, unpadded.data(), columns, exact.data(), columns,
+      kernels.multiply_exact(size, {wide.data(), of_x}, {unpadded.data(), columns}, {exact.data(), columns},
                              accumulate);
-  kernels.multiply(rows, columns, depth, transposed.data(), 1, rows, packed.data(), stride, sum.data(), stride, true,
-                   upcoming);
+  kernels.multiply(size, {transposed.data(), 1, rows}, {packed.data(), stride}, {sum.data(), stride}, true, upcoming);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ template <class T>
 void run_squeeze_excite(const SqueezeExciteTable<T>& table, int64_t samples, int64_t channels, int64_t reduced) {
   const std::vector<T> pooled(samples * channels), weight(reduced * channels), bias(reduced);
   std::vector<T> squeezed(samples * reduced), hidden = squeezed, back(samples * channels), of_weight(weight.size());
-  table.linear(pooled.data(), samples, channels, weight.data(), bias.data(), 0, reduced, squeezed.data(), reduced);
+  table.linear({pooled.data(), channels}, samples, weight.data(), bias.data(), 0, reduced, {squeezed.data(), reduced});
   for (const Activation activation :
        {Activation::relu, Activation::hardsigmoid, Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
     table.activate(activation, squeezed.data(), samples * reduced, hidden.data());
@@ -34,8 +34,9 @@ void run_squeeze_excite(const SqueezeExciteTable<T>& table, int64_t samples, int
   }
   const int64_t cut = channels / 2 / 16 * 16;
   for (const auto [begin, end] : {std::pair(int64_t(0), cut), std::pair(cut, channels)})
-    table.combine(hidden.data(), reduced, 1, samples, reduced, weight.data(), begin, end, back.data(), channels);
-  table.combine(hidden.data(), 1, reduced, reduced, samples, pooled.data(), 0, channels, of_weight.data(), channels);
+    table.combine({hidden.data(), reduced, 1}, samples, reduced, weight.data(), begin, end, {back.data(), channels});
+  table.combine({hidden.data(), 1, reduced}, reduced, samples, pooled.data(), 0, channels,
+                {of_weight.data(), channels});
 }
 
 }  // namespace

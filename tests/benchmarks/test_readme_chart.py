@@ -38,9 +38,9 @@ def test_bars_and_claims(tmp_path: Path) -> None:
         "training memory, 16 images": ("MB", ["biasloss_ext", "PyTorch"]),
     }
     assert readme_chart.claims(groups()) == [
-        "- Training step, 16 images: **2 ms** (beside it PyTorch: 3.00x)",
-        "- Inference, 1 image: **1 ms** (beside it ONNX Runtime: 0.50x; PyTorch: 6.00x)",
-        "- Training memory, 16 images: **50 MB** (beside it PyTorch: 1.50x)",
+        "- Training step, 16 images: **2 ms**. Relative to this, PyTorch: 3.00x.",
+        "- Inference, 1 image: **1 ms**. Relative to this, ONNX Runtime: 0.50x; PyTorch: 6.00x.",
+        "- Training memory, 16 images: **50 MB**. Relative to this, PyTorch: 1.50x.",
     ]
     drawn = tmp_path / "speed.svg"
     readme_chart.draw(groups(), drawn)

@@ -1,6 +1,6 @@
 """Blocks written as torchvision and timm write theirs, for machines where those cannot be imported.
 
-Only what `recognise` looks at is here: names of classes and modules, attributes, forward passes. `test_integrations` runs the
+Only what `recognize` looks at is here: names of classes and modules, attributes, forward passes. `test_integrations` runs the
 same checks on the real ones.
 """
 

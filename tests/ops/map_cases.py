@@ -13,21 +13,12 @@ from biasloss_ext.ops import maps
 from tests import oracle
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = [of_torch.function for of_torch in maps.OF_TORCH]
 # F.hardsigmoid's own gradient has a float32 constant in it, in float64 too.
-ACTIVATIONS = (
-    lambda u: u,
-    F.relu,
-    F.relu6,
-    F.hardswish,
-    F.silu,
-    lambda u: F.relu6(u + 3) / 6,
-    torch.sigmoid,
-    F.gelu,
-    lambda u: F.gelu(u, approximate="tanh"),
-)
-KINKS = ((), (0,), (0, 6), (-3, 3), (), (-3, 3), (), (), ())
+ACTIVATIONS[maps.HARDSIGMOID] = lambda u: F.relu6(u + 3) / 6
+KINKS = [of_torch.kinks for of_torch in maps.OF_TORCH]
 # Of maps: all but the gates of squeeze-and-excitation.
-MAP_ACTIVATIONS = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.SILU, maps.GELU, maps.GELU_TANH)
+MAP_ACTIVATIONS = tuple(int(a) for a in maps.Activation if a not in (maps.HARDSIGMOID, maps.SIGMOID))
 CHANNELS = (1, 2, 3, 5, 8, 16, 24, 40, 63, 72, 121, 130, 257)
 
 

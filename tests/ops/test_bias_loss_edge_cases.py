@@ -34,6 +34,9 @@ def test_check_figures_of_the_weights() -> None:
     # v = 0.2, 0.6, 1.0 after min and max 0 and 1
     weight = biasloss_ext.bias_weight(torch.tensor([0.0, 0.2, 0.6, 1.0]))
     torch.testing.assert_close(weight, torch.tensor([0.7, 0.7618, 0.8972, 1.0499]), rtol=0, atol=5e-5)
+    weight = biasloss_ext.bias_weight(torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64), alpha=2.0, beta=0.5)
+    expected = torch.tensor([0.5, math.exp(0.5) - 0.5, math.exp(2.0) - 0.5], dtype=torch.float64)
+    torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
 
 
 @every_backend

@@ -19,7 +19,7 @@ BACKENDS = ["reference", pytest.param("cpu", marks=needs_kernels)]
 X, Y, Z = (torch.tensor(levels) for levels in ([0.02, 13.0], [0.03, 37.0], [0.01, 200.0]))
 FLOAT = torch.empty(0)
 EXACT = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.HARDSIGMOID)
-BY_EXPONENTIALS = (maps.SILU, maps.SIGMOID, maps.GELU, maps.GELU_TANH)
+BY_EXPONENTIALS = tuple(int(a) for a in maps.Activation if a not in EXACT)
 
 
 def draw(low: int, high: int, *shape: int) -> Tensor:

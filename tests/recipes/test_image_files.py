@@ -23,7 +23,7 @@ from biasloss_ext.recipes.data.images import Preprocessing, problem_of, read_cro
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.loop import train
 from biasloss_ext.recipes.processes import Processes
-from biasloss_ext.recipes.recipe import make_recipe
+from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from tests.recipes.pictures import broken_files, encoded, write_folder
 from tests.recipes.tiny import Fails, build_small
 
@@ -159,11 +159,15 @@ def test_preprocessing_takes_the_middle_at_any_size() -> None:
     assert torch.equal(gray[0], gray[2])
 
 
+def images_in(folder: Path, seed: int = 0) -> Recipe:
+    return make_recipe("imagefolder", data_dir=str(folder), image_size=16, seed=seed)
+
+
 def test_folder_data_is_augmented_by_seed_epoch_and_image_alone(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()  # hidden files are no class and no image
     (tmp_path / "train" / "rose" / "._0.png").write_bytes(b"")
-    data = [load_folder(str(tmp_path), 16, 3, torch.device("cpu"), workers) for workers in (0, 2)]
+    data = [load_folder(images_in(tmp_path, seed=3), torch.device("cpu"), workers) for workers in (0, 2)]
     assert data[0].class_names == ("daisy", "rose")
     assert (data[0].train_images, data[0].test_images) == (8, 8)
     batches = [torch.tensor([0, 5]), torch.tensor([6])]
@@ -180,7 +184,7 @@ def test_folder_data_is_augmented_by_seed_epoch_and_image_alone(tmp_path: Path) 
 
 
 def test_a_file_that_breaks_during_training_is_named_from_a_worker(tmp_path: Path) -> None:
-    data = load_folder(str(write_folder(tmp_path)), 16, 0, torch.device("cpu"), 1)
+    data = load_folder(images_in(write_folder(tmp_path)), torch.device("cpu"), 1)
     (tmp_path / "train" / "rose" / "1.png").write_bytes(encoded(Image.new("L", (9, 9)), "PNG")[:40])
     with pytest.raises(UserError, match=r"^cannot read the image .*train/rose/1\.png: "):
         list(data.train_batches(0, [torch.arange(8)]))
@@ -194,7 +198,7 @@ def test_a_bar_counts_the_images_of_a_large_folder_on_a_terminal(
     console = functools.partial(Console, file=printed, force_terminal=terminal, width=80)
     monkeypatch.setattr("biasloss_ext.recipes.display.Console", console)
     monkeypatch.setattr(sound, "LARGE", large)
-    data = load_folder(str(write_folder(tmp_path)), 16, 0, torch.device("cpu"), 0)
+    data = load_folder(images_in(write_folder(tmp_path)), torch.device("cpu"), 0)
     (tmp_path / "val" / "rose" / "3.png").write_bytes(b"")
     with Display() as display, pytest.raises(UserError, match=r"rose/3\.png: it is not an image;"):
         sound.check_images(data, Processes(torch.device("cpu")), display=display)

@@ -24,9 +24,9 @@ def forward(
     extrema: Tensor | None = None,
     class_weight: Tensor | None = None,
     running_min: Tensor | None = None,
-    update: bool = True,
+    update_running_min: bool = True,
     reduction: int = MEAN,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> bias_loss.Outputs:
     return bias_loss.bias_loss(
         features,
@@ -38,10 +38,10 @@ def forward(
         running_min,
         0.3,
         0.3,
-        update,
+        update_running_min,
         reduction,
         -100,
-        smoothing,
+        label_smoothing,
     )
 
 
@@ -57,7 +57,7 @@ def assert_close_to_float64(
     options = {"weight": class_weight, "reduction": REDUCTIONS[reduction], "label_smoothing": smoothing}
     exact = oracle.bias_loss(oracle.variance(features), output, target, **options)
     outputs = forward(
-        output, target, features=features, class_weight=class_weight, reduction=reduction, smoothing=smoothing
+        output, target, features=features, class_weight=class_weight, reduction=reduction, label_smoothing=smoothing
     )
     gradient = bias_loss.bias_loss_backward(
         oracle.grad_of_loss(outputs[0]), output, target, class_weight, *outputs[1:], reduction, -100, smoothing
@@ -233,16 +233,20 @@ def test_extrema_and_running_minimum(dtype: torch.dtype) -> None:
     expected = torch.exp(0.3 * (variance.float() - 0.25) / 4.0) - 0.3
     for update in (False, True):
         running_min = torch.tensor(0.25)
-        weight = forward(output, target, variance=variance, extrema=extrema, running_min=running_min, update=update)[1]
+        weight = forward(
+            output, target, variance=variance, extrema=extrema, running_min=running_min, update_running_min=update
+        )[1]
         torch.testing.assert_close(weight, expected)
         assert running_min.item() == 0.25
         running_min = torch.tensor(7.0)
-        forward(output, target, variance=variance, extrema=extrema, running_min=running_min, update=update)
+        forward(output, target, variance=variance, extrema=extrema, running_min=running_min, update_running_min=update)
         assert running_min.item() == (0.5 if update else 7.0)
         # Another rank's batch is not finite.
         infinite = torch.full((2,), torch.inf, dtype=dtype)
         running_min = torch.tensor(7.0)
-        weight = forward(output, target, variance=variance, extrema=infinite, running_min=running_min, update=update)[1]
+        weight = forward(
+            output, target, variance=variance, extrema=infinite, running_min=running_min, update_running_min=update
+        )[1]
         assert weight.isnan().all()
         assert running_min.item() == 7.0
 
@@ -285,9 +289,9 @@ def test_probabilities_are_not_rounded_to_the_dtype_of_the_scores(smoothing: flo
     output, features = torch.randn(8, 50).to(dtype), torch.randn(8, 7)
     target = torch.softmax(torch.randn(8, 50), 1)
     exact = oracle.bias_loss(oracle.variance(features), output, target, reduction="mean", label_smoothing=smoothing)
-    loss = forward(output, target, features=features, smoothing=smoothing)[0]
+    loss = forward(output, target, features=features, label_smoothing=smoothing)[0]
     torch.testing.assert_close(loss.double(), exact.loss, rtol=2e-6, atol=0)
-    rounded = forward(output, target.to(dtype), features=features, smoothing=smoothing)[0]
+    rounded = forward(output, target.to(dtype), features=features, label_smoothing=smoothing)[0]
     assert abs(rounded - loss) > 2e-6 * loss
 
 

@@ -18,6 +18,11 @@ NONE, MEAN, SUM = 0, 1, 2
 LARGEST_EXPONENT = 60.0  # exp(60) = 1e26 still leaves room for the loss in float32
 
 
+def weight_formula(scaled: Tensor, alpha: float, beta: float) -> Tensor:
+    """The weight of a sample, from its normalized variance v."""
+    return torch.exp((alpha * scaled).clamp(max=LARGEST_EXPONENT)) - beta
+
+
 def bias_weight(
     variance: Tensor,
     extrema: Tensor,
@@ -26,7 +31,7 @@ def bias_weight(
     beta: float,
     update_running_min: bool,
 ) -> Tensor:
-    """``exp(alpha * v) - beta`` of every sample; moves ``running_min`` in place where asked to."""
+    """The weight of every sample; moves ``running_min`` in place where asked to."""
     smallest, largest = -extrema[0], extrema[1]
     finite = extrema.isfinite().all()
     low = smallest
@@ -38,8 +43,7 @@ def bias_weight(
             running_min.copy_(torch.where(finite, moved, running_min))
     spread = largest - smallest
     scaled = torch.where(spread == 0, torch.zeros_like(variance), (variance - low) / spread)
-    weight = torch.exp((alpha * scaled).clamp(max=LARGEST_EXPONENT)) - beta
-    return torch.where(finite, weight, torch.nan)
+    return torch.where(finite, weight_formula(scaled, alpha, beta), torch.nan)
 
 
 def cross_entropy(

@@ -147,7 +147,7 @@ def _bias_loss(
     )
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = _plan(features, variance, output, target, *options)
+        plan = _plans[key] = _plan(features, variance, output, target, Options(*options))
     wide = plan.wide
     loss = torch.empty(plan.loss_shape, dtype=wide, device=device)
     weight = torch.empty(output.shape[0], dtype=wide, device=device)
@@ -212,18 +212,25 @@ def _feature_side(features: Tensor | None, variance: Tensor | None) -> _FeatureS
     return _FeatureSide(numbers, cut.vector, cut.lanes, UNROLLED, cut.features is features)
 
 
+class Options(NamedTuple):
+    """The last arguments of the op."""
+
+    alpha: float
+    beta: float
+    update_running_min: bool
+    reduction: int
+    ignore_index: int
+    label_smoothing: float
+
+
 def _plan(
     features: Tensor | None,
     variance: Tensor | None,
     output: Tensor,
     target: Tensor,
-    alpha: float,
-    beta: float,
-    update_running_min: bool,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
+    options: Options,
 ) -> Plan:
+    alpha, beta, update_running_min, reduction, ignore_index, label_smoothing = options
     wide, rows, side = accumulation_dtype(output.dtype), rows_of(output), _feature_side(features, variance)
     dense, probabilities = output.dim() > 2, target.is_floating_point()
     loss_blocks = 1 if rows.blocks_per_sample == 1 else 64

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.augmentation import Augmentation
 from biasloss_ext.recipes.data.images import Preprocessing
+from biasloss_ext.recipes.recipe import Recipe
 
 
 class Data(Protocol):
@@ -44,3 +47,18 @@ class Data(Protocol):
 
     def test_batches(self, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         """Test images as they are, for every int64 tensor of indices."""
+
+
+def data_folder(recipe: Recipe, image_size: int | None = None) -> Path:
+    """The folder where the data are, of images that are of ``image_size`` and no other where that is given.
+
+    Raises:
+        UserError: the recipe has no folder, or asks for another size.
+    """
+    if recipe.data_dir is None:
+        raise UserError(f"{recipe.data} needs --data-dir, the folder where the data are")
+    if image_size is not None and recipe.image_size != image_size:
+        raise UserError(
+            f"the images of {recipe.data} are {image_size} x {image_size}: leave --image-size out, got {recipe.image_size}"
+        )
+    return Path(recipe.data_dir)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.base import data_folder
 from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.data.in_memory import InMemoryData
+from biasloss_ext.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,22 @@ _FORMATS = {
 }
 
 
-def load_cifar(name: str, data_dir: str, seed: int, device: torch.device) -> InMemoryData:
+def load_cifar(recipe: Recipe, device: torch.device, workers: int) -> InMemoryData:
     """ "cifar10" or "cifar100": padded by 4, cropped and mirrored in training.
 
-    Args:
-        data_dir: the folder that the published archive unpacks to, or the one that holds it.
+    The folder is the one that the published archive unpacks to, or the one that holds it.
 
     Raises:
         UserError: the files are not there, or not in the published format.
     """
-    expected = _FORMATS[name]
-    folder = Path(data_dir)
+    expected = _FORMATS[recipe.data]
+    folder = data_folder(recipe, image_size=32)
     if (folder / expected.folder).is_dir():
         folder = folder / expected.folder
     missing = [file for file in expected.train + expected.test if not (folder / file).is_file()]
     if missing:
         raise UserError(
-            f"no {expected.title} in {data_dir}: {', '.join(missing)} missing; expected the files of the published"
+            f"no {expected.title} in {recipe.data_dir}: {', '.join(missing)} missing; expected the files of the published"
             f" python version, {', '.join(expected.train + expected.test)}, there or in its folder {expected.folder}"
         )
     return InMemoryData(
@@ -88,7 +89,7 @@ def load_cifar(name: str, data_dir: str, seed: int, device: torch.device) -> InM
         preprocessing=Preprocessing(32, 32, expected.mean, expected.std),
         padding=4,
         flip=True,
-        seed=seed,
+        seed=recipe.seed,
         device=device,
     )
 

@@ -10,21 +10,23 @@ import torch.nn.functional as F
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.data.in_memory import InMemoryData
+from biasloss_ext.recipes.recipe import Recipe
 
 TEST_IMAGES = 360
 
 
-def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryData:
-    """1437 training and 360 test images, enlarged to ``image_size``, the gray value in all three channels.
+def load_digits(recipe: Recipe, device: torch.device, workers: int) -> InMemoryData:
+    """1437 training and 360 test images, enlarged to the image size, the gray value in all three channels.
 
-    The split is always the same, with every class in its proportion: ``seed`` is that of the augmentation, a shift by
-    up to an eighth of the image. Digits are not mirrored.
+    The split is always the same, with every class in its proportion: the recipe's seed is that of the augmentation, a shift
+    by up to an eighth of the image. Digits are not mirrored.
 
     Raises:
         UserError: images smaller than the 8 x 8 of the data, or too large for the memory.
     """
     from sklearn import datasets, model_selection
 
+    image_size = recipe.image_size
     if image_size < 8:
         raise UserError(
             f"the digits are 8 x 8 and can be enlarged only: --image-size must be at least 8, got {image_size}"
@@ -51,6 +53,6 @@ def load_digits(image_size: int, seed: int, device: torch.device) -> InMemoryDat
         preprocessing=Preprocessing(image_size, image_size, (0.31,) * 3, (0.34,) * 3, gray=True),
         padding=image_size // 8,
         flip=False,
-        seed=seed,
+        seed=recipe.seed,
         device=device,
     )

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.augmentation import Augmentation, Key
+from biasloss_ext.recipes.data.base import data_folder
 from biasloss_ext.recipes.data.images import (
     Box,
     Broken,
@@ -25,6 +26,7 @@ from biasloss_ext.recipes.data.images import (
     read_image,
 )
 from biasloss_ext.recipes.order import seeded
+from biasloss_ext.recipes.recipe import Recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TEST_FOLDERS = ("val", "test")
@@ -34,21 +36,21 @@ _SCALES, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 Sample = tuple[Path, int]
 
 
-def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device, workers: int) -> FolderData:
+def load_folder(recipe: Recipe, device: torch.device, workers: int) -> FolderData:
     """DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test).
 
-    Training images are cropped at a random place and scale to ``image_size`` and mirrored; of test images the middle is
+    Training images are cropped at a random place and scale to the image size and mirrored; of test images the middle is
     taken, 87.5% of the shorter side. Both are normalized with ImageNet's mean and deviation. Hidden files and folders
     are left out.
 
     Raises:
         UserError: a folder is missing or empty, the classes differ, or there are fewer than two.
     """
-    folder = Path(data_dir)
+    folder = data_folder(recipe)
     test = next((name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if not (folder / "train").is_dir() or test is None:
         raise UserError(
-            f"{data_dir} is no image folder: expected {data_dir}/train/CLASS/IMAGE and {data_dir}/val/CLASS/IMAGE"
+            f"{folder} is no image folder: expected {folder}/train/CLASS/IMAGE and {folder}/val/CLASS/IMAGE"
             " (or test for val)"
         )
     classes, test_classes = (_classes(folder / name) for name in ("train", test))
@@ -64,8 +66,8 @@ def load_folder(data_dir: str, image_size: int, seed: int, device: torch.device,
         classes,
         _samples(folder / "train", classes),
         _samples(folder / test, classes),
-        image_size,
-        seed,
+        recipe.image_size,
+        recipe.seed,
         device,
         workers,
     )

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data.base import data_folder
 from biasloss_ext.recipes.data.images import Preprocessing
 from biasloss_ext.recipes.data.in_memory import InMemoryData
+from biasloss_ext.recipes.recipe import Recipe
 
 IMAGE_SIZE = 28  # in the files
 PADDED_SIZE = 32
@@ -82,20 +84,17 @@ _FORMATS = {
 _SAME_FILES = ("mnist", "fashion_mnist", "kmnist")  # data sets whose files have the same names
 
 
-def load_idx(name: str, data_dir: str, seed: int, device: torch.device) -> InMemoryData:
+def load_idx(recipe: Recipe, device: torch.device, workers: int) -> InMemoryData:
     """A data set in IDX files, padded from 28 x 28 to 32 x 32, the gray value in all three channels.
 
-    Training images are shifted by up to 2 pixels; those of Fashion-MNIST are mirrored too.
-
-    Args:
-        name: one of ``IDX_DATA`` in :mod:`biasloss_ext.recipes.recipe`.
-        data_dir: the folder of the four files, or one above it.
+    Training images are shifted by up to 2 pixels; those of Fashion-MNIST are mirrored too. The folder is that of the four
+    files, or one above it.
 
     Raises:
         UserError: the files are missing, in several folders, broken, or do not belong together.
     """
-    published = _FORMATS[name]
-    train, test = (_read_pair(*pair, published) for pair in _find(name, Path(data_dir)))
+    published, folder = _FORMATS[recipe.data], data_folder(recipe, image_size=PADDED_SIZE)
+    train, test = (_read_pair(*pair, published) for pair in _find(recipe.data, folder))
     return InMemoryData(
         train,
         test,
@@ -105,7 +104,7 @@ def load_idx(name: str, data_dir: str, seed: int, device: torch.device) -> InMem
         ),
         padding=2,
         flip=published.flip,
-        seed=seed,
+        seed=recipe.seed,
         device=device,
     )
 
