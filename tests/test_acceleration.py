@@ -91,6 +91,23 @@ def test_modules_that_are_slower_fused_run_their_plain_layers(monkeypatch: pytes
     assert not accelerate(network).left, "a later call measures nothing"
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_unsafe_plain_layers_are_not_timed(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    """oneDNN's weight gradient of a strided 1x1 convolution of 3 channels writes past its memory."""
+    timed = []
+
+    def clock(calls: dict[str, Callable[[int], object]], *_: object) -> dict[str, list[float]]:
+        timed.append(calls)
+        return {"fused": [2.0], "plain": [1.0]}
+
+    monkeypatch.setattr(measured, "in_turns", clock)
+    layers = [nn.Sequential(nn.Conv2d(c, 16, 1, stride=2), nn.BatchNorm2d(16), nn.ReLU()) for c in (3, 16)]
+    network = nn.Sequential(*layers).train(training)
+    report = accelerate(network, measure_on=torch.randn(2, 3, 16, 16))
+    assert [entry.name for entry in report.swapped] == (["0"] if training else [])
+    assert len(timed) == (1 if training else 2)
+
+
 def test_measuring_leaves_no_choice_to_fused() -> None:
     with pytest.raises(ValueError, match="measure_on chooses between fused and plain layers"):
         accelerate(model(), fused=True, measure_on=images())
