@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from biasloss_ext.nn.chain_walk import OnLoad, walk
-from biasloss_ext.nn.inference_block import COLUMNS, PreparedChain, PreparedGate, PreparedStep, packed
+from biasloss_ext.nn.inference_block import COLUMNS, PreparedChain, PreparedGate, PreparedStep
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program.code import Instruction, Operation
+from biasloss_ext.ops.program.vectors import by_vectors
 
 MOST_STEM_CHANNELS = 4  # of the input of a dense convolution larger than 1x1
 
@@ -101,7 +102,7 @@ class Writer:
                 raise Unsupported("a convolution of a map of one position")
             return self._linear(weight.flatten(1).contiguous(), bias, x, activation)
         if is_pointwise:
-            return self.pointwise(packed(weight), bias, x, activation)
+            return self.pointwise(weight, bias, x, activation)
         if convolution.in_channels > MOST_STEM_CHANNELS and not self.any_convolution:
             raise Unsupported("PyTorch's dense convolutions are faster but for a few channels")
         x = self._map(x, convolution.in_channels)
@@ -109,9 +110,10 @@ class Writer:
         return self.write(Operation.CONVOLUTION, x, outputs, (packed_kernel(weight), bias), **geometry)
 
     def pointwise(self, weight: Tensor, bias: Tensor, x: Value, activation: int) -> Value:
-        """A 1x1 convolution by a packed weight."""
+        """A 1x1 convolution."""
         x = self._map(x, weight.shape[1])
-        return self.write(Operation.POINTWISE, x, weight.shape[0], (weight, bias), output_activation=activation)
+        constants = (by_vectors(weight), bias)
+        return self.write(Operation.POINTWISE, x, weight.shape[0], constants, output_activation=activation)
 
     def linear(self, layer: nn.Linear, x: Value) -> Value:
         if not x.is_pooled or x.rank != 2 or not layer.weight.is_contiguous():
@@ -203,7 +205,7 @@ class _ChainWriter:
             Operation.EXPAND_DEPTHWISE,
             x,
             channels,
-            (step.expand, step.affine, after.taps, after.affine),
+            (by_vectors(step.expand), step.affine, after.taps, after.affine),
             activation=step.activation,
             output_activation=after.activation,
             stride=after.stride,
@@ -215,7 +217,7 @@ class _ChainWriter:
     def pointwise(self, x: Value, step: PreparedStep, on_load: OnLoad, residual: Value | None) -> Value:
         assert step.weight is not None and step.bias is not None
         affines, fields = _loaded(on_load)
-        constants = (step.weight, step.bias, *affines)
+        constants = (by_vectors(step.weight), step.bias, *affines)
         fields.update(output_activation=step.activation, gate=_number(on_load.gate), other=_number(residual))
         return self.write(Operation.POINTWISE, x, step.weight.shape[0], constants, **fields)
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -48,14 +49,18 @@ int64_t available_cpus() {
   return std::min<int64_t>(quota, std::max(1u, std::thread::hardware_concurrency()));
 }
 
-// One region is published at a time, under a number of its own. A thread that comes late finds either no share of it
-// left or another number in the ticket, and takes nothing.
+// One region is published at a time, under a number of its own. Each thread has a ticket of its own for an equal part
+// of the shares, one behind the other, so that it finds in its caches what it wrote in the region before; who is done
+// takes what others have left. A thread that comes late finds either no share left or another number in the tickets,
+// and takes nothing.
 class Team {
  public:
   bool begin(int64_t threads) {
     if (busy_.test_and_set(std::memory_order_acquire)) return false;
+    threads = std::min(threads, kMostThreads);
     for (; workers_ < threads - 1; ++workers_) std::thread(&Team::work, this, workers_).detach();
     members_.store(threads - 1, std::memory_order_relaxed);
+    parts_.store(threads, std::memory_order_relaxed);
     publish(0, nullptr, nullptr);  // wakes the members early
     return true;
   }
@@ -67,7 +72,7 @@ class Team {
 
   void run(int64_t shares, void (*call)(const void*, int64_t), const void* body) {
     publish(shares, call, body);
-    take_shares(number_.load(std::memory_order_relaxed));
+    take_shares(number_.load(std::memory_order_relaxed), 0);
     for (int spins = 0;; ++spins) {
       const uint32_t finished = finished_.load(std::memory_order_acquire);
       if (finished == shares) break;
@@ -80,7 +85,17 @@ class Team {
   }
 
  private:
-  static constexpr int kShareBits = 32;
+  static constexpr int64_t kMostThreads = 256;
+
+  // The number of a region, and of a part of its shares the next one and the end: whoever replaces a ticket on which
+  // shares are left knows that its region is not finished, so that `call_` and `body_` were those of it.
+  struct Ticket {
+    uint32_t number;
+    uint16_t next, end;
+  };
+  struct alignas(64) OfPart {
+    std::atomic<Ticket> ticket{};
+  };
 
   void publish(int64_t shares, void (*call)(const void*, int64_t), const void* body) {
     call_.store(call, std::memory_order_relaxed);
@@ -88,22 +103,33 @@ class Team {
     shares_.store(static_cast<uint32_t>(shares), std::memory_order_relaxed);
     finished_.store(0, std::memory_order_relaxed);
     const uint32_t number = number_.load(std::memory_order_relaxed) + 1;
-    ticket_.store(uint64_t(number) << kShareBits, std::memory_order_release);
+    const int64_t parts = parts_.load(std::memory_order_relaxed);
+    for (int64_t part = 0; part < parts; ++part) {
+      const auto begin = static_cast<uint16_t>(shares * part / parts);
+      const auto end = static_cast<uint16_t>(shares * (part + 1) / parts);
+      parts_of_region_[part].ticket.store({number, begin, end}, std::memory_order_release);
+    }
     number_.store(number, std::memory_order_release);
     number_.notify_all();
   }
 
-  void take_shares(uint32_t number) {
-    for (;;) {
-      uint64_t ticket = ticket_.load(std::memory_order_acquire);
-      // Read before the share is taken: while one is left the region stays as it is.
+  // Those of part `own` first.
+  void take_shares(uint32_t number, int64_t own) {
+    const int64_t parts = parts_.load(std::memory_order_relaxed);
+    for (int64_t i = 0; i < parts; ++i) take_shares_of(number, parts_of_region_[(own + i) % parts].ticket);
+  }
+
+  void take_shares_of(uint32_t number, std::atomic<Ticket>& part) {
+    Ticket ticket = part.load(std::memory_order_acquire);
+    while (ticket.number == number && ticket.next < ticket.end) {
       const auto call = call_.load(std::memory_order_relaxed);
       const void* const body = body_.load(std::memory_order_relaxed);
-      const uint32_t shares = shares_.load(std::memory_order_relaxed), share = static_cast<uint32_t>(ticket);
-      if (ticket >> kShareBits != number || share >= shares) return;
-      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
-      run_share(call, body, share);
+      const uint32_t shares = shares_.load(std::memory_order_relaxed);
+      const Ticket left = {number, static_cast<uint16_t>(ticket.next + 1), ticket.end};
+      if (!part.compare_exchange_weak(ticket, left, std::memory_order_acq_rel)) continue;
+      run_share(call, body, ticket.next);
       if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == shares) finished_.notify_one();
+      ticket = part.load(std::memory_order_acquire);
     }
   }
 
@@ -122,7 +148,7 @@ class Team {
   void work(int64_t index) {
     for (uint32_t seen = 0;;) {
       seen = next_number(seen, index);
-      if (index < members_.load(std::memory_order_relaxed)) take_shares(seen);
+      if (index < members_.load(std::memory_order_relaxed)) take_shares(seen, index + 1);
     }
   }
 
@@ -136,10 +162,11 @@ class Team {
     return number_.load(std::memory_order_acquire);
   }
 
-  alignas(64) std::atomic<uint64_t> ticket_{0};    // the number of the region, and the next share of it
+  const std::unique_ptr<OfPart[]> parts_of_region_ = std::make_unique<OfPart[]>(kMostThreads);
   alignas(64) std::atomic<uint32_t> finished_{0};  // shares of it
   alignas(64) std::atomic<uint32_t> number_{0};    // what threads without work watch
   std::atomic<int64_t> members_{0};                // workers of the session
+  std::atomic<int64_t> parts_{1};                  // that the shares of a region are cut into
   std::atomic<uint32_t> shares_{0};
   std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
   std::atomic<const void*> body_{nullptr};

@@ -44,6 +44,8 @@ struct Expansion {
 // W^T, (input channels, expanded channels).
 template <class T, class Scalar>
 PackedWeight<Scalar> packed_expansion(const Expansion<T, Scalar>& e, const Tensor& weight) {
+  if (is_by_vectors(weight))
+    return {weight, e.in.channels, e.channels, dtype_of<T>, e.rows.lanes * int64_t(sizeof(Scalar))};
   return {weight, false, e.rows.lanes * int64_t(sizeof(Scalar)), e.product.pack};
 }
 
@@ -53,8 +55,7 @@ class ExpandedRows {
   ExpandedRows(const Expansion<T, Scalar>& e, Scratch& scratch, int64_t most_channels,
                const PackedWeight<Scalar>& weight)
       : e_(&e),
-        weight_(weight.data),
-        weight_stride_(weight.stride),
+        weight_(&weight),
         stride_(buffer_stride<Scalar>(most_channels)),
         product_rows_(e.product_rows()),
         wide_stride_(buffer_stride<Scalar>(e.in.channels)) {
@@ -84,11 +85,14 @@ class ExpandedRows {
   void make(int64_t count, Upcoming& upcoming) {
     const int64_t width = e_->in.width, depth = e_->in.channels;
     const T* x = e_->x_at(sample_, next_);
-    const Rows<const Scalar> weight = {weight_ + channels_.begin, weight_stride_};
+    const Rows<const Scalar> weight = {weight_->from(channels_.begin, e_->rows.lanes), weight_->stride};
     Scalar* to = product_row(next_);
     if constexpr (std::is_same_v<T, Scalar>) {
-      e_->product.multiply({count * width, channels_.size(), depth}, {x, depth, 1}, weight, {to, stride_}, false,
-                           upcoming);
+      if (weight_->by_vectors)
+        e_->product.multiply_vectors({count * width, channels_.size(), depth}, {x, depth}, weight, {to, stride_});
+      else
+        e_->product.multiply({count * width, channels_.size(), depth}, {x, depth, 1}, weight, {to, stride_}, false,
+                             upcoming);
     } else {
       e_->product.widen(x, count * width, depth, nullptr, wide_, wide_stride_);
       e_->product.multiply({count * width, channels_.size(), depth}, {wide_, wide_stride_, 1}, weight, {to, stride_},
@@ -101,8 +105,8 @@ class ExpandedRows {
   }
 
   const Expansion<T, Scalar>* e_;
-  const Scalar* weight_;
-  int64_t weight_stride_, stride_, product_rows_, wide_stride_;
+  const PackedWeight<Scalar>* weight_;
+  int64_t stride_, product_rows_, wide_stride_;
   Scalar *product_ = nullptr, *wide_ = nullptr;
   int64_t sample_ = 0, next_ = 0;
   Range rows_ = {}, channels_ = {};
@@ -116,8 +120,9 @@ Expansion<T, Scalar> expansion_of(const Tensor& x, const Tensor& expand_weight, 
   const int64_t channels = weight.size(0);
   STD_TORCH_CHECK(channels >= 1 && in.channels >= 1, "expand_depthwise: expected at least one channel, got ",
                   in.channels, " of x and ", channels, " expanded");
-  STD_TORCH_CHECK(expand_weight.dim() == 4 && expand_weight.size(0) == channels &&
-                      expand_weight.size(1) == in.channels && expand_weight.size(2) == 1 && expand_weight.size(3) == 1,
+  STD_TORCH_CHECK(is_by_vectors(expand_weight) || (expand_weight.dim() == 4 && expand_weight.size(0) == channels &&
+                                                   expand_weight.size(1) == in.channels && expand_weight.size(2) == 1 &&
+                                                   expand_weight.size(3) == 1),
                   "expand_weight: expected (", channels, ", ", in.channels, ", 1, 1)");
   STD_TORCH_CHECK(expand_weight.scalar_type() == accumulation_dtype(x.scalar_type()),
                   "expand_weight: expected the accumulation dtype of x");

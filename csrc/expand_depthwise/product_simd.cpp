@@ -29,6 +29,11 @@ void exact_product(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b,
   multiply_exact(size, a, b, c, accumulate);
 }
 
+template <class Scalar>
+void product_by_vectors(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c) {
+  multiply_vectors(size, a, b, c);
+}
+
 template <class T, class Scalar>
 void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride) {
   using Vector = typename Compute<Scalar>::Vector;
@@ -42,8 +47,8 @@ void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scala
 }
 
 template <class T, class Scalar = typename Compute<T>::Scalar>
-constexpr ExpansionKernels<T, Scalar> kernels = {product<Scalar>, exact_product<Scalar>, pack<Scalar>,
-                                                 widen<T, Scalar>};
+constexpr ExpansionKernels<T, Scalar> kernels = {product<Scalar>, exact_product<Scalar>, product_by_vectors<Scalar>,
+                                                 pack<Scalar>, widen<T, Scalar>};
 
 }  // namespace
 

@@ -22,6 +22,8 @@ struct ExpansionKernels {
   void (*multiply)(ProductSize size, Strided<Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate,
                    Upcoming& upcoming);
   void (*multiply_exact)(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c, bool accumulate);
+  // See multiply_vectors() there.
+  void (*multiply_vectors)(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c);
   void (*pack)(int64_t rows, int64_t columns, const Scalar* from, int64_t row_stride, int64_t column_stride, Scalar* to,
                int64_t to_stride);
   // to = x - mean, row by row, with zeros up to padded_columns(); mean null: x alone.

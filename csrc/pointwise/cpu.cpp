@@ -83,16 +83,19 @@ std::tuple<Tensor, Tensor> pointwise_cpu(Tensor x, Tensor weight, OptionalTensor
   const ScalarType dtype = x.scalar_type(), wide = accumulation_dtype(dtype);
   const Activation of_input = checked_activation(activation, "activation");
   const Activation of_output = checked_activation(output_activation, "output_activation");
-  check_weight(weight, s.channels, wide);
+  const bool by_vectors = is_by_vectors(weight);
+  const int64_t outputs = by_vectors && bias.has_value() ? bias->numel() : weight.size(0);
+  if (!by_vectors) check_weight(weight, s.channels, wide);
   STD_TORCH_CHECK(affine.has_value() || of_input == Activation::identity, "an activation needs affine, got activation ",
                   activation, " alone");
-  const MapShape out = {s.samples, weight.size(0), s.height, s.width};
+  const MapShape out = {s.samples, outputs, s.height, s.width};
   Tensor y = empty_map(out, dtype);
   Tensor statistics = want_statistics ? empty_tensor({4, out.channels}, wide) : empty_tensor({0}, wide);
   with_element(dtype, [&](auto element, auto scalar) {
     using Scalar = decltype(scalar);
     const PointwiseForwardTable& table = pointwise_forward_table();
-    const PackedWeight<Scalar> packed(weight, false, table.vector_bytes, table.pack.of(scalar));
+    const auto packed = by_vectors ? PackedWeight<Scalar>(weight, s.channels, outputs, dtype, table.vector_bytes)
+                                   : PackedWeight<Scalar>(weight, false, table.vector_bytes, table.pack.of(scalar));
     const Scalar* scale = values_of<Scalar>(affine, 2 * s.channels, "affine");
     PointwiseForward<Scalar> p = {
         .tiles = row_tiles(s.rows(), 54, s.channels + out.channels, kValuesOfTile),
@@ -102,6 +105,7 @@ std::tuple<Tensor, Tensor> pointwise_cpu(Tensor x, Tensor weight, OptionalTensor
         .x = x.const_data_ptr(),
         .weight = packed.data,
         .weight_stride = packed.stride,
+        .by_vectors = packed.by_vectors,
         .scale = scale,
         .shift = scale == nullptr ? nullptr : scale + s.channels,
         .gate = values_of<Scalar>(gate, s.samples * s.channels, "gate"),

@@ -114,6 +114,7 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
                                          parts.take<Scalar>(outputs)};
 
   constexpr bool wide = sizeof(T) == sizeof(Scalar);
+  constexpr int lanes = Compute<Scalar>::lanes;
   const bool x_as_it_is = wide && p.scale == nullptr && p.gate == nullptr;
   const bool into_y = wide && outputs >= Compute<T>::lanes;
   const bool finished =
@@ -135,7 +136,8 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
     if (p.residual != nullptr) finish.residual = static_cast<const T*>(p.residual) + begin * p.outputs + first_output;
     const T* x = static_cast<const T*>(p.x) + begin * p.channels;
     const ProductSize size = {rows, outputs, p.channels};
-    const Rows<const Scalar> weight = {p.weight + first_output, p.weight_stride};
+    const Rows<const Scalar> weight = {
+        p.weight + (p.by_vectors ? first_output / lanes * p.weight_stride : first_output), p.weight_stride};
     if (!x_as_it_is) load_tile<T>(p, begin, end, z, z_stride);
     const int64_t last = tile + 1 < first_tile + p.tiles.tiles_per_piece ? p.tiles.begin(tile + 2) : end;
     Fetch next(x + rows * p.channels, (last - end) * p.channels * int64_t(sizeof(T)),
@@ -143,13 +145,15 @@ void forward_piece(const PointwiseForward<Scalar>& p, int64_t piece, int64_t fir
     if constexpr (wide) {
       const Scalar* a = x_as_it_is ? x : z;
       const int64_t a_stride = x_as_it_is ? p.channels : z_stride;
-      if (into_y) {
-        multiply_exact<Scalar>(size, {a, a_stride}, weight, {finish.y, p.outputs}, false, next);
-        finish.product = finish.y;
-        finish.product_stride = p.outputs;
-      } else {
-        multiply<Scalar>(size, {a, a_stride, 1}, weight, {product, product_stride}, false, next);
-      }
+      const Rows<Scalar> to = into_y ? Rows<Scalar>{finish.y, p.outputs} : Rows<Scalar>{product, product_stride};
+      if (p.by_vectors)
+        multiply_vectors<Scalar>(size, {a, a_stride}, weight, to, next);
+      else if (into_y)
+        multiply_exact<Scalar>(size, {a, a_stride}, weight, to, false, next);
+      else
+        multiply<Scalar>(size, {a, a_stride, 1}, weight, to, false, next);
+      finish.product = to.data;
+      finish.product_stride = to.stride;
     } else {
       multiply<Scalar>(size, {z, z_stride, 1}, weight, {product, product_stride}, false, next);
     }

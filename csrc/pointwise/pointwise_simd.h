@@ -17,6 +17,7 @@ struct PointwiseForward {
   const void* x;
   const Scalar* weight;  // (channels, outputs) in rows of weight_stride, which hold whole vectors
   int64_t weight_stride;
+  bool by_vectors;              // instead of rows: see Layout in csrc/simd/gemm.h
   const Scalar *scale, *shift;  // or null, as all that follow
   const Scalar* gate;
   const Scalar* bias;

@@ -15,6 +15,11 @@
 
 namespace biasloss {
 
+// Whether a weight is (vectors, C, lanes): Layout::vectors of csrc/simd/gemm.h, for the vectors of this CPU. So
+// programs keep theirs, of maps of float32 or float64: what a product reads next lies behind what it reads, which the
+// CPU foresees.
+inline bool is_by_vectors(const Tensor& weight) { return weight.dim() == 3; }
+
 // weight (K, C, 1, 1) as (C, K) or, where `by_output`, as (K, C). Read where it lies if its rows hold whole vectors (of
 // `vector_bytes`), as they do in a view of a padded (C, K) or (K, C) matrix; packed into a copy otherwise.
 template <class Scalar>
@@ -42,8 +47,26 @@ class PackedWeight {
     data = to;
   }
 
+  // A weight by vectors of a map of `dtype`.
+  PackedWeight(const Tensor& weight, int64_t channels, int64_t outputs, ScalarType dtype, int64_t vector_bytes)
+      : data(static_cast<const Scalar*>(weight.const_data_ptr())), by_vectors(true) {
+    const int64_t lanes = vector_bytes / int64_t(sizeof(Scalar)), vectors = (outputs + lanes - 1) / lanes;
+    STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == vectors && weight.size(1) == channels &&
+                        weight.size(2) == lanes && weight.is_contiguous(),
+                    "weight: expected a contiguous (", vectors, ", ", channels, ", ", lanes, ")");
+    STD_TORCH_CHECK(weight.scalar_type() == dtype && dtype == dtype_of<Scalar>,
+                    "weight: expected float32 or float64, as the map");
+    stride = channels * lanes;
+  }
+
+  // Of the columns from `column` on, which begin a vector.
+  const Scalar* from(int64_t column, int64_t lanes) const {
+    return data + (by_vectors ? column / lanes * stride : column);
+  }
+
   const Scalar* data;
-  int64_t stride;
+  int64_t stride;  // from one row to the next or, by vectors, from one vector to the next
+  bool by_vectors = false;
 
  private:
   static bool holds_vectors(const Tensor& weight, int64_t rows, int64_t columns, int64_t row_stride,

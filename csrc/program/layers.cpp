@@ -33,27 +33,36 @@ struct Window {
   int64_t kernel, stride, padding;
 
   int64_t size() const { return kernel * kernel * in.channels; }
-  int64_t columns() const { return in.width + 2 * padding; }
 
-  // Rows of the input that output row `row` reads, as (column, row, channel), padded: each window is one run of values.
-  void load(int64_t sample, int64_t row, T* to) const {
-    const int64_t step = kernel * in.channels;
-    for (int64_t k = 0; k < kernel; ++k) {
-      const int64_t y = row * stride - padding + k;
-      T* const at = to + k * in.channels;
-      const Range inside = y >= 0 && y < in.height ? Range{padding, padding + in.width} : Range{0, 0};
-      for (int64_t column = 0; column < inside.begin; ++column) std::fill_n(at + column * step, in.channels, T(0));
-      for (int64_t column = inside.end; column < columns(); ++column)
-        std::fill_n(at + column * step, in.channels, T(0));
-      const int64_t first = sample * strides[0] + y * strides[2] - padding * strides[3];
-      if (strides[1] == 1) {
-        for (int64_t column = inside.begin; column < inside.end; ++column)
-          for (int64_t c = 0; c < in.channels; ++c) at[column * step + c] = x[first + column * strides[3] + c];
-      } else {
-        for (int64_t c = 0; c < in.channels; ++c)
-          for (int64_t column = inside.begin; column < inside.end; ++column)
-            at[column * step + c] = x[first + c * strides[1] + column * strides[3]];
+  // What `width` windows of output row `row` hold, zeros outside of the image: each place of the window, by column, row
+  // and channel, as one run of `width` values.
+  void load(int64_t sample, int64_t row, int64_t width, T* to) const {
+    for (int64_t j = 0; j < kernel; ++j) {
+      const int64_t before = std::clamp<int64_t>(divide_up(padding - j, stride), 0, width);
+      const int64_t end = std::clamp<int64_t>(divide_up(in.width + padding - j, stride), before, width);
+      for (int64_t k = 0; k < kernel; ++k) {
+        const int64_t y = row * stride - padding + k;
+        const Range inside = y >= 0 && y < in.height ? Range{before, end} : Range{width, width};
+        const T* from = x + sample * strides[0] + y * strides[2] + (j - padding) * strides[3];
+        for (int64_t c = 0; c < in.channels; ++c, to += width) {
+          std::fill_n(to, inside.begin, T(0));
+          copy_columns(from + c * strides[1], inside, to);
+          std::fill(to + inside.end, to + width, T(0));
+        }
       }
+    }
+  }
+
+ private:
+  // The step is a constant where it often is one: such loops are turned into vectors.
+  void copy_columns(const T* from, Range columns, T* to) const {
+    const int64_t step = stride * strides[3];
+    if (step == 1) {
+      std::copy(from + columns.begin, from + columns.end, to + columns.begin);
+    } else if (step == 2) {
+      for (int64_t q = columns.begin; q < columns.end; ++q) to[q] = from[2 * q];
+    } else {
+      for (int64_t q = columns.begin; q < columns.end; ++q) to[q] = from[step * q];
     }
   }
 };
@@ -92,7 +101,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
   Tensor y = empty_map(out, x.scalar_type());
   T* const to = static_cast<T*>(y.mutable_data_ptr());
   const auto* from_weight = static_cast<const T*>(weight.const_data_ptr());
-  const int64_t rows = out.samples * out.height, values = kernel * in.channels * window.columns();
+  const int64_t rows = out.samples * out.height, values = window.size() * out.width;
   parallel_shares(rows * values, [&](int64_t share, int64_t shares) {
     T *patches = nullptr, *sums = nullptr;
     Scratch::lay_out([&](Scratch& scratch) {
@@ -105,9 +114,9 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
       T* const y_row = to + row * out.width * outputs;
       T* const finished = padded == outputs ? y_row : sums;
       Upcoming nothing = {};
-      window.load(row / out.height, row % out.height, patches);
-      product.multiply({out.width, outputs, window.size()}, {patches, stride * kernel * in.channels, 1},
-                       {from_weight, row_stride}, {finished, padded}, false, nothing);
+      window.load(row / out.height, row % out.height, out.width, patches);
+      product.multiply({out.width, outputs, window.size()}, {patches, 1, out.width}, {from_weight, row_stride},
+                       {finished, padded}, false, nothing);
       finish.apply({finished, out.width, padded, ones.data(), shift.data(), activation}, nullptr, finished);
       for (int64_t q = 0; padded != outputs && q < out.width; ++q)
         std::copy_n(sums + q * padded, outputs, y_row + q * outputs);

@@ -29,29 +29,83 @@ struct Fixed {
   constexpr operator int64_t() const { return value; }
 };
 
-// `last` is the column of the last vector, which may overlap the one before it.
+// Hides where a value comes from, so that the compiler computes nothing from it ahead of a loop.
+template <class V>
+inline V opaque(V v) {
+  __asm__("" : "+r"(v));
+  return v;
+}
+
+// The values of one column of some rows of A.
+template <int rows, class Scalar, class RowStride>
+class RowsOfA {
+ public:
+  RowsOfA(const Scalar* a, RowStride stride) : a_(a), stride_(stride) {}
+  void next(int64_t stride) { a_ += stride; }
+  Scalar operator[](int row) const { return a_[row * stride_]; }
+
+ private:
+  const Scalar* a_;
+  RowStride stride_;
+};
+
+// Rows at a distance that is known at run time. Five share a pointer, and lie up to four strides behind it, which x86
+// adds as it loads: with an offset for each, the compiler runs out of registers.
+template <int rows, class Scalar>
+class RowsOfA<rows, Scalar, int64_t> {
+ public:
+  RowsOfA(const Scalar* a, int64_t stride) : stride_(stride * int64_t(sizeof(Scalar))), thrice_(3 * stride_) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPointers; ++i) at_[i] = opaque(reinterpret_cast<const char*>(a + 5 * i * stride));
+  }
+  void next(int64_t stride) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPointers; ++i) at_[i] += stride * int64_t(sizeof(Scalar));
+    stride_ = opaque(stride_);
+    thrice_ = opaque(thrice_);
+  }
+  Scalar operator[](int row) const {
+    const int64_t behind = row % 5 == 3 ? thrice_ : row % 5 * stride_;
+    return *reinterpret_cast<const Scalar*>(at_[row / 5] + behind);
+  }
+
+ private:
+  static constexpr int kPointers = (rows + 4) / 5;
+  int64_t stride_, thrice_;
+  const char* at_[kPointers];
+};
+
+// Where the vectors of a panel of B and of C begin: the last one of C may overlap the one before it.
+struct PanelColumns {
+  int64_t b_vector, last_of_b, last_of_c;
+};
+
 template <int rows, int vectors, class Scalar, class RowStride, class ColumnStride>
-__attribute__((noinline)) void multiply_block(int64_t last, int64_t depth, Strided<Scalar, RowStride, ColumnStride> a,
-                                              Rows<const Scalar> b, Rows<Scalar> c, bool accumulate) {
+__attribute__((noinline)) void multiply_block(PanelColumns columns, int64_t depth,
+                                              Strided<Scalar, RowStride, ColumnStride> a, Rows<const Scalar> b,
+                                              Rows<Scalar> c, bool accumulate) {
   using Vector = typename Compute<Scalar>::Vector;
   constexpr int lanes = Compute<Scalar>::lanes;
   Vector sum[rows][vectors] = {};
-  const auto column = [last](int v) { return v < vectors - 1 ? int64_t(v * lanes) : last; };
+  const auto column = [columns](int v) { return v < vectors - 1 ? int64_t(v * lanes) : columns.last_of_c; };
+  const auto column_of_b = [columns](int v) { return v < vectors - 1 ? v * columns.b_vector : columns.last_of_b; };
   if (accumulate)
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] = load(c.data + r * c.stride + column(v));
+  RowsOfA<rows, Scalar, RowStride> column_of_a(a.data, a.row_stride);
   for (int64_t k = 0; k < depth; ++k, b.data += b.stride) {
     Vector of_b[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) of_b[v] = load(b.data + column(v));
+    for (int v = 0; v < vectors; ++v) of_b[v] = load(b.data + column_of_b(v));
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Scalar of_a = a.data[r * a.row_stride + k * a.column_stride];
+      const Scalar of_a = column_of_a[r];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] += of_a * of_b[v];
     }
+    column_of_a.next(a.column_stride);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
@@ -66,15 +120,15 @@ struct Nothing {
 
 // All rows of a panel: blocks of `block` rows, and what is left in halves of that.
 template <int block, int vectors, class Before, class Scalar, class RowStride, class ColumnStride>
-inline void multiply_rows(Before& before, int64_t rows, int64_t last, int64_t depth,
+inline void multiply_rows(Before& before, int64_t rows, PanelColumns columns, int64_t depth,
                           Strided<Scalar, RowStride, ColumnStride> a, Rows<const Scalar> b, Rows<Scalar> c,
                           bool accumulate) {
   for (; rows >= block; rows -= block, a.data += block * a.row_stride, c.data += block * c.stride) {
     before();
-    multiply_block<block, vectors>(last, depth, a, b, c, accumulate);
+    multiply_block<block, vectors>(columns, depth, a, b, c, accumulate);
   }
   if constexpr (block > 1)
-    if (rows > 0) multiply_rows<block / 2, vectors>(before, rows, last, depth, a, b, c, accumulate);
+    if (rows > 0) multiply_rows<block / 2, vectors>(before, rows, columns, depth, a, b, c, accumulate);
 }
 
 template <int vectors, class Before, class... Arguments>
@@ -92,48 +146,66 @@ inline int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return coun
 template <class Before, class Scalar>
 class FetchingRows {
  public:
-  // `columns` of `rows` rows, within so many blocks.
-  FetchingRows(Before& before, const Scalar* next, int64_t rows, int64_t columns, int64_t stride, int64_t blocks)
-      : before_(before), next_(next), left_(rows), columns_(columns), stride_(stride), step_(parts_of(rows, blocks)) {}
+  // `vectors` of `rows` rows, within so many blocks.
+  FetchingRows(Before& before, const Scalar* next, int64_t rows, int64_t vectors, int64_t row_stride,
+               int64_t vector_stride, int64_t blocks)
+      : before_(before),
+        next_(next),
+        left_(rows),
+        vectors_(vectors),
+        row_stride_(row_stride),
+        vector_stride_(vector_stride),
+        step_(parts_of(rows, blocks)) {}
 
   void operator()() {
     before_();
-    for (int64_t i = 0; i < step_ && left_ > 0; ++i, --left_, next_ += stride_)
-      for (int64_t column = 0; column < columns_; column += kLineBytes / int64_t(sizeof(Scalar)))
-        __builtin_prefetch(next_ + column);
+    for (int64_t i = 0; i < step_ && left_ > 0; ++i, --left_, next_ += row_stride_)
+      for (int64_t v = 0; v < vectors_; ++v) __builtin_prefetch(next_ + v * vector_stride_);
   }
 
  private:
   Before& before_;
   const Scalar* next_;
-  int64_t left_, columns_, stride_, step_;
+  int64_t left_, vectors_, row_stride_, vector_stride_, step_;
 };
 
-// Panels of columns, which the rows of B are passed through in pieces. Where `exact`, the last vector overlaps the one
-// before it instead of reaching beyond the last column.
-template <bool exact, class Before, class Scalar, class RowStride, class ColumnStride>
+// Where the values of B lie.
+enum class Layout {
+  padded_rows,  // row by row, in whole vectors
+  exact_rows,   // row by row. The last vector of a row overlaps the one before it
+  vectors       // one vector of every row behind the other, then the next vector. The last one overlaps, too, if
+                // there are as many columns as lanes
+};
+
+// Panels of columns, which the rows of B are passed through in pieces. The stride of B is from one row to the next or,
+// of vectors, from one vector to the next.
+template <Layout layout, class Before, class Scalar, class RowStride, class ColumnStride>
 inline void multiply_panels(Before& before, ProductSize size, Strided<Scalar, RowStride, ColumnStride> a,
                             Rows<const Scalar> b, Rows<Scalar> c, bool accumulate) {
   const auto [rows, columns, depth] = size;
   constexpr int lanes = Compute<Scalar>::lanes;
+  const int64_t b_row = layout == Layout::vectors ? lanes : b.stride;
+  const int64_t b_vector = layout == Layout::vectors ? b.stride : lanes;
   const int64_t vectors = parts_of(columns, lanes);
   const int64_t pieces = depth == 0 ? 1 : parts_of(depth, kDepthPiece), panels = parts_of(vectors, kMostVectors);
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t begin = part_begin(vectors, panels, panel), width = part_begin(vectors, panels, panel + 1) - begin;
     const int64_t column = begin * lanes;
-    const int64_t last_vector = exact && panel == panels - 1 ? columns - lanes - column : (width - 1) * lanes;
+    const bool overlaps = layout != Layout::padded_rows && panel == panels - 1 && columns >= lanes;
+    const int64_t last_of_c = overlaps ? columns - lanes - column : (width - 1) * lanes;
+    const int64_t last_of_b = layout == Layout::exact_rows ? last_of_c : (width - 1) * b_vector;
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t first = part_begin(depth, pieces, piece), last = part_begin(depth, pieces, piece + 1);
       const bool is_last = piece == pieces - 1;
-      const int64_t next_first = is_last ? 0 : last, next_column = column + (is_last ? width * lanes : 0);
+      const int64_t next_first = is_last ? 0 : last, next_vector = begin + (is_last ? width : 0);
       const int64_t next_rows =
           is_last && panel == panels - 1 ? 0 : part_begin(depth, pieces, is_last ? 1 : piece + 2) - next_first;
-      FetchingRows fetching(before, b.data + next_first * b.stride + next_column, next_rows, width * lanes, b.stride,
-                            parts_of(rows, kBlockRows[width]));
+      FetchingRows fetching(before, b.data + next_first * b_row + next_vector * b_vector, next_rows, width, b_row,
+                            b_vector, parts_of(rows, kBlockRows[width]));
       Strided<Scalar, RowStride, ColumnStride> a_piece = a;
       a_piece.data += first * a.column_stride;
-      multiply_panel<kMostVectors>(width, fetching, rows, last_vector, last - first, a_piece,
-                                   Rows<const Scalar>{b.data + first * b.stride + column, b.stride},
+      multiply_panel<kMostVectors>(width, fetching, rows, PanelColumns{b_vector, last_of_b, last_of_c}, last - first,
+                                   a_piece, Rows<const Scalar>{b.data + first * b_row + begin * b_vector, b_row},
                                    Rows<Scalar>{c.data + column, c.stride}, accumulate || piece > 0);
     }
   }
@@ -159,13 +231,14 @@ inline void multiply(ProductSize size, Strided<Scalar> a, Rows<const Scalar> b, 
   };
   if (a.column_stride == 1) {
     const Strided<Scalar, int64_t, Fixed<1>> rows_apart = {a.data, a.row_stride, {}};
-    multiply_panels<false>(before, size, rows_apart, b, c, accumulate);
+    multiply_panels<Layout::padded_rows>(before, size, rows_apart, b, c, accumulate);
   } else if (a.row_stride == 1) {
-    multiply_panels<false>(before, size, columns_apart(a.data), b, c, accumulate);
+    multiply_panels<Layout::padded_rows>(before, size, columns_apart(a.data), b, c, accumulate);
   } else {
     for (int64_t row = 0; row < size.rows; ++row)
-      multiply_panels<false>(before, {1, size.columns, size.depth}, columns_apart(a.data + row * a.row_stride), b,
-                             Rows<Scalar>{c.data + row * c.stride, c.stride}, accumulate);
+      multiply_panels<Layout::padded_rows>(before, {1, size.columns, size.depth},
+                                           columns_apart(a.data + row * a.row_stride), b,
+                                           Rows<Scalar>{c.data + row * c.stride, c.stride}, accumulate);
   }
 }
 
@@ -176,7 +249,16 @@ template <class Scalar, class Before = Nothing>
 inline void multiply_exact(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c,
                            bool accumulate, Before&& before = Before()) {
   const Strided<Scalar, int64_t, Fixed<1>> rows_apart = {a.data, a.stride, {}};
-  multiply_panels<true>(before, size, rows_apart, b, c, accumulate);
+  multiply_panels<Layout::exact_rows>(before, size, rows_apart, b, c, accumulate);
+}
+
+// C = A B, A row-major, B in Layout::vectors: these are all of its columns, or whole vectors of them, or these and the
+// last ones. C is written in whole vectors: a row must have room for one.
+template <class Scalar, class Before = Nothing>
+inline void multiply_vectors(ProductSize size, Rows<const Scalar> a, Rows<const Scalar> b, Rows<Scalar> c,
+                             Before&& before = Before()) {
+  const Strided<Scalar, int64_t, Fixed<1>> rows_apart = {a.data, a.stride, {}};
+  multiply_panels<Layout::vectors>(before, size, rows_apart, b, c, false);
 }
 
 // Two vectors, zipped: the values of their lower, or upper, halves in turns.

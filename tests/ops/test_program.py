@@ -12,6 +12,7 @@ from torch import Tensor
 from biasloss_ext.nn.program_code import packed_kernel
 from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.program.code import Instruction, Operation
+from biasloss_ext.ops.program.vectors import by_outputs, by_vectors
 from biasloss_ext.ops.registry import OPS
 
 BACKENDS = [name for name in ("reference", "cpu") if backends.why_not(name, torch.device("cpu"), "program") is None]
@@ -86,6 +87,30 @@ def test_average_to_the_size_of_another_map(
         assert_close(ours, F.adaptive_avg_pool2d(x, size), dtype, height * width)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 5), (1, 24), (7, 16), (300, 40), (40, 33), (16, 200)])
+def test_weights_by_vectors(channels: int, outputs: int, dtype: torch.dtype, backend: str) -> None:
+    weight, bias = values(outputs, channels, 1, 1) / channels**0.5, values(outputs)
+    packed = by_vectors(weight.to(dtype))
+    assert packed.dim() == 3
+    assert torch.equal(by_outputs(packed, outputs), weight.to(dtype))
+    x = values(2, channels, 5, 6).contiguous(memory_format=torch.channels_last)
+    row = Instruction(Operation.POINTWISE, 1, output_activation=maps.RELU)
+    ours, same = (run(x.to(dtype), [form, bias.to(dtype)], row, backend=backend) for form in (packed, weight.to(dtype)))
+    assert_close(ours, F.relu(F.conv2d(x, weight, bias)), dtype, channels)
+    assert torch.equal(ours, same)
+
+    taps = values(outputs, 1, 3, 3)
+    affine = torch.stack((torch.ones(outputs), torch.zeros(outputs))).to(dtype)
+    row = Instruction(Operation.EXPAND_DEPTHWISE, 1, activation=maps.RELU, stride=2)
+    constants = [affine, taps.to(dtype), affine]
+    ours, same = (run(x.to(dtype), [form, *constants], row, backend=backend) for form in (packed, weight.to(dtype)))
+    exact = F.conv2d(F.relu(F.conv2d(x, weight)), taps, stride=2, padding=1, groups=outputs)
+    assert_close(ours, exact, dtype, 9 * channels)
+    assert torch.equal(ours, same)
+
+
 ONE = torch.ones(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
 REFUSED: dict[str, tuple[list[Tensor], list[int], str]] = {
     "no code": ([], [], "expected rows of 15 integers, got 0 integers"),
@@ -119,6 +144,18 @@ def test_code_that_is_none(case: str, backend: str) -> None:
 def test_instructions_that_make_no_sense(row: Instruction, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         run(ONE, [torch.ones(2, 4)], row)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not built")
+@pytest.mark.parametrize("shape", [(2, 4, 1), (1, 4, 3), (1, 3, 16)])
+def test_weights_by_vectors_of_another_size(shape: tuple[int, ...]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(RuntimeError, match="weight: expected a contiguous"):
+            run(
+                ONE.to(dtype),
+                [torch.ones(shape, dtype=dtype), torch.ones(8, dtype=dtype)],
+                Instruction(Operation.POINTWISE, 1),
+            )
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not built")

@@ -13,6 +13,7 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise.reference import convolve
 from biasloss_ext.ops.program.code import Instruction, Operation
+from biasloss_ext.ops.program.vectors import by_outputs
 
 FIRST_NEW = 1 << 20  # the number of the first value that the float32 program does not have; it has fewer
 
@@ -124,7 +125,8 @@ class _Reader:
         own = self.constants[i.constants :]
         match i.operation:
             case Operation.EXPAND_DEPTHWISE:
-                expand, affine, weight, y_affine = own[:4]
+                _, affine, weight, y_affine = own[:4]
+                expand = by_outputs(own[0], weight.shape[0])
                 hidden = self.add(Kind.CONVOLUTION, self.new(), i.input, **_with_norm(expand, affine, i.activation))
                 self.add(
                     Kind.DEPTHWISE,
@@ -146,7 +148,8 @@ class _Reader:
                 x = self.normalized(i, own[2] if i.on_load else None)
                 if i.gate >= 0:
                     x = self.add(Kind.GATE, self.new(), x, other=i.gate)
-                convolution = {"tensors": (own[0], own[1]), "activation": i.output_activation, "other": i.other}
+                tensors = (by_outputs(own[0], own[1].shape[0]), own[1])
+                convolution = {"tensors": tensors, "activation": i.output_activation, "other": i.other}
                 self.add(Kind.CONVOLUTION, i.output, x, **convolution)
             case Operation.POOL:
                 self.add(Kind.POOL, i.output, self.normalized(i, own[0] if i.on_load else None))

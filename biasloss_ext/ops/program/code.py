@@ -9,8 +9,9 @@ from typing import NamedTuple
 class Operation(enum.IntEnum):
     """What an instruction computes, and the constants that it takes one after another.
 
-    The first six are the ops of the same names. A program has float32 or float64 maps where it has one of the next three. Those
-    from QUANTIZE on are described in `quantized`, their weights in `packing`.
+    The first six are the ops of the same names; weights of 1x1 convolutions may be as `by_vectors` makes them. A program has
+    float32 or float64 maps where it has one of the next three. Those from QUANTIZE on are described in `quantized`, their
+    weights in `packing`.
     """
 
     EXPAND_DEPTHWISE = 0  # expand_depthwise_activate: expand_weight, affine, weight, y_affine

@@ -11,6 +11,7 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.program import quantized
 from biasloss_ext.ops.program.code import Instruction, Operation, instructions
+from biasloss_ext.ops.program.vectors import by_outputs
 from biasloss_ext.ops.registry import OPS
 
 
@@ -41,7 +42,10 @@ def _run(i: Instruction, values: dict[int, Tensor], constants: list[Tensor], for
     match i.operation:
         case Operation.EXPAND_DEPTHWISE:
             of_y: dict[str, Any] = {"y_activation": i.output_activation, "want_pool": i.pooled >= 0}
-            return form_of("expand_depthwise_activate")(x, *own[:4], activation=i.activation, **geometry, **of_y)
+            expand = by_outputs(own[0], own[2].shape[0])
+            return form_of("expand_depthwise_activate")(
+                x, expand, *own[1:4], activation=i.activation, **geometry, **of_y
+            )
         case Operation.DEPTHWISE:
             affine = own[1] if i.on_load else None
             return form_of("depthwise")(x, own[0], affine=affine, activation=i.activation, **geometry)
@@ -49,7 +53,7 @@ def _run(i: Instruction, values: dict[int, Tensor], constants: list[Tensor], for
             affine = own[2] if i.on_load else None
             on_load: dict[str, Any] = {"affine": affine, "activation": i.activation, "gate": values.get(i.gate)}
             after: dict[str, Any] = {"bias": own[1], "output_activation": i.output_activation, "residual": other}
-            return form_of("pointwise")(x, own[0], **on_load, **after)
+            return form_of("pointwise")(x, by_outputs(own[0], own[1].shape[0]), **on_load, **after)
         case Operation.POOL:
             return form_of("pool_variance")(x, affine=own[0] if i.on_load else None, activation=i.activation)
         case Operation.SQUEEZE_EXCITE:
