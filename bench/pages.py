@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import memory, readme_chart
+from bench import memory, pipeline, readme_chart, time_to_accuracy
 from biasloss_ext.benchmarks import noise, plots, results, table
 from biasloss_ext.benchmarks.results import Group, Results
 
@@ -145,9 +145,9 @@ def performance_page(chosen: dict[tuple[str, str], Run]) -> str:
             lines += ["", NO_GPU if device == "cuda" else "Not yet measured."]
         for run, ops in runs.values():
             lines += ["", *run_section(run, ops)]
-    memory_lines = memory.section(RESULTS / memory.RESULTS.name)
-    if memory_lines:
-        lines += ["", *memory_lines]
+    for part in (memory, pipeline, time_to_accuracy):
+        section = part.section(RESULTS / part.RESULTS.name)
+        lines += ["", *section] if section else []
     return "\n".join(lines) + "\n"
 
 

@@ -92,13 +92,15 @@ def _app() -> Any:
     from biasloss_ext.recipes.check_command import check
     from biasloss_ext.recipes.commands import compare, diversity, predict, train
     from biasloss_ext.recipes.export_command import export
+    from biasloss_ext.recipes.pack_command import pack
     from biasloss_ext.recipes.speed_command import speed
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
     for command in (info, train, predict, export, compare, diversity, accelerate, bench):
         app.command()(command)
-    data = typer.Typer(no_args_is_help=True, help="Look at data before a training.")
+    data = typer.Typer(no_args_is_help=True, help="Look at data before a training, or pack them for it.")
     data.command()(check)
+    data.command()(pack)
     data.command()(speed)
     app.add_typer(data, name="data")
 

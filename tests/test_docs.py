@@ -45,10 +45,11 @@ LESS = {
     "diversity": "",
     "predict": "--workers 0",
     "data check": "",
+    "data pack": "",
     "data speed": "--seconds 0.1 --workers 0",
     "export": "",
 }
-DATA_SAYS = {"check": "all 32 image files", "speed": "data pipeline alone: "}
+DATA_SAYS = {"check": "all 32 image files", "pack": "32 images of 2 classes", "speed": "data pipeline alone: "}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -139,7 +140,7 @@ def test_commands(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caps
             continue
         assert words[0] == "biasloss", words
         less = LESS[" ".join(words[1:3]) if words[1] == "data" else words[1]] + (
-            " --image-size 64 --batch-size 16" if "imagefolder" in words else ""
+            " --image-size 64 --batch-size 16" if {"imagefolder", "packed"} & {*words} else ""
         )
         status = run_here([*words, *shlex.split(less if "--help" not in words else "")], monkeypatch)
         assert status in (0, None), f"{' '.join(words)}: {capsys.readouterr().err}"

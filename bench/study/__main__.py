@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.study import report
-from bench.study.plan import runs
+from bench.study.plan import runs, training_images
 from bench.study.runner import RESULTS, Folders, result_path, run_all
 from biasloss_ext.errors import UserError
 
@@ -38,8 +38,11 @@ def main(given: Sequence[str] | None = None) -> None:
             done = run_all(wanted, Folders(arguments.data_dir, arguments.work, arguments.results), arguments.device)
             print(f"{done} runs done")
         else:
+            missing = [run for run in wanted if not result_path(run, arguments.results).exists()]
             for run in wanted:
-                print("done   " if result_path(run, arguments.results).exists() else "missing", run.name)
+                print("missing" if run in missing else "done   ", run.name)
+            images = sum(training_images(run) for run in missing)
+            print(f"{len(missing)} of {len(wanted)} runs are missing: {images / 1e6:.3g} million images to train on")
     except UserError as error:
         sys.exit(f"error: {error}")
 

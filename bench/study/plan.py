@@ -10,6 +10,7 @@ from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 
 DATA = "fashion_mnist"
+ALL_IMAGES = 60_000
 LOSSES: dict[str, dict[str, Any]] = {
     "bias": {"loss": "bias"},
     "ce": {"loss": "ce"},
@@ -171,6 +172,12 @@ PARTS = (
         (_grid("global"), _grid("local")),
     ),
 )
+
+
+def training_images(run: Run) -> int:
+    """How many images the run trains on, those of every epoch counted."""
+    recipe = run.recipe()
+    return recipe.epochs * (recipe.train_images or ALL_IMAGES)
 
 
 def runs(

@@ -35,6 +35,14 @@ _MNIST_FAMILY = DataSet(
         "channels_last": True,
     },
 )
+_IMAGES: dict[str, Any] = {
+    "image_size": 224,
+    "small_input": False,
+    "epochs": 100,
+    "batch_size": 256,
+    "schedule": "cosine",
+    "warmup_epochs": 5,
+}
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 DATA_SETS = {
     "digits": DataSet(
@@ -56,17 +64,8 @@ DATA_SETS = {
     **dict.fromkeys(
         ("mnist", "fashion_mnist", "kmnist", *(f"emnist_{split}" for split in EMNIST_SPLITS)), _MNIST_FAMILY
     ),
-    "imagefolder": DataSet(
-        "folder:load_folder",
-        {
-            "image_size": 224,
-            "small_input": False,
-            "epochs": 100,
-            "batch_size": 256,
-            "schedule": "cosine",
-            "warmup_epochs": 5,
-        },
-    ),
+    "imagefolder": DataSet("folder:load_folder", _IMAGES),
+    "packed": DataSet("packed:load_packed", _IMAGES),
 }
 LOSSES = ("bias", "ce", "focal")
 CHOICES = {

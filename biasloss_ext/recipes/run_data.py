@@ -9,6 +9,7 @@ from biasloss_ext.recipes import checkpoint
 from biasloss_ext.recipes.data import Data, load_data
 from biasloss_ext.recipes.data.augmentation import augmentation_of
 from biasloss_ext.recipes.data.images import Broken
+from biasloss_ext.recipes.data.packed import PackedData
 from biasloss_ext.recipes.data.sound import check_images, left_out_note
 from biasloss_ext.recipes.data.subset import restrict
 from biasloss_ext.recipes.display import Display
@@ -45,4 +46,5 @@ def open_data(
     left_out = check_images(data, here, skip_broken=skip_broken, display=display)
     described = checkpoint.describe(data)
     data.augmentation = augmentation_of(recipe)
-    return RunData(data, described, left_out, [*left_out_note(left_out), *restrict(data, recipe)])
+    notes = data.notes if isinstance(data, PackedData) else []
+    return RunData(data, described, left_out, [*notes, *left_out_note(left_out), *restrict(data, recipe)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from biasloss_ext.errors import UserError
+from biasloss_ext.recipes.data import Data
 from biasloss_ext.recipes.loop import Run
+from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.processes import processes
 from biasloss_ext.recipes.recipe import Recipe
 from biasloss_ext.recipes.run_data import open_data
@@ -24,33 +27,43 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second, each measured without the other.
+    """Images per second, each measured without the others.
 
     Attributes:
         pipeline: reading, augmenting, and moving to the device.
         step: forward and backward pass and optimizer, on a batch that is there.
+        beside: the pipeline of the image folder that was named beside it, if any.
     """
 
     pipeline: float
     step: float
+    beside: float | None = None
 
     @property
     def verdict(self) -> str:
         if self.pipeline < self.step:
             return (
                 "the data pipeline limits training: raise --workers up to the number of cores, or store smaller images"
+                " (biasloss data pack)"
             )
         return "the training step limits training, not the data pipeline"
 
 
 def measure_speed(
-    recipe: Recipe, *, device: str = "auto", workers: int = 0, skip_broken: bool = False, seconds: float = 10.0
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    skip_broken: bool = False,
+    seconds: float = 10.0,
+    beside: str | None = None,
 ) -> Speed:
     """Runs the pipeline of a recipe without the model, then its training step without the pipeline; writes nothing.
 
     Args:
         device, workers, skip_broken: as for :func:`biasloss_ext.recipes.loop.train`.
-        seconds: for each of the two, about.
+        seconds: for each measurement, about.
+        beside: an image folder whose pipeline is measured too.
 
     Raises:
         UserError: ``seconds`` is not above 0, or what :func:`biasloss_ext.recipes.loop.train` raises before its first step.
@@ -62,18 +75,25 @@ def measure_speed(
     with processes(device) as here:
         run = Run(recipe, open_data(recipe, here, workers, skip_broken), here)
         run.model.train()
-        batches = _batches(run)
+        batches = _batches(run.data, run.order)
         again = itertools.repeat(next(batches))
         pipeline = _rate(lambda: next(batches), seconds, here.device)
         batches.close()  # ends its workers
         step = _rate(lambda: run.take_step(again), seconds, here.device)
-    return Speed(pipeline * recipe.batch_size / recipe.accumulate, step * recipe.batch_size)
+        of_folder = None
+        if beside is not None:
+            folder = dataclasses.replace(recipe, data="imagefolder", data_dir=beside)
+            data = open_data(folder, here, workers, skip_broken).data
+            batches = _batches(data, Order(data.train_images, recipe.batch_size, recipe.seed, recipe.accumulate))
+            of_folder = _rate(lambda: next(batches), seconds, here.device) * recipe.batch_size / recipe.accumulate
+            batches.close()
+    return Speed(pipeline * recipe.batch_size / recipe.accumulate, step * recipe.batch_size, of_folder)
 
 
-def _batches(run: Run) -> Generator[Batch, None, None]:
+def _batches(data: Data, order: Order) -> Generator[Batch, None, None]:
     """Those of training, epoch after epoch."""
     for epoch in itertools.count():
-        yield from run.data.train_batches(epoch, run.order.batches(epoch))
+        yield from data.train_batches(epoch, order.batches(epoch))
 
 
 def _rate(call: Callable[[], object], seconds: float, device: torch.device) -> float:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from biasloss_ext.cli import main
 from biasloss_ext.recipes import loop, speed
+from biasloss_ext.recipes.data import Data
+from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.speed import Speed, measure_speed
 from tests.recipes.pictures import write_folder
 from tests.recipes.tiny import Fails, tiny_recipe, use_linear_model, write_cifar
@@ -43,8 +45,8 @@ def test_images_are_counted_over_parts(tmp_path: Path, monkeypatch: pytest.Monke
     recipe = tiny_recipe(write_cifar(tmp_path), batch_size=16, accumulate=2, loss="ce")
     batches, step = speed._batches, loop.Run.take_step
 
-    def slow_batches(run: loop.Run) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches(run):
+    def slow_batches(data: Data, order: Order) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches(data, order):
             now[0] += 0.01
             yield batch
 

@@ -110,7 +110,8 @@ def test_every_planned_run_has_a_recipe_and_a_name_of_its_own() -> None:
 def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["list", "--part", "b", "--setting", "2000", "--seed", "1", "--results", str(tmp_path)])
     listed = capsys.readouterr().out.splitlines()
-    assert (len(listed), listed[0]) == (4, "missing b/2000/bias-seed1")
+    assert (len(listed), listed[0]) == (5, "missing b/2000/bias-seed1")
+    assert listed[-1] == "4 of 4 runs are missing: 0.096 million images to train on"
     command = [sys.executable, "-m", "bench.study", "run", "--part", "z", "--data-dir", str(tmp_path)]
     refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (refused.returncode, refused.stderr) == (1, "error: unknown part 'z': there are a, b, s, c, d\n")

@@ -27,6 +27,7 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 Verdict = tuple[Path, str | None]  # None of a file that can be read
 Watch = Callable[[Iterator[Verdict], int], Iterator[Verdict]]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+BoxOf = Callable[[int, int], Box]  # from the width and height of an image
 Broken = tuple[Path, str]  # a file that cannot be read, and why
 
 # What Pillow has to say of a file is either an error, which is reported with the file's name, or of no use here.
@@ -60,11 +61,9 @@ class Preprocessing:
 
     def fitted(self, image: Image.Image) -> Image.Image:
         """An image of any size to one of ``image_size``, before normalization."""
-        image = _middle(image.convert("L").convert("RGB") if self.gray else image.convert("RGB"))
-        scale = self.resize / min(image.size)
-        width, height = (max(self.resize, int(side * scale)) for side in image.size)
-        left, top = (round((side - self.image_size) / 2) for side in (width, height))
-        resized = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        image = image.convert("L").convert("RGB") if self.gray else image.convert("RGB")
+        resized = with_shorter_side(_middle(image), self.resize, self.interpolation)
+        left, top = (round((side - self.image_size) / 2) for side in resized.size)
         return resized.crop((left, top, left + self.image_size, top + self.image_size))
 
     def read(self, path: str | Path) -> Tensor:
@@ -78,7 +77,12 @@ class Preprocessing:
     def normalized(self, pixels: Tensor) -> Tensor:
         """uint8 (\\*, 3, height, width) to float32, on the device of the pixels."""
         mean, deviation = (_per_channel(values, pixels.device) for values in (self.mean, self.deviation))
-        return (pixels.float() / 255 - mean) / deviation
+        numbers = torch.empty(pixels.shape, device=pixels.device)
+        # In place, and on a CPU image by image, which stay in its cache: a third of the time.
+        parts = zip(numbers, pixels, strict=True) if pixels.dim() > 3 and not pixels.is_cuda else [(numbers, pixels)]
+        for part, given in parts:
+            part.copy_(given).div_(255).sub_(mean).div_(deviation)
+        return numbers
 
     def as_dict(self) -> dict[str, Any]:
         """All attributes by name, in plain types."""
@@ -104,7 +108,14 @@ def read_image(path: str | Path) -> Image.Image:
         raise UserError(f"cannot read the image {path}: {_cause(error)}") from None
 
 
-def read_crop(path: str | Path, box_of: Callable[[int, int], Box], size: int) -> Image.Image:
+def with_shorter_side(image: Image.Image, length: int, interpolation: str = "bilinear") -> Image.Image:
+    """An RGB image, resized until its shorter side has ``length``."""
+    scale = length / min(image.size)
+    width, height = (max(length, int(side * scale)) for side in image.size)
+    return image.resize((width, height), INTERPOLATIONS[interpolation])
+
+
+def read_crop(path: str | Path, box_of: BoxOf, size: int) -> Image.Image:
     """A part of an image file, resized to ``size`` x ``size``; otherwise as `read_image`.
 
     JPEG files are decoded at a half, a quarter or an eighth of their size if the part still has ``size`` pixels a side

@@ -8,6 +8,7 @@ from biasloss_ext.errors import UserError
 from biasloss_ext.recipes.data.base import Data
 from biasloss_ext.recipes.data.folder import FolderData
 from biasloss_ext.recipes.data.images import Broken, Verdict
+from biasloss_ext.recipes.data.packed import PackedData
 from biasloss_ext.recipes.display import Display
 from biasloss_ext.recipes.processes import Processes
 
@@ -27,11 +28,13 @@ def check_images(
         display: shows a bar there, for a large folder on a terminal.
 
     Returns:
-        The files that were left out, each with the reason.
+        The files that were left out, each with the reason; of packed images those that packing left out.
 
     Raises:
         UserError: files are broken.
     """
+    if isinstance(data, PackedData):
+        return data.left_out
     if not isinstance(data, FolderData):
         return []
     key = data.listing
