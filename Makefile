@@ -77,9 +77,10 @@ test-integrations:
 	$(VENV)-integrations/bin/pip install -q --no-build-isolation -e '.[train,dev]'
 	$(VENV)-integrations/bin/python -m pytest tests/models tests/recipes tests/nn tests/test_acceleration.py tests/test_families.py tests/test_docs.py
 
+# --no-compile: Python compiles what is imported, a tenth of what pip would.
 $(VENV)/.environment: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PYTHON) .ci/progress 'installing torch' $(BIN)/pip install $(TORCH) 'setuptools>=77' wheel ninja
+	$(PYTHON) .ci/progress 'installing torch' $(BIN)/pip install --no-compile $(TORCH) 'setuptools>=77' wheel ninja
 	touch $@
 
 # Compiled in place for this machine alone, and only what changed.
@@ -89,11 +90,11 @@ $(VENV)/.kernels: $(VENV)/.environment $(KERNELS)
 
 # Editable, so that the tests see the tree. The demo needs less than the tests.
 $(VENV)/.demo: $(VENV)/.kernels
-	$(PYTHON) .ci/progress 'installing what the demo needs' $(BIN)/pip install --no-build-isolation -e '.[train]'
+	$(PYTHON) .ci/progress 'installing what the demo needs' $(BIN)/pip install --no-compile --no-build-isolation -e '.[train]'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.kernels
-	$(PYTHON) .ci/progress 'installing what the tests need' $(BIN)/pip install --no-build-isolation -e '.[train,bench,docs,dev]'
+	$(PYTHON) .ci/progress 'installing what the tests need' $(BIN)/pip install --no-compile --no-build-isolation -e '.[train,bench,docs,dev]'
 	touch $@
 
 clean:

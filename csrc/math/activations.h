@@ -132,8 +132,13 @@ BIASLOSS_HOST_DEVICE Distribution<V> normal(V u) {
 template <class Math, class V, class Number>
 BIASLOSS_HOST_DEVICE Distribution<V> logistic_of_cubic(V u, Number linear, Number cubic) {
   const V zero{}, bounded = Math::clamp(u, zero - Number(1e4), zero + Number(1e4)), square = bounded * bounded;
-  const V below = logistic<Math>(bounded * (linear + cubic * square));
-  return {below, below * (Number(1) - below) * (linear + cubic * (Number(3) * square))};
+  const V v = bounded * (linear + cubic * square), slope = linear + cubic * (Number(3) * square);
+  if constexpr (Math::kGateIsConstant) {  // without the cancellation in 1 - below, which the slope multiplies
+    const V e = Math::exponential(v < zero ? v : -v), above = Number(1) / (Number(1) + e);
+    return {v < zero ? e * above : above, e * above * above * slope};
+  }
+  const V below = logistic<Math>(v);
+  return {below, below * (Number(1) - below) * slope};
 }
 
 template <class Math, class V, class Number>

@@ -18,7 +18,8 @@ from biasloss_ext.ops.depthwise import op, reference
 from tests import depthwise_cases as cases
 from tests import norm_cases
 from tests.calls import Call
-from tests.depthwise_cases import ACTIVATIONS, BACKENDS, CHANNELS, SIZES, Source
+from tests.depthwise_cases import BACKENDS, CHANNELS, SIZES, Source
+from tests.ops.map_cases import MAP_ACTIVATIONS as ACTIVATIONS
 from tests.runnable import other_variants, variant_in_use
 
 

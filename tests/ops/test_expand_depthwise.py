@@ -18,7 +18,8 @@ from biasloss_ext.ops.expand_depthwise import op, reference
 from tests import depthwise_cases as cases
 from tests import norm_cases
 from tests.calls import Call
-from tests.depthwise_cases import ACTIVATIONS, CHANNELS, SIZES, Source
+from tests.depthwise_cases import CHANNELS, SIZES, Source
+from tests.ops.map_cases import MAP_ACTIVATIONS as ACTIVATIONS
 from tests.runnable import backends_of, other_variants, variant_in_use
 
 BACKENDS = backends_of("expand_depthwise")

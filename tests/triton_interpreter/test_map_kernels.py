@@ -213,11 +213,15 @@ def test_activations_at_their_kinks() -> None:
 def test_unknown_activations_are_refused() -> None:
     x, affine = torch.zeros(1, 2, 3, 3), affine_of(2, F32)
     for call in (
-        lambda: torch.ops.biasloss_ext.batch_norm_apply_triton(x, affine, activation=9),
+        lambda: torch.ops.biasloss_ext.batch_norm_apply_triton(x, affine, activation=maps.LAST_ACTIVATION + 1),
         lambda: torch.ops.biasloss_ext.batch_norm_coefficients_triton(x, x, affine, affine, activation=-1),
-        lambda: torch.ops.biasloss_ext.batch_norm_backward_triton(x, x, affine, parameter(6, 2), activation=9),
-        lambda: torch.ops.biasloss_ext.pool_variance_triton(x, activation=9),
-        lambda: torch.ops.biasloss_ext.pool_variance_backward_triton(x[:, :, 0, 0], x, activation=9),
+        lambda: torch.ops.biasloss_ext.batch_norm_backward_triton(
+            x, x, affine, parameter(6, 2), activation=maps.LAST_ACTIVATION + 1
+        ),
+        lambda: torch.ops.biasloss_ext.pool_variance_triton(x, activation=maps.LAST_ACTIVATION + 1),
+        lambda: torch.ops.biasloss_ext.pool_variance_backward_triton(
+            x[:, :, 0, 0], x, activation=maps.LAST_ACTIVATION + 1
+        ),
     ):
         with pytest.raises(ValueError, match="supported: 0 \\(identity\\)"):
             call()
