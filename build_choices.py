@@ -99,8 +99,8 @@ def find_cuda(development: bool = False) -> Cuda | None:
     version = nvcc_version(nvcc)
     if version < OLDEST_CUDA:
         sys.exit(
-            f"biasloss_ext: {nvcc} is CUDA {version[0]}.{version[1]}, needed is {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or"
-            " newer: set CUDA_HOME to a newer toolkit, or BIASLOSS_CUDA=0 to build without CUDA kernels"
+            f"biasloss_ext: {nvcc} is CUDA {version[0]}.{version[1]}, but {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or newer is"
+            " needed: set CUDA_HOME to a newer toolkit, or BIASLOSS_CUDA=0 to build without CUDA kernels"
         )
     check_against_torch(version)
     return Cuda(nvcc, version, architectures(nvcc, development))
@@ -110,7 +110,7 @@ def nvcc_version(nvcc: str) -> tuple[int, int]:
     text = output_of(nvcc, "--version")
     found = re.search(r"release (\d+)\.(\d+)", text)
     if found is None:
-        sys.exit(f"biasloss_ext: {nvcc} --version tells no release: set NVCC to the CUDA compiler")
+        sys.exit(f"biasloss_ext: {nvcc} --version prints no release: set NVCC to the CUDA compiler")
     return int(found[1]), int(found[2])
 
 

@@ -16,7 +16,7 @@ try:
     from torch.utils.cpp_extension import include_paths
 except ImportError:
     sys.exit(
-        "biasloss_ext builds beside the torch you run: install torch first, then pip install --no-build-isolation ."
+        "biasloss_ext builds against the torch you run: install torch first, then pip install --no-build-isolation ."
     )
 
 sys.path.insert(0, str(Path(__file__).parent))  # which a build in isolation leaves out

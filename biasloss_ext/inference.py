@@ -42,7 +42,7 @@ def optimize_for_inference(
     activations by map, whose levels are chosen to lose least (mean square) on the calibration images. It takes and returns
     float32, on CPUs with AVX-512 VNNI; scores differ, and the same images give the same bits for any number of threads. It
     raises where it would have to compute something else: with hooks on its layers, for gradients, compiled, or after a change
-    of its layers. :func:`biasloss_ext.quantization_report` tells which layers stay in float32.
+    of its layers. :func:`biasloss_ext.quantization_report` lists the layers that stay in float32.
 
     Args:
         model: any module; it is not changed.
@@ -94,7 +94,7 @@ def _check_quantization(dtype: torch.dtype | None, calibrate_on: Tensor | Iterab
 
 def _check_parameters(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("a scripted model cannot be changed; optimize the model that it was made of")
+        raise ValueError("a scripted model cannot be changed; optimize the model that was scripted")
     if "_orig_mod" in model._modules:
         raise ValueError("the model is compiled already; optimize it first, then torch.compile the copy")
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -51,7 +51,7 @@ def _build() -> list[str]:
     facts = built.build
     cuda = f"CUDA {facts['cuda']} for {facts['cuda_architectures']}" if facts["cuda"] else "no CUDA kernels"
     return [
-        f"compiled kernels: built beside torch {facts['torch']} by {facts['compiler']}, {cuda}",
+        f"compiled kernels: built against torch {facts['torch']} by {facts['compiler']}, {cuda}",
         f"CPU kernels: {facts['cpu_variant_in_use']} of {facts['cpu_variants'].replace(';', ', ')}; int8: "
         f"{facts.get('cpu_int8') or 'no, it needs AVX-512 VNNI'}",
     ]

@@ -137,7 +137,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({"BIASLOSS_CUDA": "0"}, "no CUDA kernels: BIASLOSS_CUDA=0"),
         ({"BIASLOSS_CUDA": "yes"}, "BIASLOSS_CUDA must be 0 or 1, got 'yes'"),
         ({"BIASLOSS_CUDA": "1", "PATH": "/nowhere", "MISSING": "1"}, "BIASLOSS_CUDA=1, but nvcc is not found: set"),
-        ({"FAKE": "11.8"}, "is CUDA 11.8, needed is 12.0 or newer: set CUDA_HOME to a newer toolkit"),
+        ({"FAKE": "11.8"}, "is CUDA 11.8, but 12.0 or newer is needed: set CUDA_HOME to a newer toolkit"),
         ({"FAKE": "13.1"}, "('8.0', '9.0+PTX')"),
         ({"FAKE": "13.1", "TORCH_CUDA_ARCH_LIST": "9.0 8.0+PTX"}, "('9.0', '8.0+PTX')"),
         ({"FAKE": "13.1", "TORCH_CUDA_ARCH_LIST": "9.0;5.2"}, "asks for '5.2'"),

@@ -88,8 +88,8 @@ def run(
     """Measure ``workloads`` on ``device``.
 
     Args:
-        report: called with what begins; `steps` tells how many times at most.
-        save: called with what is there after every group, so that it survives a run that is broken off.
+        report: called with what begins, at most `steps` times.
+        save: called with what is there after every group, so that it survives an interruption.
         operations: the ops by name; those of this package by default.
 
     Returns:

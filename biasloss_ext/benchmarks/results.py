@@ -129,7 +129,7 @@ class Results:
         return group.bytes / seconds / ceiling
 
     def save(self, path: Path) -> None:
-        """Write atomically: a run that is broken off leaves the file as it was."""
+        """Write atomically: an interrupted run leaves the file as it was."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         data = {"format": FORMAT, **dataclasses.asdict(self)}

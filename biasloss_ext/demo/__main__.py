@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Train SkipblockNet-XS on handwritten digits with Bias Loss and cross-entropy, look at its features, time the loss.
 
-    Broken off, it goes on where it was when called again; finished, it begins anew.
+    An interrupted demo resumes when called again; a finished one starts over.
     """
     report = out / "report.md"
     fresh = report.exists()

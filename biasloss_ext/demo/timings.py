@@ -1,4 +1,4 @@
-"""What the loss costs: forward and backward beside the published formulation and plain cross-entropy."""
+"""The cost of the loss: forward and backward, compared with the published formulation and plain cross-entropy."""
 
 from __future__ import annotations
 

@@ -28,13 +28,13 @@ NOTHING = OnLoad()
 
 
 class Operations(Protocol[Value]):
-    """What the steps of a chain are made of, on values of some kind."""
+    """The operations of a chain's steps, on values of some kind."""
 
     def can_recompute(self, x: Value) -> bool:
         """Whether an expansion of ``x`` and the depthwise convolution after it are one operation."""
 
     def expand_depthwise(self, x: Value, step: PreparedStep, after: PreparedStep) -> tuple[Value, Value | None]:
-        """The map, and its pool where a gate wants it."""
+        """The map, and its pool where a gate needs it."""
 
     def pointwise(self, x: Value, step: PreparedStep, on_load: OnLoad, residual: Value | None) -> Value: ...
     def depthwise(self, x: Value, step: PreparedStep, on_load: OnLoad) -> Value: ...

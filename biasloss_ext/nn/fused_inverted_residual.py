@@ -104,7 +104,7 @@ def check_fused(fused: Fused, layers: nn.Sequential, name: str) -> Fused:
 
 
 class _OneChain(NotScriptable):
-    """A block of one chain, which is found anew where its layers have changed."""
+    """A block of one chain, which is searched for again when its layers have changed."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the chain: a copy finds its own, of its own layers."""

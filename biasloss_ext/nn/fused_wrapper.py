@@ -12,7 +12,7 @@ from biasloss_ext.nn.plan import Plan, only_map, plan_of
 from biasloss_ext.nn.scripting import NotScriptable
 
 _OWN = ("plain", "fused", "training")
-MOST_PLANS = 16  # of one block; modules that are in other modes than ever begin anew
+MOST_PLANS = 16  # of one block; after that, plans are made again
 _SETTINGS = {bool, int, float, str, type(None)}
 _Modes = tuple[bool, ...]
 

@@ -13,7 +13,7 @@ from biasloss_ext.nn.chain import Chain, why_not_fusable
 from biasloss_ext.nn.fused_chain import Call, call_of, check_channels, fused_chain, operands, run_call, sources_of
 from biasloss_ext.nn.snapshot import Snapshot
 
-MOST_CALLS = 16  # of one chain; inputs of more shapes than that begin anew
+MOST_CALLS = 16  # of one chain; inputs of more shapes than that start over
 
 
 class ReadyChain:

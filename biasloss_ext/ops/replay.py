@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from biasloss_ext.ops.triton_launch import Launch
     from biasloss_ext.ops.triton_replay import Recording
 
-MOST_RECORDINGS = 1024  # of one function; a program with more shapes than that starts anew
+MOST_RECORDINGS = 1024  # of one function; a program with more shapes than that starts over
 TICKETS = 0  # their place in the table of a replay; the inputs follow, then the buffers, then the scratch memory
 
 Tensors = tuple[Tensor | None, ...]

@@ -35,7 +35,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def check_space(folder: Path, models: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Check that a checkpoint of these models and the optimizer's state fits beside the one before.
+    """Check that a checkpoint of these models and the optimizer's state fits next to the previous one.
 
     Raises:
         UserError: the disk has less room than that.
@@ -64,7 +64,7 @@ def load(folder: Path, asked: Recipe) -> dict[str, Any] | None:
     state = read(path)
     differing = recipes.differences(recipes.from_dict(state["recipe"]), asked)
     if differing:
-        raise UserError(f"{path} is of another run ({differing}): choose another --out, or begin anew with --fresh")
+        raise UserError(f"{path} is of another run ({differing}): choose another --out, or start over with --fresh")
     return state
 
 

@@ -28,7 +28,7 @@ def train(
     out: Out = Path("runs/train"),
     **options: Any,
 ) -> None:
-    """Train a classifier; killed, it goes on where it was when called again. Also under torchrun."""
+    """Train a classifier; the same command resumes an interrupted run. Works under torchrun."""
     how, choices = RunOptions.split(options)
     recipe = make_recipe(data, **choices)
     from biasloss_ext.recipes.loop import train as run
@@ -54,7 +54,7 @@ def compare(
     out: Out = Path("runs/compare"),
     **options: Any,
 ) -> None:
-    """Train with several losses or models over several seeds, and say whether they differ; goes on when called again."""
+    """Compare losses or models over several seeds, and report whether they differ; the same command resumes."""
     from biasloss_ext.recipes.compare import compare as run
 
     found = run(

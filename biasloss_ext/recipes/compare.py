@@ -84,7 +84,7 @@ def compare(
 
     Runs with the same seed see the same images in the same order with the same augmentation, so that their differences
     are taken in pairs. Each run has a folder of its own below ``out/runs``: called again after an interruption, the
-    finished ones are read and the broken one goes on. In one process, not under torchrun.
+    finished runs are read, and the interrupted one resumes. In one process, not under torchrun.
 
     Args:
         models: names as in the recipe; None takes the data set's default and MobileNetV3-Large. One whose package cannot

@@ -19,7 +19,7 @@ QUIET_SECONDS = 10.0
 class Display:
     """Live bars for steps and, in a comparison, runs; one line for every epoch, which stays. A context manager.
 
-    A file or a pipe gets no bars, but a line whenever steps go on for ten seconds without any.
+    A file or a pipe gets no bars, but a line whenever ten seconds pass without one.
 
     Args:
         shown: False for the processes that do not lead.

@@ -58,7 +58,7 @@ class Teacher:
         """
         if state["teacher"] != self.digest:
             raise UserError(
-                "the teacher was trained again since this run began: bring its checkpoint back, or begin anew with --fresh"
+                "the teacher was trained again since this run began: restore its checkpoint, or start over with --fresh"
             )
 
 

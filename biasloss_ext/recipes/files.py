@@ -12,7 +12,7 @@ from biasloss_ext.errors import UserError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Hands out a temporary path beside ``path`` and moves it there, flushed to the disk, when the block ends well.
+    """Hands out a temporary path next to ``path`` and moves it there, flushed to the disk, when the block ends well.
 
     A process killed at any moment leaves the old file or the new one. The temporary name is always the same, so that
     what a killed process left is overwritten by the next. After an error in the block nothing is left.

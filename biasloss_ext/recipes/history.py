@@ -58,7 +58,7 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def write_csv(folder: Path, rows: list[Row]) -> None:
-    """Writes all rows anew: after a resume there is none twice and none lost."""
+    """Write all rows again: after a resume no row is missing or doubled."""
     write_text(folder / CSV_NAME, as_csv(rows))
 
 

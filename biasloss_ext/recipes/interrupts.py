@@ -1,7 +1,7 @@
 """Ctrl-C that cannot get lost.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. Inside a callback, as while a worker process is
-started, it is printed and forgotten, and the run goes on. Here it is remembered too, and raised again by the next step.
+started, it is printed and forgotten, and the run continues. Here it is remembered too, and raised again by the next step.
 """
 
 from __future__ import annotations

@@ -43,9 +43,9 @@ def train(
     title: str = "training",
     **options: Any,
 ) -> Outcome:
-    """Trains, or goes on with the run whose checkpoint is in ``out``, or does nothing where that is finished.
+    """Train, or resume the run whose checkpoint is in ``out``, or do nothing if that run is finished.
 
-    Killed at any moment, the same call goes on from the last checkpoint; on one CPU it ends with the same bits as a run
+    After a kill at any moment, the same call resumes from the last checkpoint; on one CPU it ends with the same bits as a run
     that was never stopped. Under torchrun all processes call this; see docs/training.md.
 
     Args:
@@ -54,7 +54,7 @@ def train(
         options: fields of :class:`biasloss_ext.recipes.run_options.RunOptions`.
 
     Raises:
-        UserError: what the user can mend, see the modules that say so; ``out`` is then as before.
+        UserError: for errors that the user can correct; ``out`` is then as before.
     """
     how = RunOptions(**options)
     with (

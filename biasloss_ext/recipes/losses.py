@@ -69,7 +69,7 @@ class MeanWeightOne(nn.Module):
     """A weighted loss divided by the mean of its weights in the batch (of this process).
 
     The weights of Bias Loss average below 1 by default, which makes the steps of SGD smaller. Divided by their mean they
-    only say how the images of a batch count beside each other.
+    only set how much the images of a batch count relative to each other.
     """
 
     def __init__(self, loss: BiasLoss) -> None:

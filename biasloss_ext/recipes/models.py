@@ -1,4 +1,4 @@
-"""The models that a recipe can name, with features for Bias Loss where the loss wants them."""
+"""The models that a recipe can name, with features for Bias Loss where the loss needs them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_model(
 
     Args:
         notes: takes a sentence where the classifier of ``recipe.weights`` has another number of classes and so begins
-            anew; None wants all weights loaded.
+            anew; None requires all weights to be loaded.
 
     Returns:
         A module that takes images (N, channels, image_size, image_size). For Bias Loss it returns a pair: the features

@@ -1,4 +1,4 @@
-"""The options that commands share: what a run is made of, and how it is computed."""
+"""The options that commands share: what a run computes, and how."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from biasloss_ext.recipes.recipe import CHOICES, Recipe
 
 Data = Annotated[str, typer.Option(help=f"Data set: {', '.join(CHOICES['data'])}.", rich_help_panel="Data")]
 Out = Annotated[
-    Path, typer.Option(help="Folder for everything that the run writes; it goes on with a run begun there.")
+    Path, typer.Option(help="Folder for everything that the run writes; an unfinished run there is resumed.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel="Machine")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read image files.", rich_help_panel="Machine")]
@@ -32,7 +32,7 @@ _RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[int, typer.Option(min=0, help="Checkpoint after so many steps too, not only after every epoch.")],
         0,
     ),
-    "fresh": (Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever the folder holds.")], False),
+    "fresh": (Annotated[bool, typer.Option("--fresh", help="Start over, whatever the folder holds.")], False),
     "skip_broken": (SkipBroken, False),
     "device": (Device, "auto"),
     "workers": (Workers, 4),

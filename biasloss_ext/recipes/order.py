@@ -1,4 +1,4 @@
-"""Which images a step sees: a function of seed and epoch alone, so that a resumed run goes on as if never stopped."""
+"""Which images a step sees: a function of seed and epoch alone, so that a resumed run continues as if never stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of training: shuffled anew every epoch, the incomplete last batch left out.
+    """The order of training: shuffled again every epoch, the incomplete last batch left out.
 
     A batch is cut into ``accumulate`` parts and every part into ``processes`` equal shards, so that the images of a
     step do not depend on how many processes share it.

@@ -80,7 +80,7 @@ def _said_once(error: Exception) -> Exception:
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_LOSS):
         error = UserError(
             f"process {dist.get_rank()} lost the connection to another one, which ended without a word: it was killed, or"
-            " ran out of memory; the same command goes on from the last checkpoint"
+            " ran out of memory; the same command resumes from the last checkpoint"
         )
     if isinstance(error, UserError):
         error.of_one_process = True

@@ -16,7 +16,7 @@ class RunOptions:
         device: "auto", "cpu" or "cuda".
         workers: processes that read images from files.
         checkpoint_steps: a checkpoint after so many steps too, not only after every epoch; 0 for none.
-        fresh: begins anew, whatever the folder of the run holds.
+        fresh: start over, whatever the folder of the run holds.
         skip_broken: image files that cannot be read are left out.
         cuda_graphs: captures the steps in a CUDA graph; where that is impossible, says why and runs them eagerly.
     """

@@ -27,7 +27,7 @@ def load_weights(model: nn.Module, path: Path, title: str, notes: list[str] | No
 
     Args:
         title: what the model is called in messages.
-        notes: takes a sentence about what was not loaded; None wants everything loaded.
+        notes: takes a sentence about what was not loaded; None requires everything to be loaded.
 
     Raises:
         UserError: no such file, not a file of weights, or weights of another model.
@@ -39,7 +39,7 @@ def load_weights(model: nn.Module, path: Path, title: str, notes: list[str] | No
         classes, given = (len(weights[classifier[0]]) for weights in (own, state))
         state = {**state, **{name: own[name] for name in classifier}}
         notes.append(
-            f"{path} is for {given} classes, here are {classes}: the classifier ({', '.join(classifier)}) begins anew"
+            f"{path} has {given} classes, the run has {classes}: the classifier ({', '.join(classifier)}) starts at random"
         )
     elif differing:
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -83,7 +83,7 @@ def _content(path: Path) -> Any:
     except Exception as error:  # the file can be anything
         cause = (str(error) or type(error).__name__).splitlines()[0]
         if "weights_only" in str(error):
-            cause = "it holds Python objects beside the tensors; save model.state_dict() instead of the model"
+            cause = "it holds Python objects in addition to the tensors; save model.state_dict() instead of the model"
         raise UserError(f"{path} is not a file of weights: {cause}") from None
 
 

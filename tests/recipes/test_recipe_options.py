@@ -251,9 +251,7 @@ def test_a_student_goes_on_with_the_same_teacher_alone(data: Path, tmp_path: Pat
         run(data, tmp_path / "broken", Interrupting(3), checkpoint_steps=1, **options)
     kept = (teacher / "checkpoint.pt").read_bytes()
     run(data, teacher, epochs=1, loss="ce", seed=6, fresh=True)
-    with pytest.raises(
-        UserError, match="the teacher was trained again since this run began: bring its checkpoint back"
-    ):
+    with pytest.raises(UserError, match="the teacher was trained again since this run began: restore its checkpoint"):
         run(data, tmp_path / "broken", **options)
     (teacher / "checkpoint.pt").write_bytes(kept)
     run(data, tmp_path / "broken", **options)

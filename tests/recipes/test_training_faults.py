@@ -174,7 +174,7 @@ def test_a_run_knows_its_data(flowers: Path, tmp_path: Path, change: str, finish
 
 def test_a_run_knows_its_preprocessing(flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(flowers, tmp_path / "out")
-    monkeypatch.setattr("biasloss_ext.recipes.data.folder.MEAN", (0.5, 0.5, 0.5))
+    monkeypatch.setattr("biasloss_ext.recipes.data.stored.MEAN", (0.5, 0.5, 0.5))
     with pytest.raises(UserError, match=r"on other preprocessing \(mean \(0\.485, 0\.456, 0\.406\) there, \(0\.5, "):
         run(flowers, tmp_path / "out")
 
@@ -297,7 +297,7 @@ def test_weights_for_other_classes(flowers: Path, tmp_path: Path) -> None:
     display = Hearing()
     run(flowers, tmp_path / "out", display, weights=str(tmp_path / "many.pt"), epochs=1)
     assert display.said[0] == (
-        f"{tmp_path}/many.pt is for 1000 classes, here are 2: the classifier (scores.weight, scores.bias) begins anew"
+        f"{tmp_path}/many.pt has 1000 classes, the run has 2: the classifier (scores.weight, scores.bias) starts at random"
     )
     model = SmallLinear(2)
     untouched = model.scores.weight.clone()

@@ -55,7 +55,9 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"a checkpoint of another model than linear: " + said):
             load_weights(SmallLinear(2), tmp_path / "weights.pt", "linear", [])
     torch.save(SmallLinear(2), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"holds Python objects beside the tensors; save model\.state_dict\(\) instead"):
+    with pytest.raises(
+        UserError, match=r"holds Python objects in addition to the tensors; save model\.state_dict\(\) instead"
+    ):
         load_weights(SmallLinear(2), tmp_path / "weights.pt", "linear", [])
     torch.save({"epoch": 3, "model": None}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="there is no tensor in it"):

@@ -89,7 +89,7 @@ def _on_cpu(runtime: str, images: Tensor, *modules: str) -> list[Any]:
 @contextlib.contextmanager
 def _exported(model: nn.Module, images: Tensor):  # type: ignore[no-untyped-def]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the exporter tells of its steps
+        with contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its steps
             program = torch.onnx.export(model, (images,), dynamo=True)
     except ImportError as error:  # onnx and onnxscript
         raise Unavailable(f"torch.onnx.export cannot run: {error}") from None

@@ -139,7 +139,7 @@ def pointwise_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor,
 
 
 class _Shapes(NamedTuple):
-    """What both launches are made of."""
+    """The parts of both launches."""
 
     x: Tensor
     weight: Tensor
@@ -155,7 +155,7 @@ class _Shapes(NamedTuple):
 
     @property
     def most_groups(self) -> int:
-        """Partial gradients of the weight that are small beside what is read."""
+        """Partial gradients of the weight that are small compared with what is read."""
         size = self.weight.numel() * accumulation_dtype(self.x.dtype).itemsize
         return max(self.read // (tiling.PARTIAL_SHARE * max(size, 1)), 1)
 

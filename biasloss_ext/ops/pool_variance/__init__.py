@@ -1,1 +1,1 @@
-"""Global average pool of an activated map, and the per-sample variance that Bias Loss wants, in one read."""
+"""Global average pool of an activated map, and the per-sample variance that Bias Loss needs, in one read."""

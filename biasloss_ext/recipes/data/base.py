@@ -1,4 +1,4 @@
-"""What training wants of a data set."""
+"""The interface between training and data sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Data(Protocol):
     channels: int
     image_size: int
     preprocessing: Preprocessing  # of the test images, for images of whatever size
-    augmentation: Augmentation | None  # of the training images, beside the data set's own
+    augmentation: Augmentation | None  # of the training images, in addition to the data set's own
 
     @property
     def train_images(self) -> int:

@@ -118,7 +118,7 @@ def _read_file(path: Path, expected: _Format) -> tuple[Tensor, Tensor]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads what CIFAR's files are made of. A pickle can name any function to be called; these are refused."""
+    """Read the objects of CIFAR's files. A pickle can name any function to be called; these are refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":

@@ -175,7 +175,7 @@ def broken_files(paths: Sequence[Path], workers: int = 0, watch: Watch | None = 
         workers: threads that read; one where it is 0.
         watch: is handed an iterator over a verdict for each file and their number, and hands the verdicts on.
     """
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding runs beside Python
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding runs in parallel with Python
         verdicts = zip(paths, pool.map(problem_of, paths), strict=True)
         watched = verdicts if watch is None else watch(verdicts, len(paths))
         return [(path, reason) for path, reason in watched if reason is not None]

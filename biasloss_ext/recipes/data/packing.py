@@ -112,7 +112,7 @@ def _read(source: Path, samples: list[Sample], packing: Packing) -> Iterator[Fou
         return Packed(str(path.relative_to(source)), number, image.height, image.width, content)
 
     threads = max(1, packing.workers)
-    with ThreadPoolExecutor(threads) as pool:  # Pillow runs beside Python
+    with ThreadPoolExecutor(threads) as pool:  # Pillow runs in parallel with Python
         for begin in range(0, len(samples), AHEAD * threads):
             yield from pool.map(read, samples[begin : begin + AHEAD * threads])
 

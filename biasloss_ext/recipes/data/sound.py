@@ -21,7 +21,7 @@ LARGE = 1000  # files, from which on a bar shows how many have been read
 def check_images(
     data: Data, here: Processes, *, skip_broken: bool = False, display: Display | None = None
 ) -> list[Broken]:
-    """Reads every image file once, shared among all processes, and tells all of them of those that are broken.
+    """Reads every image file once, shared among all processes, and reports the broken ones to all of them.
 
     Args:
         skip_broken: broken files are left out of the data set instead.
