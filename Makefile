@@ -88,8 +88,20 @@ $(VENV)/.kernels: $(VENV)/.environment $(KERNELS)
 	$(PYTHON) .ci/progress 'compiling the kernels' $(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
+# The demo needs no CUDA kernels where there is no GPU: they are a third of the compiling. `make test` adds them.
+ifeq ($(wildcard $(VENV)/.kernels)$(shell command -v nvidia-smi),)
+KERNELS_OF_DEMO := $(VENV)/.cpu-kernels
+$(VENV)/.demo: export BIASLOSS_CUDA := 0
+else
+KERNELS_OF_DEMO := $(VENV)/.kernels
+endif
+
+$(VENV)/.cpu-kernels: $(VENV)/.environment $(KERNELS)
+	$(PYTHON) .ci/progress 'compiling the kernels for CPUs' $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
 # Editable, so that the tests see the tree. The demo needs less than the tests.
-$(VENV)/.demo: $(VENV)/.kernels
+$(VENV)/.demo: $(KERNELS_OF_DEMO)
 	$(PYTHON) .ci/progress 'installing what the demo needs' $(BIN)/pip install --no-compile --no-build-isolation -e '.[train]'
 	touch $@
 

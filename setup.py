@@ -97,8 +97,7 @@ class Build(build_ext):
 
     def write_ops(self, writer: object, folder: Path, out: Path) -> None:
         includes = [f"-I{path}" for path in include_paths("cpu")]
-        with_cuda = ["-DBIASLOSS_WITH_CUDA"] if self.cuda is not None else []
-        common = [*STABLE_ABI, *includes, *with_cuda]
+        common = [*STABLE_ABI, *includes]
         library = Path(torch.__file__).parent / "lib"
         linker, libraries = self.cxx, [f"-L{library}", "-ltorch_cpu", "-s"]
         nvcc_flags: list[str] = []
@@ -127,6 +126,8 @@ class Build(build_ext):
         """The names of the copies of a source that are compiled, with the flags of each."""
         if source.name == "build_facts.cpp":
             return {"": [f'-DBIASLOSS_{name}="{value}"' for name, value in self.build_facts().items()]}
+        if source.name == "library.cpp":
+            return {"": [] if self.cuda is None else ["-DBIASLOSS_WITH_CUDA"]}
         common = ["-ffp-contract=fast", "-fno-math-errno"]
         if source.name.endswith("_vnni.cpp"):
             flags = [*self.variants.get("avx512", []), "-mavx512vnni"]
