@@ -28,6 +28,10 @@ from tests.triton_resources.races import hazards
 
 LARGEST_FRAME = 24  # bytes: a pair of registers once a tile, or a few scalars of a last program outside its loops
 NO_LIMIT = Limit(255, 0)
+EACH_CAPABILITY = [
+    pytest.param(capability, marks=() if capability == 100 else pytest.mark.thorough, id=f"sm_{capability}")
+    for capability in CAPABILITIES
+]
 VERSIONS = sorted(path.stem.removeprefix("triton-") for path in FOLDER.glob("triton-*.csv"))
 
 
@@ -35,26 +39,25 @@ def table() -> dict[tuple[str, str], Limit] | None:
     return limits(triton.__version__) if table_of(triton.__version__).exists() else None
 
 
+@pytest.mark.parametrize("capability", EACH_CAPABILITY)
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_resources(name: str, tmp_path: Path) -> None:
+def test_resources(name: str, capability: int, tmp_path: Path) -> None:
     found, launches = table(), launches_of(LAUNCHES[name])
     if found is not None:
         assert {launch.name for launch in launches} == {kernel for own, kernel in found if own == name}
     problems = []
     for launch in launches:
         limit = NO_LIMIT if found is None else found[name, launch.name]
-        for capability in CAPABILITIES:
-            compiled = compile_launch(launch, capability)
-            used = resources_of(compiled, tmp_path)
-            where = f"{launch.name} on sm_{capability}"
-            if (
-                used.stack > LARGEST_FRAME
-                or used.local
-                or used.registers > limit.registers
-                or used.loads_of_16_bytes < limit.loads_of_16_bytes
-            ):
-                problems.append(f"{where}: {used}, {limit}")
-            problems += [f"{where}: {hazard}" for hazard in hazards(compiled.asm["ttgir"])]
+        compiled = compile_launch(launch, capability)
+        used = resources_of(compiled, tmp_path)
+        if (
+            used.stack > LARGEST_FRAME
+            or used.local
+            or used.registers > limit.registers
+            or used.loads_of_16_bytes < limit.loads_of_16_bytes
+        ):
+            problems.append(f"{launch.name}: {used}, {limit}")
+        problems += [f"{launch.name}: {hazard}" for hazard in hazards(compiled.asm["ttgir"])]
     assert not problems, "\n".join(problems)
 
 
