@@ -14,6 +14,7 @@ from biasloss_ext.benchmarks import shapes
 from biasloss_ext.demo import timings
 
 
+@pytest.mark.slow
 def test_runs_and_reports(tmp_path: Path) -> None:
     sizes = ["--epochs", "1", "--seeds", "2", "--repeats", "2"]
     command = [sys.executable, "-m", "biasloss_ext.demo", "--out", str(tmp_path), *sizes]

@@ -66,6 +66,7 @@ def _check_files(out: Path) -> None:
         assert b"IEND" in (out / "curves.png").read_bytes()[-12:]
 
 
+@pytest.mark.slow
 def test_killed_at_random_again_and_again(tmp_path: Path) -> None:
     data, whole = write_cifar(tmp_path / "data"), tmp_path / "whole"
     assert _exit_code(data, whole) == 0

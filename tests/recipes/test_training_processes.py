@@ -118,6 +118,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 assert theirs[name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
     data = write_cifar(tmp_path / "data")
     assert _two(data, tmp_path / "whole", loss="ce") == [0, 0]
