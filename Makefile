@@ -10,7 +10,7 @@ KERNELS := setup.py build_choices.py $(shell find csrc -name '*.c*' -o -name '*.
 .PHONY: demo test test-slow test-thorough lint docs bench bench-peers wheel test-wheel test-abi test-simulated test-integrations clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m biasloss_ext.demo --out demo
+	$(BIN)/python -m biasloss_ext.demo --out demo --epochs 6
 
 # Two workers of two threads each share the cores: a thread that waits must sleep, or training tests take three times as long.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
