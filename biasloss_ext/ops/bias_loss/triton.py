@@ -13,9 +13,9 @@ from torch import Tensor
 
 from biasloss_ext.ops.bias_loss import triton_kernels as kernels
 from biasloss_ext.ops.bias_loss.op import Outputs
-from biasloss_ext.ops.bias_loss.reference import MEAN, NONE
+from biasloss_ext.ops.bias_loss.reference import MEAN, NONE, Arguments
 from biasloss_ext.ops.feature_variance.triton import UNROLLED, WARPS, layout_of, merge_tile, slicing, triton_dtype
-from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
 from biasloss_ext.ops.triton_launch import Launch, divide_up, next_power_of_two, tickets
 
 TILE = 1024  # scores that a program holds, in two states of 4 bytes each
@@ -95,44 +95,17 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 _backward_plans: dict[tuple[Any, ...], Launch] = {}
 
 
-def bias_loss(
-    features: Tensor | None,
-    variance: Tensor | None,
-    extrema: Tensor | None,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    running_min: Tensor | None,
-    alpha: float,
-    beta: float,
-    update_running_min: bool,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Outputs:
-    device = output.device
+@with_arguments_of(Arguments)
+def bias_loss(call: Arguments) -> Outputs:
+    device = call.output.device
     if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
-        with torch.cuda.device_of(output):
-            return _bias_loss(
-                features, variance, extrema, output, target, class_weight, running_min, alpha, beta,
-                update_running_min, reduction, ignore_index, label_smoothing,
-            )  # fmt: skip
-    return _bias_loss(
-        features, variance, extrema, output, target, class_weight, running_min, alpha, beta,
-        update_running_min, reduction, ignore_index, label_smoothing,
-    )  # fmt: skip
+        with torch.cuda.device_of(call.output):
+            return _bias_loss(call)
+    return _bias_loss(call)
 
 
-def _bias_loss(
-    features: Tensor | None,
-    variance: Tensor | None,
-    extrema: Tensor | None,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    running_min: Tensor | None,
-    *options: Any,
-) -> Outputs:
+def _bias_loss(call: Arguments) -> Outputs:
+    features, variance, extrema, output, target, class_weight, running_min, *options = call
     device = output.device
     if variance is not None:
         features = None
@@ -147,7 +120,7 @@ def _bias_loss(
     )
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = _plan(features, variance, output, target, Options(*options))
+        plan = _plans[key] = _plan(call._replace(features=features))
     wide = plan.wide
     loss = torch.empty(plan.loss_shape, dtype=wide, device=device)
     weight = torch.empty(output.shape[0], dtype=wide, device=device)
@@ -212,26 +185,9 @@ def _feature_side(features: Tensor | None, variance: Tensor | None) -> _FeatureS
     return _FeatureSide(numbers, cut.vector, cut.lanes, UNROLLED, cut.features is features)
 
 
-class Options(NamedTuple):
-    """The last arguments of the op."""
-
-    alpha: float
-    beta: float
-    update_running_min: bool
-    reduction: int
-    ignore_index: int
-    label_smoothing: float
-
-
-def _plan(
-    features: Tensor | None,
-    variance: Tensor | None,
-    output: Tensor,
-    target: Tensor,
-    options: Options,
-) -> Plan:
-    alpha, beta, update_running_min, reduction, ignore_index, label_smoothing = options
-    wide, rows, side = accumulation_dtype(output.dtype), rows_of(output), _feature_side(features, variance)
+def _plan(call: Arguments) -> Plan:
+    output, target, reduction = call.output, call.target, call.reduction
+    wide, rows, side = accumulation_dtype(output.dtype), rows_of(output), _feature_side(call.features, call.variance)
     dense, probabilities = output.dim() > 2, target.is_floating_point()
     loss_blocks = 1 if rows.blocks_per_sample == 1 else 64
     launch = Launch(
@@ -245,17 +201,17 @@ def _plan(
             rows.positions,
             rows.blocks,
             rows.blocks_per_sample,
-            ignore_index,
+            call.ignore_index,
             *side.numbers,
-            label_smoothing,
-            alpha,
-            beta,
+            call.label_smoothing,
+            call.alpha,
+            call.beta,
         ),
         {
             "REDUCTION": reduction,
-            "UPDATE_RUNNING_MIN": update_running_min,
+            "UPDATE_RUNNING_MIN": call.update_running_min,
             "PROBABILITIES": probabilities,
-            "SMOOTHED": label_smoothing != 0.0,
+            "SMOOTHED": call.label_smoothing != 0.0,
             "DENSE": dense,
             **rows.tile,
             "VECTOR": side.vector,
@@ -264,7 +220,7 @@ def _plan(
             **merge_tile(side.slices),
             "LOSS_SAMPLES": LOSS_TILE // loss_blocks,
             "LOSS_BLOCKS": loss_blocks,
-            "FEATURE_DTYPE": triton_dtype(wide if features is None else features.dtype),
+            "FEATURE_DTYPE": triton_dtype(wide if call.features is None else call.features.dtype),
             "DTYPE": triton_dtype(wide),
             "num_warps": WARPS,
         },
