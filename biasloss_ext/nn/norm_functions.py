@@ -128,6 +128,6 @@ def _of_parameters(
     """The gradients of a normalization's parameters."""
     of_weight, of_bias = coefficients[4:].unbind()
     pairs = ((weight, of_weight), (bias, of_bias))
-    # A list first: Dynamo of torch 2.15 does not trace a generator here.
-    laid_out = tuple([None if parameter is None else maps.in_layout_of(parameter, grad) for parameter, grad in pairs])
+    # A list: Dynamo of torch 2.15 does not trace a generator here.
+    laid_out = [None if parameter is None else maps.in_layout_of(parameter, grad) for parameter, grad in pairs]
     return laid_out[0], laid_out[1]
