@@ -54,19 +54,6 @@ Samples = dict[str, list[float]]
 Turns = Callable[[dict[str, Callable[[int], object]]], Samples]
 
 
-def cpu_time_in_turns(calls: dict[str, Callable[[int], object]], rounds: int) -> Samples:
-    """Milliseconds of CPU time of this thread, after a call of each that does not count."""
-    for call in calls.values():
-        call(0)
-    samples: Samples = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.thread_time()
-            call(0)
-            samples[name].append((time.thread_time() - start) * 1e3)
-    return samples
-
-
 def measured(name: str, turns: Turns, decides: bool) -> dict[str, Any]:
     """Milliseconds of a training step and of inference: eager in both layouts, accelerated, and optimized for inference.
 
@@ -185,10 +172,10 @@ def main() -> None:
     if options.write:
         PAGE.write_text(page())
         return
-    turns: Turns = functools.partial(in_turns, device=torch.device("cpu"), rounds=options.rounds)
+    now = time.thread_time if options.cpu_time else time.perf_counter
+    turns: Turns = functools.partial(in_turns, device=torch.device("cpu"), rounds=options.rounds, now=now)
     if options.cpu_time:
         torch.set_num_threads(1)
-        turns = functools.partial(cpu_time_in_turns, rounds=options.rounds)
     for name in options.models:
         row = measured(name, turns, decides=not options.cpu_time)
         if options.out is not None:
