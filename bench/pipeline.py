@@ -32,6 +32,7 @@ from biasloss_ext.recipes.data.stored import MEAN, STD
 from biasloss_ext.recipes.optional import torchvision
 from biasloss_ext.recipes.order import Order
 from biasloss_ext.recipes.recipe import make_recipe
+from biasloss_ext.recipes.speed import endless_batches
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pipeline.json"
 IMAGES = {(500, 375): 64, (1600, 1200): 64, (4000, 3000): 32}  # of each size
@@ -68,9 +69,7 @@ def peer(folder: Path) -> Batches:
 
 def ours(kind: str, folder: Path) -> Batches:
     data = load_data(make_recipe(kind, data_dir=str(folder), image_size=CROP), CPU)
-    order = Order(data.train_images, BATCH)
-    for epoch in itertools.count():
-        yield from data.train_batches(epoch, order.batches(epoch))
+    return endless_batches(data, Order(data.train_images, BATCH))
 
 
 def measure(size: tuple[int, int], images: int, rounds: int = ROUNDS) -> dict[str, list[float]]:

@@ -32,7 +32,7 @@ class Speed:
     Attributes:
         pipeline: reading, augmenting, and moving to the device.
         step: forward and backward pass and optimizer, on a batch that is there.
-        beside: the pipeline of the image folder that was named beside it, if any.
+        beside: the pipeline of the image folder that was named for comparison, if any.
     """
 
     pipeline: float
@@ -75,7 +75,7 @@ def measure_speed(
     with processes(device) as here:
         run = Run(recipe, open_data(recipe, here, workers, skip_broken), here)
         run.model.train()
-        batches = _batches(run.data, run.order)
+        batches = endless_batches(run.data, run.order)
         again = itertools.repeat(next(batches))
         pipeline = _rate(lambda: next(batches), seconds, here.device)
         batches.close()  # ends its workers
@@ -84,13 +84,13 @@ def measure_speed(
         if beside is not None:
             folder = dataclasses.replace(recipe, data="imagefolder", data_dir=beside)
             data = open_data(folder, here, workers, skip_broken).data
-            batches = _batches(data, Order(data.train_images, recipe.batch_size, recipe.seed, recipe.accumulate))
+            batches = endless_batches(data, Order(data.train_images, recipe.batch_size, recipe.seed, recipe.accumulate))
             of_folder = _rate(lambda: next(batches), seconds, here.device) * recipe.batch_size / recipe.accumulate
             batches.close()
     return Speed(pipeline * recipe.batch_size / recipe.accumulate, step * recipe.batch_size, of_folder)
 
 
-def _batches(data: Data, order: Order) -> Generator[Batch, None, None]:
+def endless_batches(data: Data, order: Order) -> Generator[Batch, None, None]:
     """Those of training, epoch after epoch."""
     for epoch in itertools.count():
         yield from data.train_batches(epoch, order.batches(epoch))

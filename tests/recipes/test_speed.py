@@ -43,7 +43,7 @@ def test_images_are_counted_over_parts(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
     use_linear_model(monkeypatch)
     recipe = tiny_recipe(write_cifar(tmp_path), batch_size=16, accumulate=2, loss="ce")
-    batches, step = speed._batches, loop.Run.take_step
+    batches, step = speed.endless_batches, loop.Run.take_step
 
     def slow_batches(data: Data, order: Order) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches(data, order):
@@ -54,7 +54,7 @@ def test_images_are_counted_over_parts(tmp_path: Path, monkeypatch: pytest.Monke
         now[0] += 0.04
         step(run, given)
 
-    monkeypatch.setattr(speed, "_batches", slow_batches)
+    monkeypatch.setattr(speed, "endless_batches", slow_batches)
     monkeypatch.setattr(loop.Run, "take_step", slow_step)
     found = measure_speed(recipe, device="cpu", seconds=1.0)
     assert found.pipeline == pytest.approx(8 / 0.01)
