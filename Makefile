@@ -23,7 +23,7 @@ test: $(VENV)/.installed lint
 test-slow: $(VENV)/.installed
 	$(PYTEST) -m 'slow and not thorough'
 
-# What takes minutes and finds little that no faster test finds; before a release.
+# Tests that take minutes and find little that no faster test finds; run them before a release.
 test-thorough: $(VENV)/.installed
 	$(PYTEST) -m thorough
 

@@ -1,4 +1,4 @@
-"""Where the milliseconds of SkipblockNet-M go on the CPU: every instruction of its program beside what the machine could do at
+"""Where the milliseconds of SkipblockNet-M go on the CPU: every instruction of its program against what the machine could do at
 best, and ONNX Runtime's time for the same kinds of layers by its own profiler.
 
 Usage: python -m bench.layers [--threads 1] [--rounds 200]

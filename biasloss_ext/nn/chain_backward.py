@@ -72,7 +72,7 @@ class Backward:
         self.of_gate, self.pool_grad = (), None
 
     def _on_load(self, index: int) -> dict[str, Any]:
-        """What was applied to the input of a step, and the arguments for the coefficients of the normalization there."""
+        """The arguments for what was applied to the input of a step, and for the coefficients of the normalization there."""
         if index == 0:
             return {"residual_grad": self.residual_grad}
         step, statistics = self.options.steps[index - 1], self.saved[index - 1].statistics

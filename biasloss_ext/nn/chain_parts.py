@@ -1,4 +1,4 @@
-"""What the forward and the backward pass of a chain are given, and what one keeps for the other."""
+"""The options, parameters and saved tensors of a chain's forward and backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_CONVOLUTION, POINTWISE, DEPTHWISE = range(3)  # kinds of steps; the first may
 
 
 class StepOptions(NamedTuple):
-    """What a step does, besides its tensors. Activations are numbers of `maps.Activation`."""
+    """The options of a step. Activations are numbers of `maps.Activation`."""
 
     kind: int
     stride: int
@@ -27,7 +27,7 @@ class StepOptions(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a chain does.
+    """The options of a chain.
 
     Attributes:
         steps: in order.
@@ -57,8 +57,10 @@ class Weights(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What backward needs of a step besides its parameters. `y` is None where it is the input of the chain, or recomputed; then
-    `mean_x` and `weight_gram` are given."""
+    """The tensors of a step that backward needs, apart from its parameters.
+
+    `y` is None where it is the input of the chain, or recomputed; then `mean_x` and `weight_gram` are given.
+    """
 
     y: Tensor | None
     statistics: Tensor

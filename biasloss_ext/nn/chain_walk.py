@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class OnLoad(NamedTuple):
-    """What the next operation applies to the map that it loads."""
+    """The normalization, activation and gate that the next operation applies to the map that it loads."""
 
     affine: Tensor | None = None
     activation: int = maps.IDENTITY

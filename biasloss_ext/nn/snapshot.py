@@ -43,7 +43,7 @@ class Snapshot:
         self._values, self._state = _flat(self._attributes), self._read()
 
     def _read(self) -> tuple[list[Any], ...]:
-        """What the attributes do not show: a dictionary that is the same object may have another content."""
+        """Read what the attributes do not show: a dictionary that is the same object may have another content."""
         return (
             [*map(type, self.modules)],
             _flat(self._inner),

@@ -30,7 +30,7 @@ class Op:
         signature: schema without the name.
         fake: the shape function.
         native: the compiled backends, from "cpu" and "cuda".
-        triton: whether the module ``triton`` beside the reference has a function of the same name and parameters; the first
+        triton: whether the module ``triton`` next to the reference has a function of the same name and parameters; the first
             call imports it.
         autograd: makes the implementation for the Autograd key of an overload of the op; None for an op that the layers
             differentiate.

@@ -19,7 +19,7 @@ class Norm(NamedTuple):
 
 
 class Back(NamedTuple):
-    """What the coefficients of a normalization follow from besides sums, and where they go."""
+    """Pointers to the coefficients of a normalization and to what they follow from, apart from sums."""
 
     coefficients: Any
     affine: Any

@@ -84,7 +84,7 @@ constexpr Gate<Acc> gate_of(Activation activation) {
   return line<Acc>(GateUse::alone, 0, -kUnbounded, kUnbounded, 1);
 }
 
-// What the formulas below are computed with: of a number here, of a vector in csrc/simd/activation.h.
+// Operations of the formulas below: on a number here, on a vector in csrc/simd/activation.h.
 struct NumberMath {
   static constexpr bool kGateIsConstant = false;
   template <class T>

@@ -34,7 +34,7 @@ struct Window {
 
   int64_t size() const { return kernel * kernel * in.channels; }
 
-  // What `width` windows of output row `row` hold, zeros outside of the image: each place of the window, by column, row
+  // Loads `width` windows of output row `row`, zeros outside of the image: each place of the window, by column, row
   // and channel, as one run of `width` values.
   void load(int64_t sample, int64_t row, int64_t width, T* to) const {
     for (int64_t j = 0; j < kernel; ++j) {

@@ -72,8 +72,8 @@ inline V smooth_derivative(const V& u) {
   return gate.times_input ? of.below + u * of.density : of.density;
 }
 
-// All but the plain logistic function are calls: in line, every kernel would hold copies of them, and a call is little
-// beside what it computes.
+// All but the plain logistic function are calls: in line, every kernel would hold copies of them, and a call costs
+// little compared with what it computes.
 template <Activation activation, class V>
 inline constexpr bool kIsCall = kGate<activation, V>.curve != Curve::logistic || kGate<activation, V>.cubic != 0;
 

@@ -194,7 +194,7 @@ def test_confident_predictions_keep_their_gradient(backend: str) -> None:
 @pytest.mark.parametrize("positions", [(), (40,)])  # the CPU takes few rows one by one, many rows side by side
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_confident_predictions_keep_their_loss(backend: str, positions: tuple[int, ...], classes: int) -> None:
-    """All of the loss are the terms beside the 1 of the largest score: they keep their digits in float32."""
+    """The loss consists of the terms next to the 1 of the largest score, which keep their digits in float32."""
     certainty = torch.tensor([4.0, 12.0, 18.0, 30.0])
     scores = torch.rand(4, classes, *positions, generator=torch.Generator().manual_seed(classes))
     scores[:, 1] = certainty.view(-1, *[1] * len(positions))

@@ -113,7 +113,7 @@ def online_log_sum_exp(
 
     Each lane keeps its own maximum and the sum over its other scores, so that there is one exponential per score and no
     exchange between lanes until the end. The ones of the maxima stay out of the sums, where they would swallow the small
-    terms: beside one score far above the others, those terms are all of the loss. NaN and +infinity make the sum NaN,
+    terms: where one score is far above the others, those terms are all of the loss. NaN and +infinity make the sum NaN,
     -infinity adds nothing, a row of -infinity alone has maximum and log_sum -infinity: the losses are then what torch's
     log_softmax makes of such rows.
     """

@@ -22,7 +22,7 @@ Place = tuple[Shard, int]  # a shard, and an image's row in it
 
 
 def load_packed(recipe: Recipe, device: torch.device, workers: int) -> PackedData:
-    """What `biasloss data pack` wrote into a folder.
+    """Open the data set that `biasloss data pack` wrote into a folder.
 
     Raises:
         UserError: no such folder, or its files are missing, broken or do not fit together.

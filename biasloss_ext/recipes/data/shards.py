@@ -133,7 +133,7 @@ class Shard:
             return pixels_of(cut.resize((size, size), Image.Resampling.BILINEAR))
         rows = np.ascontiguousarray(self._rows(row)[top:bottom, left:right])  # the rest stays on the disk
         channels = torch.from_numpy(rows).permute(2, 0, 1)[None]
-        # What Pillow computes, in half of the time.
+        # The same values as Pillow's, in half of the time.
         return F.interpolate(channels, (size, size), mode="bilinear", antialias=True)[0]
 
     def _bytes(self, row: int) -> Any:
