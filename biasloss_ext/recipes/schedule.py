@@ -12,13 +12,13 @@ from biasloss_ext.recipes.recipe import Recipe
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, AdamW, or RMSprop with momentum."""
+    """SGD with momentum, AdamW, or RMSprop with momentum; one kernel for all parameters where PyTorch has one."""
     parameters, lr, decay = model.parameters(), recipe.lr, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr, eps=recipe.epsilon, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr, eps=recipe.epsilon, weight_decay=decay, fused=True)
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr, recipe.rms_decay, recipe.epsilon, decay, recipe.momentum)
-    return torch.optim.SGD(parameters, lr, momentum=recipe.momentum, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr, momentum=recipe.momentum, weight_decay=decay, fused=True)
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
