@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -180,5 +181,10 @@ def jobs() -> int:
         if not asked.isdecimal() or int(asked) < 1:
             sys.exit(f"biasloss_ext: MAX_JOBS must be a number from 1 on, got {asked!r}")
         return int(asked)
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
+    return max(1, min(len(os.sched_getaffinity(0)), available_memory() // BYTES_PER_JOB))
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that programs can get. Free pages alone leave out the cache of files, which is large after torch is installed."""
+    found = re.search(r"^MemAvailable: *(\d+) kB$", meminfo.read_text(), re.MULTILINE) if meminfo.exists() else None
+    return int(found[1]) * 1024 if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

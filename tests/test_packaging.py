@@ -277,6 +277,13 @@ def test_jobs_and_flags_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         build_choices.words("CXXFLAGS")
 
 
+def test_the_cache_of_files_is_available_memory(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24684220 kB\nMemFree:          410000 kB\nMemAvailable:   21850000 kB\n")
+    assert build_choices.available_memory(meminfo) == 21850000 * 1024
+    assert build_choices.available_memory(tmp_path / "absent") > 0
+
+
 def test_compilers_that_fail_are_one_sentence(decide: dict[str, Any], tmp_path: Path) -> None:
     failing = tmp_path / "nvcc"
     failing.write_text("#!/bin/sh\necho first >&2\necho 'no license' >&2\nexit 3\n")
@@ -323,7 +330,7 @@ def test_without_torch_the_build_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_jobs_are_limited_by_memory_and_by_max_jobs(bare: pytest.MonkeyPatch) -> None:
-    bare.setattr("os.sysconf", lambda name: {"SC_AVPHYS_PAGES": 7 << 18, "SC_PAGE_SIZE": 4096}[name])
+    bare.setattr(build_choices, "available_memory", lambda: 7 << 30)
     bare.setattr("os.sched_getaffinity", lambda _: range(64))
     assert build_choices.jobs() == 2
     bare.setenv("MAX_JOBS", "5")

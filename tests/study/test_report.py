@@ -97,9 +97,7 @@ def test_the_page_on_training_has_the_whole_run(tmp_path: Path) -> None:
     written(tmp_path)
     text = training.read_text()
     assert "\nold\n" not in text
-    assert (
-        "reached **92.51%** of the 10,000 test images\nafter 5 epochs, and 92% first after epoch 12: one run" in text
-    )
+    assert "reached **92.51%** of the 10,000 test images\nafter 5 epochs, and 92% first after epoch 12: one run" in text
     assert "biasloss train --data fashion_mnist --data-dir data --epochs 5 --out" in text
     assert text.startswith("above") and text.endswith("below\n")
     training.write_text(text.replace("92.51", "93.51"))
