@@ -51,7 +51,7 @@ def optimize_for_inference(
             DataLoader, of such tensors, alone or first of a tuple. Of an iterable the first 16 batches are used.
 
     Returns:
-        The copy. Feed it channels_last images where you can.
+        The copy, channels_last: so are the maps that it returns, for images of either layout.
 
     Raises:
         TypeError: ``model`` is no module; ``calibrate_on`` yields something else than images.
@@ -65,7 +65,8 @@ def optimize_for_inference(
     _check_parameters(model)
     optimized = copy.deepcopy(model)
     detach_programs(optimized)
-    optimized = reparameterize(optimized.eval())
+    # Maps stay channels_last from the first convolution on, whatever the images are: its weight or its input decides.
+    optimized = reparameterize(optimized.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     prepared = _prepared(optimized)
     if prepared is None:
         prepared = optimized

@@ -141,3 +141,16 @@ def test_a_state_dict_is_refused_before_anything_is_loaded(name: str, assign: bo
     with pytest.raises(RuntimeError, match="cannot load a state_dict"):
         nn.Sequential(optimized).load_state_dict({}, strict=False)
     assert_same(optimized, model)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_are_channels_last_whatever_the_images_are(layout: torch.memory_format) -> None:
+    """PyTorch's own convolutions take several times as long in between if maps go back and forth."""
+    layers = [nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.BatchNorm2d(24)]
+    model = optimize_for_inference(nn.Sequential(*layers))
+    maps: list[Tensor] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, __, y: maps.append(y))
+    model(torch.randn(2, 3, 20, 20).contiguous(memory_format=layout))
+    assert [y.is_contiguous(memory_format=torch.channels_last) for y in maps] == [True, True]
