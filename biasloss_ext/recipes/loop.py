@@ -32,7 +32,7 @@ from biasloss_ext.recipes.recipe import Recipe
 from biasloss_ext.recipes.report import write_report
 from biasloss_ext.recipes.run_data import RunData, open_data
 from biasloss_ext.recipes.run_options import RunOptions
-from biasloss_ext.recipes.schedule import build_optimizer, build_schedule
+from biasloss_ext.recipes.schedule import build_optimizer, build_schedule, restore_optimizer
 
 
 def train(
@@ -284,7 +284,7 @@ class Run:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.loss.load_state_dict(state["loss"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from biasloss_ext.recipes.losses import build_loss
 from biasloss_ext.recipes.optional import why_not
 from biasloss_ext.recipes.recipe import Recipe, make_recipe
 from biasloss_ext.recipes.run_data import open_data
-from biasloss_ext.recipes.schedule import build_optimizer
+from biasloss_ext.recipes.schedule import build_optimizer, restore_optimizer
 from biasloss_ext.recipes.weights import load_weights
 from tests.recipes.pictures import write_folder
 from tests.recipes.test_subset import CPU, opened
@@ -65,6 +66,26 @@ def test_rmsprop_takes_its_constants() -> None:
 def test_epsilon_reaches_adamw() -> None:
     optimizer = build_optimizer(make_recipe("digits", epsilon=0.03), nn.Linear(2, 2))
     assert optimizer.param_groups[0]["eps"] == 0.03
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "rmsprop"])
+def test_a_state_of_another_memory_format_is_restored(kind: str) -> None:
+    """The next step is that of the run which was saved; fused optimizers of PyTorch would read the moments in another order."""
+    recipe = make_recipe("digits", optimizer=kind)
+    saved, restored = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    gradients = [torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)]
+
+    def step(model: nn.Conv2d, optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
+        model.weight.grad = torch.empty_like(model.weight).copy_(gradient)
+        optimizer.step()
+
+    first, second = build_optimizer(recipe, saved), build_optimizer(recipe, restored)
+    step(saved, first, gradients[0])
+    restored.load_state_dict(saved.state_dict())
+    restore_optimizer(second, copy.deepcopy(first.state_dict()))
+    step(saved, first, gradients[1])
+    step(restored, second, gradients[1])
+    torch.testing.assert_close(restored.weight, saved.weight)
 
 
 def samples(classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
