@@ -231,27 +231,30 @@ COMPILED = (
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_steps(name: str, backend: str) -> None:
-    """Two steps of a compiled accelerated model, against the plain model's in float64."""
+    """Two steps of a compiled accelerated model, against the plain model's in float64 and its errors in both layouts."""
     torch._dynamo.reset()
     plain = with_statistics(made(name))
     ours = copy.deepcopy(plain)
     accelerate(ours)
     compiled = torch.compile(ours, backend=backend)
-    exact = copy.deepcopy(plain).double()
+    exact, last = copy.deepcopy(plain).double(), channels_last(copy.deepcopy(plain))
 
     def step(model: nn.Module, parameters: Any, x: Tensor) -> Tensor:
         out: Tensor = model(x)
         parameters = list(parameters)
-        for parameter, grad in zip(parameters, torch.autograd.grad(out.square().mean(), parameters), strict=True):
-            parameter.data.sub_(grad, alpha=0.01)
+        gradients = torch.autograd.grad(out.square().mean(), parameters)
+        length = torch.stack([grad.norm() for grad in gradients]).norm().item()  # in the hundreds for random weights
+        for parameter, grad in zip(parameters, gradients, strict=True):
+            parameter.data.sub_(grad, alpha=0.01 / max(length, 1))
         return out.detach().double()
 
     for seed in (1, 2):
         x = images(plain, samples=4, seed=seed)
         truth = step(exact.train(), exact.parameters(), x.double())
         eager = step(plain.train(), plain.parameters(), x)
+        eager_last = step(last.train(), last.parameters(), x.contiguous(memory_format=torch.channels_last))
         found = step(compiled.train(), ours.parameters(), x)
-        own = (eager - truth).norm()
+        own = max((eager - truth).norm(), (eager_last - truth).norm())
         assert (found - truth).norm() <= 4 * own + 1e-5 * truth.norm(), (seed, found, truth)
 
 
