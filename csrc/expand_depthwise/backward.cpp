@@ -50,11 +50,7 @@ class ReducedRows {
     if (through_buffer()) {
       e_->product.multiply({positions, narrow, channels_}, {du_, stride_, 1}, {weight_, narrow_stride_},
                            {sum_, narrow_stride_}, false, nothing);
-      for (int64_t i = 0; i < positions; ++i)
-        for (int64_t c = 0; c < narrow; ++c) {
-          const Scalar before = before_.grad_x ? to[i * narrow + c] : Scalar(0);
-          to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
-        }
+      e_->product.narrow(sum_, narrow_stride_, positions, narrow, to, before_.grad_x);
     } else {
       e_->product.multiply_exact({positions, narrow, channels_}, {du_, stride_}, {weight_, narrow_stride_},
                                  {to, narrow}, before_.grad_x);

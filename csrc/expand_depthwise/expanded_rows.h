@@ -22,8 +22,8 @@ struct Expansion {
   const T* x;
   Affine<Scalar> affine;
 
-  // A product of fewer rows of A than this does not pay for loading B. Of small maps, these are rows of several samples:
-  // here and below, a row is counted from the first of the first sample on.
+  // A product of fewer rows of A than this does not pay for loading B. Of small maps, these are rows of several
+  // samples: here and below, a row is counted from the first of the first sample on.
   static constexpr int64_t kProductRows = 56;
   int64_t rows_at_once() const {
     const int64_t width = std::max<int64_t>(1, in.width), rows = std::max<int64_t>(1, in.samples * in.height);
@@ -71,9 +71,7 @@ class ExpandedRows {
   }
 
   // Rows `rows` will be asked for, in order, for the expanded channels `channels`.
-  void begin(Range rows, Range channels) {
-    rows_ = rows, channels_ = channels, next_product_ = next_ = rows.begin;
-  }
+  void begin(Range rows, Range channels) { rows_ = rows, channels_ = channels, next_product_ = next_ = rows.begin; }
   // Makes the rows before `end`: a convolution may read the last ones of h.
   void advance(int64_t end, Upcoming upcoming = {}) {
     for (; next_ < end; ++next_) {
