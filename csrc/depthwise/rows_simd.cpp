@@ -141,7 +141,7 @@ void convolve_row(const Taps<Scalar>& taps, const Scalar* weight, RowSize size, 
 
 template <int kernel, int stride, class T, class Scalar>
 void convolve(Taps<Scalar> taps, const Scalar* weight, RowSize size, MapRow<T> y, RunningMoments<Scalar> moments) {
-  with_tile(size.width, [&](auto tile) {
+  with_tile<kHasFewColumns<kernel, T>>(size.width, [&](auto tile) {
     if (moments.values == nullptr)
       convolve_row<kernel, stride, tile.value, false>(taps, weight, size, y, moments);
     else
@@ -153,7 +153,7 @@ void convolve(Taps<Scalar> taps, const Scalar* weight, RowSize size, MapRow<T> y
 template <int kernel, int stride, class Scalar>
 void data_gradient(const Taps<Scalar>& taps, int64_t strip_offset, const Scalar* weight, int64_t width, Scalar* dh) {
   constexpr int lanes = Compute<Scalar>::lanes;
-  with_tile(stride == 1 ? width : (width + 1) / 2, [&](auto columns) {
+  with_tile<kHasFewColumns<kernel, Scalar>>(stride == 1 ? width : (width + 1) / 2, [&](auto columns) {
     if constexpr (stride == 1) {
       constexpr int tile = columns.value;
       VectorOf<Scalar> sum[tile];

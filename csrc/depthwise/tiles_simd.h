@@ -14,14 +14,19 @@ namespace BIASLOSS_ISA {
 template <class Scalar>
 using VectorOf = typename Compute<Scalar>::Vector;
 
-// Columns of a tile for maps of 2, 4, 8 or 16 columns, as networks for small images have them.
+// Columns of a tile for maps of 2, 4, 8 or 16 columns, as networks for small images have them. Only for what these run,
+// as every size of a tile is compiled for itself.
 constexpr int kFewColumns = 4;
 
+template <int kernel, class T>
+inline constexpr bool kHasFewColumns = kernel < 7 && std::is_same_v<T, float>;
+
 // Calls f with the columns of a tile that a row of `width` is best cut into, as a constant.
-template <class F>
+template <bool has_few, class F>
 inline void with_tile(int64_t width, const F& f) {
   const auto covered = [width](int64_t tile) { return (width + tile - 1) / tile * tile; };
-  if (covered(kFewColumns) < covered(kTileColumns)) return f(std::integral_constant<int, kFewColumns>());
+  if constexpr (has_few)
+    if (covered(kFewColumns) < covered(kTileColumns)) return f(std::integral_constant<int, kFewColumns>());
   f(std::integral_constant<int, kTileColumns>());
 }
 
