@@ -186,7 +186,9 @@ def _runtime(start: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]) -
 CONTENDERS = (
     Contender("biasloss_ext, optimized", "ours", _optimized, capturable=True, passes="forward", channels_last=True),
     Contender("biasloss_ext, fused", "ours", in_torch(_fused), capturable=True, passes="backward", channels_last=True),
-    Contender("biasloss_ext, fused", "variant", in_torch(_fused), capturable=True, passes="forward", channels_last=True),
+    Contender(
+        "biasloss_ext, fused", "variant", in_torch(_fused), capturable=True, passes="forward", channels_last=True
+    ),
     Contender("fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward", channels_last=True),
     Contender(
         "eager + authors' loss", "context", _with_loss(plain, AuthorsBiasLoss), passes="backward", channels_last=True

@@ -27,7 +27,9 @@ def _op(build: Callable[..., nn.Module]) -> Op:
         Contender("eager NCHW", "peer", in_torch(plain, plain, channels_last=False), capturable=True),
         Contender("eager channels_last", "peer", in_torch(plain, plain), capturable=True, channels_last=True),
         # Last, so that a time limit leaves out none of the others.
-        Contender("torch.compile", "peer", in_torch(plain, plain, mode="default"), channels_last=True, slow_on=("cpu",)),
+        Contender(
+            "torch.compile", "peer", in_torch(plain, plain, mode="default"), channels_last=True, slow_on=("cpu",)
+        ),
     )
     return Op(
         f"{build.__name__}_small",
