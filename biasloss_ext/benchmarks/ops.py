@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 
-from biasloss_ext.benchmarks import skipblocknet
+from biasloss_ext.benchmarks import skipblocknet, small_images
 from biasloss_ext.benchmarks.contender import Op
 from biasloss_ext.ops import FAMILIES
 
@@ -15,4 +15,5 @@ OPS: dict[str, Op] = {
     for family in FAMILIES
     if family not in OF_NETWORKS
 }
-OPS[skipblocknet.OP.name] = skipblocknet.OP
+NETWORKS = {op.name: op for op in (skipblocknet.OP, *small_images.OPS)}
+OPS.update(NETWORKS)

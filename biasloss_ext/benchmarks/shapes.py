@@ -20,6 +20,9 @@ GPU_BATCH_SWEEP = (1, 8, 32, 128, 256, 1024)
 LAST_MAPS = (((960, 7, 7), 1000), ((512, 4, 4), 100))
 TINY_MAPS = (((16, 3, 3), 10),)
 
+# Networks that train on images of 32 x 32; quick runs on CPUs have the first alone.
+SMALL_IMAGES = ("skipblocknet_xs_small", "skipblocknet_m_small")
+
 
 def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = False) -> list[Workload]:
     """The workloads of an op on a kind of device.
@@ -32,6 +35,8 @@ def workloads(op: str, device_type: str, *, quick: bool = False, tiny: bool = Fa
     """
     if op == "skipblocknet":
         return _network(device_type, quick, tiny)
+    if op in SMALL_IMAGES:
+        return _small_images(op, device_type, quick, tiny)
     if op in block_shapes.SHAPES:
         return block_shapes.workloads(op, device_type, quick=quick, tiny=tiny)
     return _last_maps(op, device_type, quick, tiny)
@@ -71,3 +76,11 @@ def _network(device_type: str, quick: bool, tiny: bool) -> list[Workload]:
     if quick and device_type == "cpu":
         return [one, dataclasses.replace(training, batch=QUICK_TRAINING_BATCH)]
     return [one, many, training]
+
+
+def _small_images(op: str, device_type: str, quick: bool, tiny: bool) -> list[Workload]:
+    if quick and device_type == "cpu" and op != SMALL_IMAGES[0]:
+        return []
+    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
+    batch = 4 if tiny else BATCH
+    return [Workload(op, batch, (3, 32, 32), 10, dtype=dtype, channels_last=None, backward=True)]

@@ -38,9 +38,13 @@ def make_inputs(workload: Workload, device: torch.device) -> Inputs:
 
 
 def cost(workload: Workload) -> Cost:
+    return cost_of(plain, workload)
+
+
+def cost_of(build: Build, workload: Workload) -> Cost:
     """Backward takes the products twice more. Bytes are those of the layers that multiply, all others fused into them."""
     with torch.device("meta"):
-        model = plain(workload.classes)
+        model = build(workload.classes)
     channels, height, width = workload.sample
     multiply_adds = count_multiply_adds(model, (channels, height, width))
     passes = 3 if workload.backward else 1
@@ -128,7 +132,7 @@ def _built(
     return Built(step, exactly)
 
 
-def _torch(
+def in_torch(
     build: Build, weights: Build = plain, channels_last: bool = True, mode: str | None = None
 ) -> Callable[[Workload, torch.device], Built]:
     """``build`` in plain PyTorch or compiled, with the weights that ``weights`` draws."""
@@ -181,28 +185,30 @@ def _runtime(start: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]) -
 
 CONTENDERS = (
     Contender("biasloss_ext, optimized", "ours", _optimized, capturable=True, passes="forward", channels_last=True),
-    Contender("biasloss_ext, fused", "ours", _torch(_fused), capturable=True, passes="backward", channels_last=True),
-    Contender("biasloss_ext, fused", "variant", _torch(_fused), capturable=True, passes="forward", channels_last=True),
+    Contender("biasloss_ext, fused", "ours", in_torch(_fused), capturable=True, passes="backward", channels_last=True),
+    Contender(
+        "biasloss_ext, fused", "variant", in_torch(_fused), capturable=True, passes="forward", channels_last=True
+    ),
     Contender("fused + Bias Loss", "variant", _with_loss(_fused, FusedBiasLoss), passes="backward", channels_last=True),
     Contender(
         "eager + authors' loss", "context", _with_loss(plain, AuthorsBiasLoss), passes="backward", channels_last=True
     ),
-    Contender("eager NCHW", "peer", _torch(plain, channels_last=False), capturable=True),
-    Contender("eager channels_last", "peer", _torch(plain), capturable=True, channels_last=True),
+    Contender("eager NCHW", "peer", in_torch(plain, channels_last=False), capturable=True),
+    Contender("eager channels_last", "peer", in_torch(plain), capturable=True, channels_last=True),
     Contender("ONNX Runtime", "peer", _runtime(runtimes.onnx_runtime), own_threads=True, passes="forward"),
     Contender("OpenVINO", "peer", _runtime(runtimes.openvino), own_threads=True, passes="forward"),
     Contender("ncnn", "peer", _runtime(runtimes.ncnn), own_threads=True, passes="forward"),
     Contender(
         "torchvision MobileNetV3-Large",
         "context",
-        _torch(mobilenet_v3_large, weights=mobilenet_v3_large),
+        in_torch(mobilenet_v3_large, weights=mobilenet_v3_large),
         capturable=True,
         channels_last=True,
     ),
     Contender(
         "MobileNetV3-Large, accelerate",
         "context",
-        _torch(_accelerated_mobilenet, weights=mobilenet_v3_large),
+        in_torch(_accelerated_mobilenet, weights=mobilenet_v3_large),
         capturable=True,
         channels_last=True,
     ),
@@ -211,7 +217,7 @@ CONTENDERS = (
         Contender(
             name,
             "peer",
-            _torch(plain, mode=mode),
+            in_torch(plain, mode=mode),
             channels_last=True,
             slow_on=("cpu", "cuda") if mode == "max-autotune" else ("cpu",) if passes == "backward" else (),
             passes=passes,

@@ -85,11 +85,13 @@ class Ring {
   int64_t slots_ = 0, columns_ = 0, padding_ = 0, lanes_ = 0, row_ = 0;
 };
 
-// Rows of h that output row `row` reads, from the column on that lies in the middle of the first window.
+// Rows of h that output row `row` reads, from the column on that lies in the middle of the first window. In the ring,
+// `before` rows of other samples precede them.
 template <class Scalar>
-Taps<Scalar> input_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t row, Range inputs) {
+Taps<Scalar> input_taps(const Ring<Scalar>& ring, const Convolution& c, int64_t row, Range inputs, int64_t before = 0) {
   Taps<Scalar> taps = {};
-  for (int64_t r = inputs.begin; r < inputs.end; ++r) taps.add(ring.from(r, c.column_shift), r - c.first_input(row));
+  for (int64_t r = inputs.begin; r < inputs.end; ++r)
+    taps.add(ring.from(before + r, c.column_shift), r - c.first_input(row));
   return taps;
 }
 

@@ -80,12 +80,13 @@ template <class Scalar>
 struct MomentsOfRow {
   using Vector = VectorOf<Scalar>;
   static constexpr int lanes = Compute<Scalar>::lanes;
-  Scalar* values;
-  int64_t count;
-  Vector shift, mean, center, sum, squares;
+  Scalar* values = nullptr;
+  int64_t count = 0;
+  Vector shift = {}, mean = {}, center = {}, sum = {}, squares = {};
 
+  MomentsOfRow() = default;
   MomentsOfRow(RunningMoments<Scalar> moments, int64_t vector, const Vector& example)
-      : values(moments.values + vector * 3 * lanes), count(moments.count), sum(Vector{}), squares(Vector{}) {
+      : values(moments.values + vector * 3 * lanes), count(moments.count) {
     shift = count == 0 ? example : load(values);
     mean = count == 0 ? Vector{} : load(values + lanes);
     center = shift + mean;
@@ -108,33 +109,31 @@ struct MomentsOfRow {
   }
 };
 
-template <int kernel, int stride, bool with_moments, class T, class Scalar>
+template <int kernel, int stride, int tile, bool with_moments, class T, class Scalar>
 void convolve_row(const Taps<Scalar>& taps, const Scalar* weight, RowSize size, MapRow<T> y,
                   RunningMoments<Scalar> moments) {
-  using Vector = VectorOf<Scalar>;
-  constexpr int lanes = Compute<Scalar>::lanes, tile = kTileColumns;
+  using Vector = typename Compute<Scalar>::Vector;
+  constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t vectors = vectors_of(size.channels, lanes), channels = size.channels;
   for (int64_t v = 0; v < vectors; ++v) {
     T* to = y.data + first_channel(v, channels, lanes);
     const Scalar* w = weight + v * kernel * kernel * lanes;
-    Vector sum[tile];
-    convolve_tile<kernel, stride>(taps, v * taps.columns * lanes, w, 0, sum);
-    MomentsOfRow<Scalar> row(moments, with_moments ? v : 0, sum[size.width > 3 ? 3 : 0]);
+    MomentsOfRow<Scalar> row;
     const auto emit = [&](int64_t q, const Vector& value) {
       store_first(to + q * y.stride, value, channels);
       if constexpr (with_moments) row.add(sizeof(T) < 4 ? load_first(to + q * y.stride, channels) : value);
     };
-    int64_t q = 0;
-    while (true) {
+    for (int64_t q = 0; q < size.width; q += tile) {
+      Vector sum[tile];
+      convolve_tile<kernel, stride>(taps, v * taps.columns * lanes, w, q, sum);
+      if constexpr (with_moments)
+        if (q == 0) row = MomentsOfRow<Scalar>(moments, v, sum[size.width > 3 ? 3 : 0]);
       if (q + tile <= size.width) {
 #pragma GCC unroll 8
         for (int t = 0; t < tile; ++t) emit(q + t, sum[t]);
       } else {
         for (int64_t t = 0; q + t < size.width; ++t) emit(q + t, sum[t]);
       }
-      q += tile;
-      if (q >= size.width) break;
-      convolve_tile<kernel, stride>(taps, v * taps.columns * lanes, w, q, sum);
     }
     if constexpr (with_moments) row.merge(size.width);
   }
@@ -142,35 +141,40 @@ void convolve_row(const Taps<Scalar>& taps, const Scalar* weight, RowSize size, 
 
 template <int kernel, int stride, class T, class Scalar>
 void convolve(Taps<Scalar> taps, const Scalar* weight, RowSize size, MapRow<T> y, RunningMoments<Scalar> moments) {
-  if (moments.values == nullptr)
-    convolve_row<kernel, stride, false>(taps, weight, size, y, moments);
-  else
-    convolve_row<kernel, stride, true>(taps, weight, size, y, moments);
+  with_tile<kHasFewColumns<kernel, T>>(size.width, [&](auto tile) {
+    if (moments.values == nullptr)
+      convolve_row<kernel, stride, tile.value, false>(taps, weight, size, y, moments);
+    else
+      convolve_row<kernel, stride, tile.value, true>(taps, weight, size, y, moments);
+  });
 }
 
 // dh of one channel vector, [columns][lanes].
 template <int kernel, int stride, class Scalar>
-inline void data_gradient(const Taps<Scalar>& taps, int64_t strip_offset, const Scalar* weight, int64_t width,
-                          Scalar* dh) {
+void data_gradient(const Taps<Scalar>& taps, int64_t strip_offset, const Scalar* weight, int64_t width, Scalar* dh) {
   constexpr int lanes = Compute<Scalar>::lanes;
-  if constexpr (stride == 1) {
-    VectorOf<Scalar> sum[kTileColumns];
-    for (int64_t q = 0; q < width; q += kTileColumns) {
-      convolve_tile<kernel, 1>(taps, strip_offset, weight, q, sum);
+  with_tile<kHasFewColumns<kernel, Scalar>>(stride == 1 ? width : (width + 1) / 2, [&](auto columns) {
+    if constexpr (stride == 1) {
+      constexpr int tile = columns.value;
+      VectorOf<Scalar> sum[tile];
+      for (int64_t q = 0; q < width; q += tile) {
+        convolve_tile<kernel, 1>(taps, strip_offset, weight, q, sum);
 #pragma GCC unroll 8
-      for (int t = 0; t < kTileColumns; ++t) store(dh + (q + t) * lanes, sum[t]);
-    }
-  } else {
-    VectorOf<Scalar> sum[2][kColumnPairs];
-    for (int64_t pair = 0; 2 * pair < width; pair += kColumnPairs) {
-      transposed_tile<kernel>(taps, strip_offset, weight, pair, sum);
+        for (int t = 0; t < tile; ++t) store(dh + (q + t) * lanes, sum[t]);
+      }
+    } else {
+      constexpr int pairs = columns.value < kColumnPairs ? columns.value : kColumnPairs;
+      VectorOf<Scalar> sum[2][pairs];
+      for (int64_t pair = 0; 2 * pair < width; pair += pairs) {
+        transposed_tile<kernel>(taps, strip_offset, weight, pair, sum);
 #pragma GCC unroll 8
-      for (int t = 0; t < kColumnPairs; ++t) {
-        store(dh + 2 * (pair + t) * lanes, sum[0][t]);
-        store(dh + (2 * (pair + t) + 1) * lanes, sum[1][t]);
+        for (int t = 0; t < pairs; ++t) {
+          store(dh + 2 * (pair + t) * lanes, sum[0][t]);
+          store(dh + (2 * (pair + t) + 1) * lanes, sum[1][t]);
+        }
       }
     }
-  }
+  });
 }
 
 // du = dh * act'(u), summed, and stored with residual_grad.
@@ -214,7 +218,7 @@ void input_gradient(Taps<Scalar> taps, const Scalar* weight, RowSize size, const
   const int64_t vectors = vectors_of(size.channels, lanes);
   if constexpr (stride == 1)  // dh is du, and leaves as a convolution's result does
     if (to.affine.activation == int(Activation::identity) && to.center == nullptr && to.residual_grad.data == nullptr)
-      return convolve_row<kernel, 1, false>(taps, weight, size, to.grad_x, {});
+      return convolve<kernel, 1, T, Scalar>(taps, weight, size, to.grad_x, {});
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t skipped = stride == 1 ? 0 : to.skipped;
     data_gradient<kernel, stride>(taps, v * taps.columns * lanes, weight + v * kernel * kernel * lanes,

@@ -3,6 +3,8 @@
 // map cost nothing.
 #pragma once
 
+#include <type_traits>
+
 #include "../simd/vector.h"
 #include "rows_simd.h"
 
@@ -12,12 +14,28 @@ namespace BIASLOSS_ISA {
 template <class Scalar>
 using VectorOf = typename Compute<Scalar>::Vector;
 
+// Columns of a tile for maps of 2, 4, 8 or 16 columns, as networks for small images have them. Only for what these run,
+// as every size of a tile is compiled for itself.
+constexpr int kFewColumns = 4;
+
+template <int kernel, class T>
+inline constexpr bool kHasFewColumns = kernel < 7 && std::is_same_v<T, float>;
+
+// Calls f with the columns of a tile that a row of `width` is best cut into, as a constant.
+template <bool has_few, class F>
+inline void with_tile(int64_t width, const F& f) {
+  const auto covered = [width](int64_t tile) { return (width + tile - 1) / tile * tile; };
+  if constexpr (has_few)
+    if (covered(kFewColumns) < covered(kTileColumns)) return f(std::integral_constant<int, kFewColumns>());
+  f(std::integral_constant<int, kTileColumns>());
+}
+
 // Adds a row of inputs to a tile of outputs: column(x) is the input column x behind the first that the tile reaches.
 // Each is loaded once and added to the outputs that it reaches.
-template <int kernel, int stride, class Scalar, class Column>
+template <int kernel, int stride, class Scalar, class Column, int tile>
 inline __attribute__((always_inline)) void add_row(const Scalar* weight, const Column& column,
-                                                   VectorOf<Scalar> (&sum)[kTileColumns]) {
-  constexpr int tile = kTileColumns, reach = (tile - 1) * stride + kernel;
+                                                   VectorOf<Scalar> (&sum)[tile]) {
+  constexpr int reach = (tile - 1) * stride + kernel;
   VectorOf<Scalar> tap[kernel];
 #pragma GCC unroll 8
   for (int j = 0; j < kernel; ++j) tap[j] = load(weight + j * Compute<Scalar>::lanes);
@@ -31,9 +49,9 @@ inline __attribute__((always_inline)) void add_row(const Scalar* weight, const C
 }
 
 // sum[t] = y at columns column + t.
-template <int kernel, int stride, class Scalar>
+template <int kernel, int stride, class Scalar, int tile>
 inline void convolve_tile(const Taps<Scalar>& taps, int64_t strip_offset, const Scalar* weight, int64_t column,
-                          VectorOf<Scalar> (&sum)[kTileColumns]) {
+                          VectorOf<Scalar> (&sum)[tile]) {
   constexpr int lanes = Compute<Scalar>::lanes;
   const int64_t offset = strip_offset + (column * stride - kernel / 2) * lanes;
   for (auto& s : sum) s = VectorOf<Scalar>{};
@@ -45,18 +63,18 @@ inline void convolve_tile(const Taps<Scalar>& taps, int64_t strip_offset, const 
 }
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kColumnPairs = 7;
+constexpr int kColumnPairs = kTileColumns;
 #else  // half as many registers
-constexpr int kColumnPairs = 4;
+constexpr int kColumnPairs = kFewColumns;
 #endif
 
 // The data gradient at stride 2: sum[parity][t] = dh at columns 2 * (pair + t) + parity, each from the taps of its
 // parity.
-template <int kernel, class Scalar>
+template <int kernel, class Scalar, int pairs>
 inline void transposed_tile(const Taps<Scalar>& taps, int64_t strip_offset, const Scalar* weight, int64_t pair,
-                            VectorOf<Scalar> (&sum)[2][kColumnPairs]) {
+                            VectorOf<Scalar> (&sum)[2][pairs]) {
   constexpr int lanes = Compute<Scalar>::lanes, padding = kernel / 2;
-  constexpr int first = -(padding / 2), last = kColumnPairs - 1 + (padding + 1) / 2;
+  constexpr int first = -(padding / 2), last = pairs - 1 + (padding + 1) / 2;
   for (auto& parity : sum)
     for (auto& s : parity) s = VectorOf<Scalar>{};
   for (int64_t row = 0; row < taps.count; ++row) {
@@ -71,7 +89,7 @@ inline void transposed_tile(const Taps<Scalar>& taps, int64_t strip_offset, cons
 #pragma GCC unroll 8
       for (int j = 0; j < kernel; ++j) {
         const int parity = (padding + j) % 2, t = x - (parity + padding - j) / 2;
-        if (t >= 0 && t < kColumnPairs) sum[parity][t] += value * tap[j];
+        if (t >= 0 && t < pairs) sum[parity][t] += value * tap[j];
       }
     }
   }

@@ -25,13 +25,13 @@ class ReducedRows {
     if (through_buffer()) sum_ = scratch.template take<Scalar>(positions * narrow_stride_);
   }
 
-  // Whether grad_x of this sample has a sum over other channels already, and grad_expand one over other samples.
+  // Whether grad_x of these rows has a sum over other channels already, and grad_expand one over other rows.
   struct Before {
     bool grad_x, grad_expand;
   };
-  void begin(int64_t sample, int64_t row, int64_t channels, const Scalar* scaled_weight, Scalar* grad_expand,
-             Before before) {
-    sample_ = sample, first_ = row, count_ = 0, channels_ = channels, weight_ = scaled_weight;
+  // From `row` on, one after the other.
+  void begin(int64_t row, int64_t channels, const Scalar* scaled_weight, Scalar* grad_expand, Before before) {
+    first_ = row, count_ = 0, channels_ = channels, weight_ = scaled_weight;
     grad_expand_ = grad_expand, before_ = before;
   }
   MapRow<Scalar> next() const { return {du_ + count_ * e_->in.width * stride_, stride_}; }
@@ -42,19 +42,15 @@ class ReducedRows {
     const int64_t positions = count_ * e_->in.width, narrow = e_->in.channels;
     if (positions == 0) return;
     Upcoming nothing = {};
-    e_->product.widen(e_->x_at(sample_, first_), positions, narrow, x_mean_, x_, narrow_stride_);
+    e_->product.widen(e_->x_at(first_), positions, narrow, x_mean_, x_, narrow_stride_);
     e_->product.multiply({channels_, narrow, positions}, {du_, 1, stride_}, {x_, narrow_stride_},
                          {grad_expand_, narrow_stride_}, before_.grad_expand, nothing);
     before_.grad_expand = true;
-    Scalar* to = grad_x_ + (sample_ * e_->in.positions() + first_ * e_->in.width) * narrow;
+    Scalar* to = grad_x_ + first_ * e_->in.width * narrow;
     if (through_buffer()) {
       e_->product.multiply({positions, narrow, channels_}, {du_, stride_, 1}, {weight_, narrow_stride_},
                            {sum_, narrow_stride_}, false, nothing);
-      for (int64_t i = 0; i < positions; ++i)
-        for (int64_t c = 0; c < narrow; ++c) {
-          const Scalar before = before_.grad_x ? to[i * narrow + c] : Scalar(0);
-          to[i * narrow + c] = before + sum_[i * narrow_stride_ + c];
-        }
+      e_->product.narrow(sum_, narrow_stride_, positions, narrow, to, before_.grad_x);
     } else {
       e_->product.multiply_exact({positions, narrow, channels_}, {du_, stride_}, {weight_, narrow_stride_},
                                  {to, narrow}, before_.grad_x);
@@ -72,7 +68,7 @@ class ReducedRows {
   Scalar* grad_x_;
   int64_t stride_, narrow_stride_;
   Scalar *du_ = nullptr, *x_ = nullptr, *sum_ = nullptr;
-  int64_t sample_ = 0, first_ = 0, count_ = 0, channels_ = 0;
+  int64_t first_ = 0, count_ = 0, channels_ = 0;
   const Scalar* weight_ = nullptr;
   Scalar* grad_expand_ = nullptr;
   Before before_ = {};
@@ -119,50 +115,67 @@ struct Backward {
     std::fill_n(to.grad_weight, blocks.vectors() * e.rows.lanes * e.conv.taps(), Scalar(0));
     std::fill_n(to.sums, blocks.vectors() * e.rows.lanes * 2, Scalar(0));
     for (int64_t block = 0; block < blocks.blocks(); ++block)
-      for (int64_t sample = samples.begin; sample < samples.end; ++sample)
-        march(sample, rows, block, {block > 0, sample > samples.begin}, to, buffers);
+      for (int64_t sample = samples.begin; sample < samples.end;) {
+        const Range run = run_of({sample, samples.end}, rows, out.height);
+        march(run, rows, block, {block > 0, sample > samples.begin}, to, buffers);
+        sample = run.end;
+      }
   }
 
-  // Of grad and y, what rows of dy are made from until the next product.
-  Upcoming after(int64_t sample, int64_t row, Range channels) const {
-    const int64_t rows = std::min(divide_up(e.rows_at_once(), e.conv.stride), out.height - row);
+  // Of grad and y, what the rows of dy from `row` on are made from until the next product. Rows are counted from the
+  // first of the first sample on.
+  Upcoming after(int64_t row, int64_t end, Range channels) const {
+    const int64_t rows = std::min(divide_up(e.rows_at_once(), e.conv.stride), end - row);
     if (rows <= 0) return {};
-    const OutputGradient<T, Scalar> from = dy.row(out, sample, row, channels.begin);
+    const OutputGradient<T, Scalar> from = dy.row(out, 0, row, channels.begin);
     return {{reinterpret_cast<const char*>(from.grad.data), reinterpret_cast<const char*>(from.y.data)},
             channels.size() * int64_t(sizeof(T)),
             out.channels * int64_t(sizeof(T)),
             rows * out.width};
   }
 
+  // Rows `rows` of the output of each sample of a run, for one block of channels.
   template <class Buffers>
-  void march(int64_t sample, Range rows, int64_t block, typename ReducedRows<T, Scalar>::Before before,
+  void march(Range run, Range rows, int64_t block, typename ReducedRows<T, Scalar>::Before before,
              const Partials<Scalar>& to, Buffers& buffers) const {
+    const Convolution& conv = e.conv;
+    const Range channels = blocks.channels_of(block);
+    const Range needed = {
+        conv.inputs(rows.begin, e.in.height).begin,
+        std::max(conv.inputs(rows.end - 1, e.in.height).end, std::min(e.in.height, rows.end * conv.stride))};
+    const int64_t first = run.begin * e.in.height, last = (run.end - 1) * e.in.height;
+    buffers.expanded.begin({first + needed.begin, last + needed.end}, channels);
+    buffers.reduced.begin(first + rows.begin * conv.stride, channels.size(),
+                          scaled_weight.data() + channels.begin * narrow_stride(),
+                          to.grad_expand + channels.begin * narrow_stride(), before);
+    for (int64_t sample = run.begin; sample < run.end; ++sample)
+      march_sample(sample, (run.end - 1) * out.height + rows.end, rows, block, to, buffers);
+    buffers.reduced.flush();
+  }
+
+  // `end`: of the rows of the output of the run.
+  template <class Buffers>
+  void march_sample(int64_t sample, int64_t end, Range rows, int64_t block, const Partials<Scalar>& to,
+                    Buffers& buffers) const {
     const Convolution& conv = e.conv;
     const auto& at_output = depthwise_tables().of(T());
     auto& [expanded, of_dy, reduced, workspace] = buffers;
     const Range channels = blocks.channels_of(block);
-    const int64_t first = blocks.first_vector(block) * e.rows.lanes;
+    const int64_t first = blocks.first_vector(block) * e.rows.lanes, before = sample * e.in.height;
     const RowSize in_row = {e.in.width, channels.size()}, out_row = {out.width, channels.size()};
     const Scalar* weight = weights.data() + first * conv.taps();
-    const Range needed = {
-        conv.inputs(rows.begin, e.in.height).begin,
-        std::max(conv.inputs(rows.end - 1, e.in.height).end, std::min(e.in.height, rows.end * conv.stride))};
-    expanded.begin(sample, needed, channels);
-    reduced.begin(sample, rows.begin * conv.stride, channels.size(),
-                  scaled_weight.data() + channels.begin * narrow_stride(),
-                  to.grad_expand + channels.begin * narrow_stride(), before);
     int64_t next_dy = conv.outputs(rows.begin * conv.stride, out.height).begin;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const Range inputs = {row * conv.stride, std::min(e.in.height, (row + 1) * conv.stride)};
-      for (const int64_t end = conv.outputs(inputs.end - 1, out.height).end; next_dy < end; ++next_dy)
+      for (const int64_t dy_end = conv.outputs(inputs.end - 1, out.height).end; next_dy < dy_end; ++next_dy)
         at_output.output_gradient(dy.row(out, sample, next_dy, channels.begin), out_row, of_dy[next_dy]);
       const Range reads = conv.inputs(row, e.in.height);
-      expanded.advance(std::max(reads.end, inputs.end), after(sample, next_dy, channels));
-      of(e.rows.weight_gradient, conv)(of_dy[row], input_taps(expanded.h, conv, row, reads), out_row,
+      expanded.advance(before + std::max(reads.end, inputs.end), after(sample * out.height + next_dy, end, channels));
+      of(e.rows.weight_gradient, conv)(of_dy[row], input_taps(expanded.h, conv, row, reads, before), out_row,
                                        to.grad_weight + first * conv.taps());
       for (int64_t r = inputs.begin; r < inputs.end; ++r) {
         of(e.rows.input_gradient, conv)(output_taps(of_dy, conv, r, conv.outputs(r, out.height)), weight, in_row,
-                                        {expanded.y1(r),
+                                        {expanded.y1(before + r),
                                          reduced.next(),
                                          e.affine.at(channels.begin),
                                          center + channels.begin,
@@ -173,7 +186,6 @@ struct Backward {
         reduced.keep();
       }
     }
-    reduced.flush();
   }
 };
 

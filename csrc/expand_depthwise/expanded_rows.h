@@ -22,24 +22,29 @@ struct Expansion {
   const T* x;
   Affine<Scalar> affine;
 
-  // A product of fewer rows of A than this does not pay for loading B.
+  // A product of fewer rows of A than this does not pay for loading B. Of small maps, these are rows of several
+  // samples: here and below, a row is counted from the first of the first sample on.
   static constexpr int64_t kProductRows = 56;
   int64_t rows_at_once() const {
-    const int64_t width = std::max<int64_t>(1, in.width), height = std::max<int64_t>(1, in.height);
-    return std::clamp<int64_t>(divide_up(kProductRows, width), 1, height);
+    const int64_t width = std::max<int64_t>(1, in.width), rows = std::max<int64_t>(1, in.samples * in.height);
+    return std::clamp<int64_t>(divide_up(kProductRows, width), 1, rows);
   }
-  // Of h and of y1, which input_gradient reads again.
-  int64_t ring_rows() const { return conv.kernel - 1 + rows_at_once(); }
+  // Of y1, which input_gradient reads again.
   int64_t product_rows() const {
     return divide_up(conv.padding() + conv.stride + rows_at_once(), rows_at_once()) * rows_at_once();
   }
   int64_t bytes_a_channel() const {
-    return (ring_rows() * (in.width + conv.kernel) + product_rows() * in.width + in.channels) * int64_t(sizeof(Scalar));
+    return (conv.kernel * strip_columns(in.width, conv.kernel) + product_rows() * in.width + in.channels) *
+           int64_t(sizeof(Scalar));
   }
-  const T* x_at(int64_t sample, int64_t row) const {
-    return x + (sample * in.positions() + row * in.width) * in.channels;
-  }
+  const T* x_at(int64_t row) const { return x + row * in.width * in.channels; }
 };
+
+// Those of `samples` whose rows are passed through in one go: all where the band of rows is the whole of each map, else
+// the first.
+inline Range run_of(Range samples, Range band, int64_t height) {
+  return {samples.begin, band.size() == height ? samples.end : samples.begin + 1};
+}
 
 // W^T, (input channels, expanded channels).
 template <class T, class Scalar>
@@ -59,19 +64,21 @@ class ExpandedRows {
         stride_(buffer_stride<Scalar>(most_channels)),
         product_rows_(e.product_rows()),
         wide_stride_(buffer_stride<Scalar>(e.in.channels)) {
-    h = Ring<Scalar>(scratch, e.ring_rows(), e.in.width, e.conv, vectors_of(most_channels, e.rows.lanes), e.rows.lanes);
+    h = Ring<Scalar>(scratch, e.conv.kernel, e.in.width, e.conv, vectors_of(most_channels, e.rows.lanes), e.rows.lanes);
     product_ = scratch.template take<Scalar>(product_rows_ * e.in.width * stride_);
     if constexpr (!std::is_same_v<T, Scalar>)
       wide_ = scratch.template take<Scalar>(e.rows_at_once() * e.in.width * wide_stride_);
   }
 
-  // Rows `rows` of `sample` will be asked for, in order, for the expanded channels `channels`.
-  void begin(int64_t sample, Range rows, Range channels) {
-    sample_ = sample, rows_ = rows, channels_ = channels, next_ = rows.begin;
-  }
-  // Makes the rows before `end`.
+  // Rows `rows` will be asked for, in order, for the expanded channels `channels`.
+  void begin(Range rows, Range channels) { rows_ = rows, channels_ = channels, next_product_ = next_ = rows.begin; }
+  // Makes the rows before `end`: a convolution may read the last ones of h.
   void advance(int64_t end, Upcoming upcoming = {}) {
-    while (next_ < end) make(std::min(e_->rows_at_once(), rows_.end - next_), upcoming);
+    for (; next_ < end; ++next_) {
+      if (next_ == next_product_) multiply(std::min(e_->rows_at_once(), rows_.end - next_), upcoming);
+      const MapRow<const Scalar> from = y1(next_);
+      e_->rows.activate(from, {e_->in.width, channels_.size()}, e_->affine.at(channels_.begin), h[next_]);
+    }
   }
   // y1, as long as product_rows() lasts.
   MapRow<const Scalar> y1(int64_t row) const { return {product_row(row), stride_}; }
@@ -82,9 +89,9 @@ class ExpandedRows {
   Scalar* product_row(int64_t row) const {
     return product_ + (row - rows_.begin) % product_rows_ * e_->in.width * stride_;
   }
-  void make(int64_t count, Upcoming& upcoming) {
+  void multiply(int64_t count, Upcoming& upcoming) {
     const int64_t width = e_->in.width, depth = e_->in.channels;
-    const T* x = e_->x_at(sample_, next_);
+    const T* x = e_->x_at(next_);
     const Rows<const Scalar> weight = {weight_->from(channels_.begin, e_->rows.lanes), weight_->stride};
     Scalar* to = product_row(next_);
     if constexpr (std::is_same_v<T, Scalar>) {
@@ -98,17 +105,14 @@ class ExpandedRows {
       e_->product.multiply({count * width, channels_.size(), depth}, {wide_, wide_stride_, 1}, weight, {to, stride_},
                            false, upcoming);
     }
-    for (int64_t i = 0; i < count; ++i)
-      e_->rows.activate({to + i * width * stride_, stride_}, {width, channels_.size()}, e_->affine.at(channels_.begin),
-                        h[next_ + i]);
-    next_ += count;
+    next_product_ += count;
   }
 
   const Expansion<T, Scalar>* e_;
   const PackedWeight<Scalar>* weight_;
   int64_t stride_, product_rows_, wide_stride_;
   Scalar *product_ = nullptr, *wide_ = nullptr;
-  int64_t sample_ = 0, next_ = 0;
+  int64_t next_product_ = 0, next_ = 0;  // rows
   Range rows_ = {}, channels_ = {};
 };
 

@@ -45,14 +45,18 @@ void for_each_row(const Expansion<T, Scalar>& e, const Partition& partition, con
     for (int64_t piece = pieces.begin; piece < pieces.end; ++piece) {
       const int64_t partial = partition.partial(piece), block = partition.block(piece);
       const Range samples = partition.samples_of(partial), rows = partition.rows_of(partial);
-      const Range needed = {e.conv.inputs(rows.begin, e.in.height).begin, e.conv.inputs(rows.end - 1, e.in.height).end};
-      Place at = {partial, partition.first_vector(block), partition.channels_of(block), 0, 0, 0};
-      for (at.sample = samples.begin; at.sample < samples.end; ++at.sample) {
-        expanded.begin(at.sample, needed, at.channels);
-        for (at.row = rows.begin; at.row < rows.end; ++at.row, ++at.before) {
-          const Range inputs = e.conv.inputs(at.row, e.in.height);
-          expanded.advance(inputs.end);
-          body(at, input_taps(expanded.h, e.conv, at.row, inputs));
+      const Range inputs = {e.conv.inputs(rows.begin, e.in.height).begin, e.conv.inputs(rows.end - 1, e.in.height).end};
+      Place at = {partial, partition.first_vector(block), partition.channels_of(block), samples.begin, 0, 0};
+      while (at.sample < samples.end) {
+        const Range run = run_of({at.sample, samples.end}, rows, out.height);
+        expanded.begin({run.begin * e.in.height + inputs.begin, (run.end - 1) * e.in.height + inputs.end}, at.channels);
+        for (; at.sample < run.end; ++at.sample) {
+          const int64_t before = at.sample * e.in.height;
+          for (at.row = rows.begin; at.row < rows.end; ++at.row, ++at.before) {
+            const Range reads = e.conv.inputs(at.row, e.in.height);
+            expanded.advance(before + reads.end);
+            body(at, input_taps(expanded.h, e.conv, at.row, reads, before));
+          }
         }
       }
     }

@@ -46,9 +46,15 @@ void widen(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scala
     }
 }
 
+template <class Scalar>
+void narrow(const Scalar* from, int64_t from_stride, int64_t rows, int64_t channels, Scalar* to, bool accumulate) {
+  for (int64_t row = 0; row < rows; ++row, from += from_stride, to += channels)
+    store_first(to, accumulate ? load(from) + load_first(to, channels) : load(from), channels);
+}
+
 template <class T, class Scalar = typename Compute<T>::Scalar>
 constexpr ExpansionKernels<T, Scalar> kernels = {product<Scalar>, exact_product<Scalar>, product_by_vectors<Scalar>,
-                                                 pack<Scalar>, widen<T, Scalar>};
+                                                 pack<Scalar>,    widen<T, Scalar>,      narrow<Scalar>};
 
 }  // namespace
 

@@ -28,6 +28,8 @@ struct ExpansionKernels {
                int64_t to_stride);
   // to = x - mean, row by row, with zeros up to padded_columns(); mean null: x alone.
   void (*widen)(const T* x, int64_t rows, int64_t channels, const Scalar* mean, Scalar* to, int64_t to_stride);
+  // to (+)= from, whose rows hold whole vectors: rows of fewer channels than a vector has lanes.
+  void (*narrow)(const Scalar* from, int64_t from_stride, int64_t rows, int64_t channels, Scalar* to, bool accumulate);
 };
 
 template <class T>

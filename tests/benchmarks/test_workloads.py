@@ -14,8 +14,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from typer.testing import CliRunner
 
+from biasloss_ext import models
 from biasloss_ext.benchmarks import block_shapes, engine, results, shapes, skipblocknet
-from biasloss_ext.benchmarks.ops import OF_NETWORKS, OPS
+from biasloss_ext.benchmarks.ops import NETWORKS, OF_NETWORKS, OPS
 from biasloss_ext.benchmarks.peers.compiled import compiled
 from biasloss_ext.cli import _app
 from biasloss_ext.nn import SqueezeExcite
@@ -31,6 +32,10 @@ MAY_BE_MISSING = {
     "OpenVINO",
     "ncnn",
 }
+
+
+# The other network for small images differs from the first in widths alone.
+RUN = [op for op in OPS if op not in shapes.SMALL_IMAGES[1:]]
 
 
 @pytest.fixture
@@ -64,11 +69,11 @@ def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.onnx, "export", export)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", RUN)
 def test_every_contender_runs_or_says_why_not(
     op: str, tmp_path: Path, quick_compiler: None, one_thread: None, request: pytest.FixtureRequest
 ) -> None:
-    if op == "skipblocknet":
+    if op in NETWORKS:
         request.getfixturevalue("quick_network")
     done = CliRunner().invoke(_app(), ["bench", "--tiny", "--device", "cpu", "--ops", op, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output + repr(done.exception)
@@ -88,7 +93,7 @@ def test_every_contender_runs_or_says_why_not(
     assert list(tmp_path.glob("memory-*.png"))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", RUN)
 def test_our_steps_take_the_workloads_of_a_gpu(op: str, one_thread: None) -> None:
     """In their dtypes, which differ from those of the CPU's workloads, and agree with float64."""
     device = torch.device("cpu")
@@ -99,7 +104,7 @@ def test_our_steps_take_the_workloads_of_a_gpu(op: str, one_thread: None) -> Non
 
 
 def test_every_family_of_ops_has_a_benchmark() -> None:
-    assert {op.family for op in registry.OPS.values()} | {"skipblocknet"} == {*OPS, *OF_NETWORKS}
+    assert {op.family for op in registry.OPS.values()} | {*NETWORKS} == {*OPS, *OF_NETWORKS}
 
 
 def test_compare_of_two_files(tmp_path: Path, quick_compiler: None) -> None:
@@ -135,7 +140,7 @@ def test_pytest_benchmark_reports_what_the_engine_measures() -> None:
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run([*command, "-k", selected], capture_output=True, text=True, check=False, cwd=ROOT, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
-    for op in set(OPS) - {"skipblocknet"}:
+    for op in set(OPS) - {*NETWORKS}:
         for workload in shapes.workloads(op, "cpu", quick=True, tiny=True):
             assert f"benchmark '{workload.name}'" in done.stdout
 
@@ -164,6 +169,17 @@ def test_the_table_has_the_network_s_blocks() -> None:
     assert {tuple(block[:6]) for block in block_shapes.BLOCKS} == found
     assert {(block.expanded, block.hidden) for block in block_shapes.BLOCKS if block.hidden} == gates
     assert set(block_shapes.QUICK_BLOCKS) <= set(block_shapes.BLOCKS)
+
+
+@pytest.mark.parametrize("op", shapes.SMALL_IMAGES)
+def test_small_images_are_trained_on_in_batches_of_128(op: str) -> None:
+    (workload,) = shapes.workloads(op, "cpu")
+    assert (workload.batch, workload.sample, workload.backward) == (128, (3, 32, 32), True)
+    with torch.device("meta"):
+        network = getattr(models, op.removesuffix("_small"))(workload.classes, small_input=True)
+    assert OPS[op].cost(workload).flops == 3 * 2 * 128 * models.count_multiply_adds(network, workload.sample)
+    names = [contender.name for contender in OPS[op].contenders]
+    assert names == ["biasloss_ext, fused", "eager NCHW", "eager channels_last", "torch.compile"]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -31,8 +31,10 @@ MOMENTS = 4  # of backward
 def operands(draw: st.DrawFn) -> tuple[Source, Call]:
     """x, expand_weight, affine, weight, activation, stride and padding"""
     source, narrow, channels = Source(draw), draw(st.sampled_from((1, 3, 16, 24))), draw(st.sampled_from(CHANNELS))
+    # Many small maps: several in one piece of work, whose rows are multiplied together.
+    samples, sizes = draw(st.sampled_from(((st.integers(0, 3), SIZES), (st.just(70), SIZES[:4]))))
     kernel, activation, stride = (draw(st.sampled_from(values)) for values in ((3, 5, 7), ACTIVATIONS, (1, 2)))
-    x = source.map(draw(st.integers(0, 3)), narrow, draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES)))
+    x = source.map(draw(samples), narrow, draw(st.sampled_from(sizes)), draw(st.sampled_from(sizes)))
     weight = source.values(channels, 1, kernel, kernel)
     arguments = (x, source.exact(channels, narrow, 1, 1), source.affine(channels), weight)
     options = {"activation": activation, "stride": stride, "same_padding": draw(st.booleans())}
@@ -112,15 +114,18 @@ def test_backward_agrees_with_float64(backend: str, call: Call) -> None:
     cases.compare(names, gradients, reference.expand_depthwise_backward, call, MOMENTS)
 
 
-# Wide enough to be cut into blocks of channels, high enough for several products a march, few enough samples for bands.
+# Wide enough to be cut into blocks of channels, high enough for several products a march, few enough samples for bands;
+# and small maps of fewer channels than a vector has lanes, several of them in one product.
 LARGE = """
 from biasloss_ext.ops.expand_depthwise import op
 g = torch.Generator().manual_seed(0)
 normal = lambda *s: torch.randn(s, generator=g)
 last = lambda t: t.contiguous(memory_format=torch.channels_last)
 outputs = []
-for kernel, stride, narrow, same in ((3, 1, 16, False), (5, 2, 24, False), (7, 1, 40, False), (3, 2, 16, True)):
-    x, weight, affine = last(normal(2, narrow, 29 + same, 31 + same)), normal(330, 1, kernel, kernel), normal(2, 330)
+large = ((3, 1, 16, False), (5, 2, 24, False), (7, 1, 40, False), (3, 2, 16, True))
+for kernel, stride, narrow, same in (*large, (5, 1, 8, False), (3, 2, 3, False)):
+    samples, height, width = (70, 4, 2) if narrow < 16 else (2, 29 + same, 31 + same)
+    x, weight, affine = last(normal(samples, narrow, height, width)), normal(330, 1, kernel, kernel), normal(2, 330)
     expand = normal(330, narrow, 1, 1) / narrow**0.5
     padded = {"stride": stride, "same_padding": same, "backend": "cpu"}
     y, statistics = op.forward(x, expand, affine, weight, want_statistics=True, **padded)
