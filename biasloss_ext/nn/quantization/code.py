@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,12 @@ from biasloss_ext.nn.inference_block import packed
 from biasloss_ext.nn.program_code import Writer, packed_kernel
 from biasloss_ext.nn.quantization.layers import Kind, Layer
 from biasloss_ext.nn.quantization.levels import Levels
+from biasloss_ext.nn.quantization.weights import LARGEST_BIAS, LARGEST_WEIGHT, quantized_weight
 from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.program.packing import pack, pack_taps, padded
 
-LARGEST_WEIGHT = 127
-LARGEST_BIAS = 2**30
 DEEPEST = (2**31 - 1 - LARGEST_BIAS) // (255 * LARGEST_WEIGHT)  # products whose sum fits int32 beside the bias
-DEPTHWISE_KERNELS = (3, 5)
+DEPTHWISE_KERNELS = (3, 5, 7, 9)
 WITH_WEIGHTS = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
 
 
@@ -27,7 +27,7 @@ def objection(layer: Layer) -> str | None:
     if layer.kind is Kind.NORMALIZE:
         return "it has no int8 kernel"
     if layer.kind is Kind.DEPTHWISE and (layer.tensors[0].shape[-1] not in DEPTHWISE_KERNELS or layer.stride > 2):
-        return "its kernel is neither 3 nor 5, or its stride more than 2"
+        return f"its kernel is none of {DEPTHWISE_KERNELS}, or its stride more than 2"
     if layer.kind in WITH_WEIGHTS and layer.tensors[0][0].numel() > DEEPEST:
         return f"it adds up more than {DEEPEST} products"
     return None
@@ -84,15 +84,15 @@ class QuantizedWriter:
     def _add_convolution(self, layer: Layer) -> None:
         weight, bias = layer.tensors
         from_levels = self._levels[layer.input]
-        quantized, weight_step = _quantized_weight(weight, bias, from_levels.step)
-        step = weight_step * from_levels.step
-        sums_of_weights = quantized.flatten(1).sum(1)
-        of_bias = (bias.double() / step).round() - from_levels.zero * sums_of_weights
+        weight = weight if weight.dim() == 4 else weight[:, :, None, None]
         is_depthwise = layer.kind is Kind.DEPTHWISE
-        memory = quantized if weight.dim() == 4 else quantized[:, :, None, None]
+        packing = partial(pack_taps, stride=layer.stride) if is_depthwise else pack
+        quantized, weight_step = quantized_weight(weight, bias, from_levels.step, packing)
+        step = weight_step * from_levels.step
+        of_bias = (bias.double() / step).round() - from_levels.zero * quantized.flatten(1).sum(1)
         to_bytes = layer.output in self._wanted_as_bytes
         constants = [
-            (pack_taps(memory, layer.stride) if is_depthwise else pack(memory)).to(torch.int8),
+            packing(quantized).to(torch.int8),
             padded(of_bias).to(torch.int32),
             padded(step).float(),
             self._tensor(layer.input),
@@ -113,7 +113,7 @@ class QuantizedWriter:
             stride=layer.stride,
             same_padding=int(layer.same_padding),
             padding=layer.padding,
-            kernel=memory.shape[-1],
+            kernel=weight.shape[-1],
             outputs=weight.shape[0],
         )
 
@@ -178,16 +178,3 @@ class QuantizedWriter:
 
 def _read_as_bytes(layer: Layer) -> tuple[int, ...]:
     return (layer.input,) if layer.kind is Kind.GATE else layer.reads
-
-
-def _quantized_weight(weight: Tensor, bias: Tensor, x_step: float) -> tuple[Tensor, Tensor]:
-    """The weight in whole numbers, in float64, and the step of each output.
-
-    A step is larger than the weights ask for where the bias would not fit int32 otherwise.
-    """
-    rows = weight.double().flatten(1)
-    step = rows.abs().amax(1) / LARGEST_WEIGHT
-    step = torch.maximum(step, bias.double().abs() / (x_step * (LARGEST_BIAS // 2)))
-    step = step.clamp_min(torch.finfo(torch.float32).tiny * 2**20).float().double()
-    quantized = (rows / step[:, None]).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-    return quantized.reshape(weight.shape), step
