@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -50,19 +51,13 @@ class QuantizedWriter:
         self._of_levels: dict[Levels, Tensor] = {}
         self._bytes: dict[int, int] = {}  # the numbers that values have in this program
         self._floats: dict[int, int] = {0: 0}
-        self._wanted_as_bytes = {
-            number for layer in layers if self._takes_bytes(layer) for number in _read_as_bytes(layer)
-        }
+        self._wanted_as_bytes = read_as_bytes(layers)
         for layer in layers:
             self._add(layer)
         self.result = self._as_float(output)
 
-    @staticmethod
-    def _takes_bytes(layer: Layer) -> bool:
-        return objection(layer) is None
-
     def _add(self, layer: Layer) -> None:
-        takes_bytes = self._takes_bytes(layer)
+        takes_bytes = objection(layer) is None
         if layer.kind is Kind.POOL or layer.kind is Kind.AVERAGE:
             takes_bytes = layer.input in self._bytes
         (self.int8 if takes_bytes else self.float32)[layer.kind] += 1
@@ -84,15 +79,13 @@ class QuantizedWriter:
     def _add_convolution(self, layer: Layer) -> None:
         weight, bias = layer.tensors
         from_levels = self._levels[layer.input]
-        weight = weight if weight.dim() == 4 else weight[:, :, None, None]
         is_depthwise = layer.kind is Kind.DEPTHWISE
-        packing = partial(pack_taps, stride=layer.stride) if is_depthwise else pack
-        quantized, weight_step = quantized_weight(weight, bias, from_levels.step, packing)
+        quantized, weight_step = quantized_layer(layer, from_levels)
         step = weight_step * from_levels.step
         of_bias = (bias.double() / step).round() - from_levels.zero * quantized.flatten(1).sum(1)
         to_bytes = layer.output in self._wanted_as_bytes
         constants = [
-            packing(quantized).to(torch.int8),
+            packing_of(layer)(quantized).to(torch.int8),
             padded(of_bias).to(torch.int32),
             padded(step).float(),
             self._tensor(layer.input),
@@ -113,7 +106,7 @@ class QuantizedWriter:
             stride=layer.stride,
             same_padding=int(layer.same_padding),
             padding=layer.padding,
-            kernel=weight.shape[-1],
+            kernel=quantized.shape[-1],
             outputs=weight.shape[0],
         )
 
@@ -176,5 +169,18 @@ class QuantizedWriter:
         return self._floats[number]
 
 
-def _read_as_bytes(layer: Layer) -> tuple[int, ...]:
-    return (layer.input,) if layer.kind is Kind.GATE else layer.reads
+def read_as_bytes(layers: Iterable[Layer]) -> set[int]:
+    """The values that layers on bytes read as such."""
+    readers = [layer for layer in layers if objection(layer) is None]
+    return {number for layer in readers for number in (layer.reads[:1] if layer.kind is Kind.GATE else layer.reads)}
+
+
+def packing_of(layer: Layer) -> Callable[[Tensor], Tensor]:
+    return partial(pack_taps, stride=layer.stride) if layer.kind is Kind.DEPTHWISE else pack
+
+
+def quantized_layer(layer: Layer, x_levels: Levels) -> tuple[Tensor, Tensor]:
+    """The weight of a layer as :func:`quantized_weight`, with four dimensions."""
+    weight, bias = layer.tensors
+    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    return quantized_weight(weight, bias, x_levels.step, packing_of(layer))
