@@ -162,9 +162,8 @@ def test_a_copy_computes_the_same(quantized: Any, copied: Callable[[Any], Any]) 
 @pytest.mark.skipif(native().build.get("cpu_int8") == "AVX2", reason="no other instruction set")
 def test_avx2_computes_the_same_bits(tmp_path: Path) -> None:
     """Of models that were quantized here, for every activation."""
-    models = [quantize(network())]
-    for activation in (nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ReLU6()):
-        models.append(quantize(of_one_block(activation, 7)))
+    activations = (nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ReLU6())
+    models = [quantize(network()), *(quantize(of_one_block(activation, 7)) for activation in activations)]
     x = images(2, 3, 75, 50)
     segments = [segment for model in models for segment in model.forward.made.segments]
     programs = [(segment.constants, segment.code) for segment in segments]

@@ -249,8 +249,8 @@ struct Depthwise {
 Tensor quantized_depthwise(const Tensor& x, const QuantizedConvolution& of) {
   const MapShape in = bytes_shape(x, "quantized depthwise: x");
   STD_TORCH_CHECK(quantized_table().depthwise(of.kernel, of.stride) != nullptr,
-                  "quantized depthwise: expected a kernel of 3, 5, 7 or 9 and a stride of 1 or 2, got ", of.kernel, " and ",
-                  of.stride);
+                  "quantized depthwise: expected a kernel of 3, 5, 7 or 9 and a stride of 1 or 2, got ", of.kernel,
+                  " and ", of.stride);
   STD_TORCH_CHECK(of.outputs == in.channels, "quantized depthwise: expected ", of.outputs, " channels, got ",
                   in.channels);
   const int64_t half = of.kernel / 2;
@@ -263,8 +263,7 @@ Tensor quantized_depthwise(const Tensor& x, const QuantizedConvolution& of) {
   const int64_t weights = divide_up(in.channels, kOutputs) * of.kernel * phases * reach * Strips::BLOCK;
   const Checked c = checked(of, weights, out, y);
   const Strips strips(in, out, of.kernel, groups + reach - 1);
-  const Depthwise depthwise = {bytes_of(x), in, out, of, c, before(in.height), before(in.width), groups, phases,
-                               reach};
+  const Depthwise depthwise = {bytes_of(x), in, out, of, c, before(in.height), before(in.width), groups, phases, reach};
   parallel_shares(out.rows() * in.channels, [&](int64_t share, int64_t shares) {
     uint8_t* ring = nullptr;
     int32_t* sums = nullptr;

@@ -1,6 +1,7 @@
 // Kernels on maps of bytes: products of unsigned activations and signed weights, summed up in int32, and what makes
 // bytes of the sums. The sums are exact, and what follows is computed value by value, so results depend on no split of
-// the work and on no instruction set, but for the last bits of exponentials. See biasloss_ext/ops/program/quantized.py for what each computes.
+// the work and on no instruction set, but for the last bits of exponentials. See biasloss_ext/ops/program/quantized.py
+// for what each computes.
 #pragma once
 
 #include <cstdint>

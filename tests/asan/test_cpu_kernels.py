@@ -52,9 +52,7 @@ def build() -> Path:
         "  deps = gcc",
         "rule link",
         f"  command = g++ {FLAGS} $in -o $out",
-        *(
-            f"build {target}: compile {source}\n  flags = {flags}" for target, source, flags in copies
-        ),
+        *(f"build {target}: compile {source}\n  flags = {flags}" for target, source, flags in copies),
         "build kernels: link " + " ".join(target for target, _, _ in copies),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")

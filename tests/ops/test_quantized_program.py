@@ -18,7 +18,6 @@ from torch import Tensor
 
 import biasloss_ext
 from biasloss_ext.nn.quantization.weights import LARGEST_WEIGHT, quantized_weight
-
 from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.native import native
 from biasloss_ext.ops.program.code import Instruction, Operation
@@ -242,9 +241,9 @@ def test_what_lies_between_convolutions(channels: int) -> None:
     constants = [X, *convolution, X, *depthwise]
     constants[5:7] = [Y, X]
     for last in range(1, len(rows) + 1):
-        for given in (x, maps.channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
-            ours = run(given, constants, *rows[:last])
-            expected = run(given, constants, *rows[:last], backend="reference")
+        for same in (x, maps.channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
+            ours = run(same, constants, *rows[:last])
+            expected = run(same, constants, *rows[:last], backend="reference")
             assert torch.equal(ours, expected), rows[last - 1]
             assert ours.stride() == expected.stride()
 

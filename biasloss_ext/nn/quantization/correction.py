@@ -1,7 +1,7 @@
 """Corrects biases for what rounding shifts.
 
-A large part of an image often has one value, a background or what an activation bounds, and all of it is rounded one way: the mean
-of what a layer computes shifts, and no later layer averages that out.
+A large part of an image often has one value, a background or the bound of an activation, and all of it is rounded one way. The
+mean of what a layer computes shifts then, and no later layer averages that out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from biasloss_ext.nn.quantization.code import WITH_WEIGHTS, objection, quantized_layer, read_as_bytes
-from biasloss_ext.nn.quantization.layers import Kind, Layer
+from biasloss_ext.nn.quantization.layers import Layer
 from biasloss_ext.nn.quantization.levels import Levels
 from biasloss_ext.ops import maps
 
@@ -63,6 +63,9 @@ def _of_rounded_weight(layer: Layer, x_levels: Levels) -> Layer:
 
 
 def _difference(layer: Layer, rounded: Layer, exact: Tensor, ours: Tensor) -> Tensor:
-    linear = {"activation": maps.IDENTITY, "other": -1}
-    lost: Tensor = layer._replace(**linear)(exact, None) - rounded._replace(**linear)(ours, None)
+    lost: Tensor = _linear(layer)(exact, None) - _linear(rounded)(ours, None)
     return lost.mean((0, 2, 3) if lost.dim() == 4 else 0)
+
+
+def _linear(layer: Layer) -> Layer:
+    return layer._replace(activation=maps.IDENTITY, other=-1)

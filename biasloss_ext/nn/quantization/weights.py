@@ -18,8 +18,8 @@ def quantized_weight(
 ) -> tuple[Tensor, Tensor]:
     """The weight in whole numbers, in float64, and the step of each output.
 
-    A step is larger than the weights ask for where the bias would not fit int32 otherwise, or where a pair of weights that AVX2 adds
-    up in 16 bits would not fit these: then every instruction set computes the same sums.
+    A step is larger than the weights ask for where the bias would not fit int32 otherwise, or where the products of a pair of
+    weights would not fit the 16 bits in which AVX2 adds them up. So all instruction sets compute the same sums.
 
     Args:
         weight: (K, C, k, k), or (C, 1, k, k) of a depthwise convolution.
