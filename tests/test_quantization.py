@@ -80,7 +80,7 @@ def of_one_block(activation: nn.Module, kernel: int, stride: int = 1, channels: 
 
 
 @needs_kernels
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     kernel=st.sampled_from([3, 5, 7]),
     stride=st.integers(1, 2),

@@ -29,7 +29,7 @@ class Calibrated(NamedTuple):
 
     Attributes:
         levels: of each value.
-        corrections: what to add to the bias of each layer, by its value.
+        corrections: the factor and the addend of each output of each layer, by its value.
     """
 
     levels: dict[int, Levels]
