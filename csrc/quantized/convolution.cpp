@@ -249,7 +249,7 @@ struct Depthwise {
 Tensor quantized_depthwise(const Tensor& x, const QuantizedConvolution& of) {
   const MapShape in = bytes_shape(x, "quantized depthwise: x");
   STD_TORCH_CHECK(quantized_table().depthwise(of.kernel, of.stride) != nullptr,
-                  "quantized depthwise: expected a kernel of 3, 5, 7 or 9 and a stride of 1 or 2, got ", of.kernel,
+                  "quantized depthwise: expected a kernel of 3, 5 or 7 and a stride of 1 or 2, got ", of.kernel,
                   " and ", of.stride);
   STD_TORCH_CHECK(of.outputs == in.channels, "quantized depthwise: expected ", of.outputs, " channels, got ",
                   in.channels);

@@ -186,8 +186,6 @@ auto depthwise(int64_t kernel, int64_t stride) -> decltype(&depthwise_row<3, 1>)
       return depthwise_of_stride<5>(stride);
     case 7:
       return depthwise_of_stride<7>(stride);
-    case 9:
-      return depthwise_of_stride<9>(stride);
     default:
       return nullptr;
   }

@@ -39,7 +39,7 @@ X, Y, Z = (torch.tensor(levels) for levels in ([0.02, 13.0], [0.03, 37.0], [0.01
 FLOAT = torch.empty(0)
 EXACT = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.HARDSIGMOID)
 BY_EXPONENTIALS = tuple(int(a) for a in maps.Activation if a not in EXACT)
-KERNELS = (3, 5, 7, 9)  # of depthwise convolutions
+KERNELS = (3, 5, 7)  # of depthwise convolutions
 
 
 def draw(low: int, high: int, *shape: int) -> Tensor:

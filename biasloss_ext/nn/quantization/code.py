@@ -19,7 +19,7 @@ from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.program.packing import pack, pack_taps, padded
 
 DEEPEST = (2**31 - 1 - LARGEST_BIAS) // (255 * LARGEST_WEIGHT)  # products whose sum fits int32 beside the bias
-DEPTHWISE_KERNELS = (3, 5, 7, 9)
+DEPTHWISE_KERNELS = (3, 5, 7)
 WITH_WEIGHTS = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
 
 
