@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def cpu_variants(development: bool) -> dict[str, list[str]]:
         best = next((name for name in ("avx512", "avx2") if capability.startswith(name)), "baseline")
         variants = {name: flags for name, flags in variants.items() if name in ("baseline", best)}
     return variants
+
+
+def int8_variants(variants: Container[str]) -> dict[str, list[str]]:
+    """The instruction sets to compile the kernels on bytes for. There are few, so a build for development has every one that its
+    machine can run, and tests it."""
+    found = {}
+    if "avx2" in variants or "avx512" in variants:
+        found["avx2"] = X86_VARIANTS["avx2"]
+    if "avx512" in variants:
+        found["avx512vnni"] = [*X86_VARIANTS["avx512"], "-mavx512vnni"]
+    return found
 
 
 def jobs() -> int:

@@ -21,7 +21,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).parent))  # which a build in isolation leaves out
 
-from build_choices import cpu_variants, find_cuda, jobs, output_of, say, words
+from build_choices import cpu_variants, find_cuda, int8_variants, jobs, output_of, say, words
 
 OLDEST_TORCH = (2, 11)
 # The stable ABI of this torch and everything newer: one build serves them all.
@@ -43,6 +43,7 @@ class Build(build_ext):
         self.cxx = words("CXX") or ["c++"]  # perhaps "ccache g++"
         say(f"torch {torch.__version__} (stable ABI of 2.11), {shlex.join(self.cxx)}, {jobs()} jobs")
         self.variants = cpu_variants(development)
+        self.int8_variants = int8_variants(self.variants)
         say(f"CPU kernels: {', '.join(self.variants)}{', chosen at run time' if len(self.variants) > 1 else ''}")
         if self.cuda is not None:
             major, minor = self.cuda.version
@@ -75,7 +76,8 @@ class Build(build_ext):
         return [*flags, *words("CXXFLAGS"), *self.variant_flags()]
 
     def variant_flags(self) -> list[str]:
-        return [f"-DBIASLOSS_WITH_{name.upper()}" for name in self.variants if name != "baseline"]
+        names = [name for name in self.variants if name != "baseline"] + [f"int8_{name}" for name in self.int8_variants]
+        return [f"-DBIASLOSS_WITH_{name.upper()}" for name in names]
 
     def write_rules(
         self, writer: object, cxx_flags: list[str], nvcc_flags: list[str], linker: list[str], libraries: list[str]
@@ -129,9 +131,8 @@ class Build(build_ext):
         if source.name == "library.cpp":
             return {"": [] if self.cuda is None else ["-DBIASLOSS_WITH_CUDA"]}
         common = ["-ffp-contract=fast", "-fno-math-errno"]
-        if source.name.endswith("_vnni.cpp"):
-            flags = [*self.variants.get("avx512", []), "-mavx512vnni"]
-            return {"": ["-DBIASLOSS_ISA=avx512vnni", *common, *flags]} if "avx512" in self.variants else {}
+        if source.name.endswith("_int8.cpp"):
+            return {name: [f"-DBIASLOSS_ISA={name}", *common, *flags] for name, flags in self.int8_variants.items()}
         if not source.name.endswith("_simd.cpp"):
             return {"": []}
         # In development the portable copy is for tests alone: -O3 takes twice the time to compile.

@@ -40,9 +40,9 @@ def optimize_for_inference(
 
     ``dtype=torch.int8`` quantizes the copy after training, by static scales: signed weights by output channel, unsigned
     activations by map, whose levels are chosen to lose least (mean square) on the calibration images. It takes and returns
-    float32, on CPUs with AVX-512 VNNI; scores differ, and the same images give the same bits for any number of threads. It
-    raises where it would have to compute something else: with hooks on its layers, for gradients, compiled, or after a change
-    of its layers. :func:`biasloss_ext.quantization_report` lists the layers that stay in float32.
+    float32, on CPUs with AVX-512 VNNI or AVX2; scores differ, and the same images give the same bits for any number of
+    threads. It raises where it would have to compute something else: with hooks on its layers, for gradients, compiled, or
+    after a change of its layers. :func:`biasloss_ext.quantization_report` lists the layers that stay in float32.
 
     Args:
         model: any module; it is not changed.

@@ -53,7 +53,7 @@ def _build() -> list[str]:
     return [
         f"compiled kernels: built against torch {facts['torch']} by {facts['compiler']}, {cuda}",
         f"CPU kernels: {facts['cpu_variant_in_use']} of {facts['cpu_variants'].replace(';', ', ')}; int8: "
-        f"{facts.get('cpu_int8') or 'no, it needs AVX-512 VNNI'}",
+        f"{facts.get('cpu_int8') or 'no, it needs AVX2'}",
     ]
 
 

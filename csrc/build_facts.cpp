@@ -10,7 +10,7 @@ namespace {
 std::string of_this_cpu() {
   try {
     return std::string("cpu_variant_in_use=") + biasloss::isa_name(biasloss::best_isa()) +
-           "\ncpu_int8=" + (biasloss::has_int8() ? "AVX-512 VNNI" : "");
+           "\ncpu_int8=" + biasloss::int8_isa_name(biasloss::best_int8_isa());
   } catch (const std::exception& error) {
     return std::string("invalid=") + error.what();  // BIASLOSS_CPU_ISA; C functions do not throw
   }

@@ -8,11 +8,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -68,16 +71,48 @@ def test_scores_are_near(name: str) -> None:
             torch.set_num_threads(threads)
 
 
+def of_one_block(activation: nn.Module, kernel: int, stride: int = 1, channels: int = 16) -> nn.Module:
+    block = lookalikes.TorchvisionV3(channels, 40, channels, kernel, stride)
+    for layers in (block.block[0], block.block[1]):
+        layers[2] = activation
+    end = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1), nn.Hardswish(), block, *end).eval()
+
+
 @needs_kernels
-def test_the_reference_computes_the_same_bytes() -> None:
-    """Of a network without exponentials."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1), nn.Hardswish(), lookalikes.TorchvisionV3(16, 40, 16, 5), nn.AdaptiveAvgPool2d(1)
-    )
-    quantized = quantize(nn.Sequential(*model, nn.Flatten(), nn.Linear(16, 10)).eval())
-    x = images(2, 3, 33, 20)
+@settings(max_examples=12, deadline=None)
+@given(
+    kernel=st.sampled_from([3, 5, 7]),
+    stride=st.integers(1, 2),
+    channels=st.integers(2, 39),
+    activation=st.sampled_from([nn.ReLU(), nn.ReLU6(), nn.Hardswish()]),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_the_reference_computes_the_same_bytes(
+    kernel: int, stride: int, channels: int, activation: nn.Module, size: tuple[int, int]
+) -> None:
+    """Of networks without exponentials."""
+    quantized, x = quantize(of_one_block(activation, kernel, stride, channels)), images(2, 3, *size)
     (segment,) = quantized.forward.made.segments
+    assert set(quantization_report(quantized).float32) == set()
     assert torch.equal(quantized(x), reference.program(x, segment.constants, segment.code))
+
+
+@needs_kernels
+def test_what_rounding_shifts_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images that are one color but for a corner."""
+    model = network()
+    calibrate_on, x = (torch.full((24, 3, 48, 48), -0.7) for _ in range(2))
+    for seed, of in enumerate((calibrate_on, x)):
+        of[..., :16, :16] = images(24, 3, 16, 16, seed=seed)
+    exact = model(x)
+
+    def shift() -> float:
+        return (quantize(model, calibrate_on)(x) - exact).mean(0).norm().item()
+
+    corrected = shift()
+    monkeypatch.setattr("biasloss_ext.nn.quantization.program.corrections", lambda *_: {})
+    assert corrected < 0.5 * shift()
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -121,6 +156,28 @@ def test_a_trained_network_agrees() -> None:
 def test_a_copy_computes_the_same(quantized: Any, copied: Callable[[Any], Any]) -> None:
     x = images(1, 3, 64, 64)
     assert torch.equal(copied(quantized)(x), quantized(x))
+
+
+@needs_kernels
+@pytest.mark.skipif(native().build.get("cpu_int8") == "AVX2", reason="no other instruction set")
+def test_avx2_computes_the_same_bits(tmp_path: Path) -> None:
+    """Of models that were quantized here, for every activation."""
+    activations = (nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ReLU6())
+    models = [quantize(network()), *(quantize(of_one_block(activation, 7)) for activation in activations)]
+    x = images(2, 3, 75, 50)
+    segments = [segment for model in models for segment in model.forward.made.segments]
+    programs = [(segment.constants, segment.code) for segment in segments]
+    torch.save((x, programs), tmp_path / "programs.pt")
+    code = (
+        "import sys, torch, biasloss_ext\n"
+        "from biasloss_ext.ops.registry import OPS\n"
+        "x, programs = torch.load(sys.argv[1])\n"
+        "torch.save([OPS['program'](x, *program, backend='cpu') for program in programs], sys.argv[2])"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "programs.pt"), str(tmp_path / "results.pt")]
+    subprocess.run(arguments, env={**os.environ, "BIASLOSS_CPU_ISA": "avx2"}, check=True)
+    for model, there in zip(models, torch.load(tmp_path / "results.pt"), strict=True):
+        assert torch.equal(model(x), there)
 
 
 @needs_kernels
@@ -225,6 +282,6 @@ def test_a_cpu_without_int8() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().endswith(
-        "RuntimeError: dtype torch.int8 is not supported here: it needs a CPU with AVX-512 VNNI, and this process runs baseline "
-        "kernels; there are torch.float32 and torch.float64"
+        "RuntimeError: dtype torch.int8 is not supported here: it needs a CPU with AVX2, and this process runs baseline kernels; "
+        "there are torch.float32 and torch.float64"
     )

@@ -182,8 +182,8 @@ namespace {
 struct Strips {
   static constexpr int64_t kRingBytes = 32768, kPieces = 16, kFewestRows = 4;
 
-  Strips(const MapShape& in, const MapShape& out, int64_t kernel, int64_t groups)
-      : row_bytes((groups + 1) * BLOCK), blocks(divide_up(in.channels, kOutputs)), height(out.height) {
+  Strips(const MapShape& in, const MapShape& out, int64_t kernel, int64_t groups_of_row)
+      : row_bytes(groups_of_row * BLOCK), blocks(divide_up(in.channels, kOutputs)), height(out.height) {
     const int64_t fitting = std::max<int64_t>(1, kRingBytes / (kernel * row_bytes));
     blocks_of_piece = std::min({blocks, fitting, std::max<int64_t>(4, divide_up(blocks, 4))});
     chunks = divide_up(blocks, blocks_of_piece);
@@ -201,9 +201,9 @@ struct Depthwise {
   MapShape in, out;
   const QuantizedConvolution& of;
   const Checked& c;
-  int64_t top, left, groups, phases;
+  int64_t top, left, groups, phases, reach;
 
-  int64_t weights_of_block() const { return of.kernel * phases * 2 * Strips::BLOCK; }
+  int64_t weights_of_block() const { return of.kernel * phases * reach * Strips::BLOCK; }
 
   void run(const Strips& strips, int64_t piece, uint8_t* ring, int32_t* sums) const {
     const auto& table = quantized_table();
@@ -240,7 +240,7 @@ struct Depthwise {
     const bool inside = y >= 0 && y < in.height;
     const uint8_t* from = inside ? x + ((sample * in.height + y) * in.width) * in.channels + channel : nullptr;
     quantized_table().interleave(from, in.channels, std::min(kOutputs, in.channels - channel), in.width, left,
-                                 groups + 1, uint8_t(c.x.zero), to);
+                                 groups + reach - 1, uint8_t(c.x.zero), to);
   }
 };
 
@@ -249,8 +249,8 @@ struct Depthwise {
 Tensor quantized_depthwise(const Tensor& x, const QuantizedConvolution& of) {
   const MapShape in = bytes_shape(x, "quantized depthwise: x");
   STD_TORCH_CHECK(quantized_table().depthwise(of.kernel, of.stride) != nullptr,
-                  "quantized depthwise: expected a kernel of 3 or 5 and a stride of 1 or 2, got ", of.kernel, " and ",
-                  of.stride);
+                  "quantized depthwise: expected a kernel of 3, 5 or 7 and a stride of 1 or 2, got ", of.kernel,
+                  " and ", of.stride);
   STD_TORCH_CHECK(of.outputs == in.channels, "quantized depthwise: expected ", of.outputs, " channels, got ",
                   in.channels);
   const int64_t half = of.kernel / 2;
@@ -259,10 +259,11 @@ Tensor quantized_depthwise(const Tensor& x, const QuantizedConvolution& of) {
                         result_size(in.width, before(in.width), half, of)};
   Tensor y = empty_like_map(x, out, result_dtype(of));
   const int64_t phases = kColumnGroup / of.stride, groups = divide_up(out.width, phases);
-  const int64_t weights = divide_up(in.channels, kOutputs) * of.kernel * phases * 2 * Strips::BLOCK;
+  const int64_t reach = groups_of_window(of.kernel, of.stride);
+  const int64_t weights = divide_up(in.channels, kOutputs) * of.kernel * phases * reach * Strips::BLOCK;
   const Checked c = checked(of, weights, out, y);
-  const Strips strips(in, out, of.kernel, groups);
-  const Depthwise depthwise = {bytes_of(x), in, out, of, c, before(in.height), before(in.width), groups, phases};
+  const Strips strips(in, out, of.kernel, groups + reach - 1);
+  const Depthwise depthwise = {bytes_of(x), in, out, of, c, before(in.height), before(in.width), groups, phases, reach};
   parallel_shares(out.rows() * in.channels, [&](int64_t share, int64_t shares) {
     uint8_t* ring = nullptr;
     int32_t* sums = nullptr;

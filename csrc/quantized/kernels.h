@@ -1,6 +1,7 @@
-// Kernels on maps of bytes: products of unsigned activations and signed weights, summed up in int32 by AVX-512 VNNI,
-// and what makes bytes of the sums. The sums are exact, and what follows is computed value by value, so results depend
-// on no split of the work. See biasloss_ext/ops/program/quantized.py for what each computes.
+// Kernels on maps of bytes: products of unsigned activations and signed weights, summed up in int32, and what makes
+// bytes of the sums. The sums are exact, and what follows is computed value by value, so results depend on no split of
+// the work and on no instruction set, but for the last bits of exponentials. See biasloss_ext/ops/program/quantized.py
+// for what each computes.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,14 @@ constexpr int64_t kOutputs = 16;  // of a vector of sums
 constexpr int64_t kDotDepth = 4;  // products that go into a sum at once
 constexpr int64_t kPanel = 4 * kOutputs;
 constexpr int64_t kTileRows = 24;
-constexpr int64_t kColumnGroup =
-    4;  // columns of a map that lie together, channel by channel, for a depthwise convolution
+// Columns of a map that lie together, channel by channel, for a depthwise convolution. Their order is 0, 2, 1, 3: AVX2
+// adds up pairs first, and taps that are neighbors would be the largest pairs.
+constexpr int64_t kColumnGroup = 4;
+
+// Groups of columns that a row of a window meets, wherever in its first group it begins.
+constexpr int groups_of_window(int64_t kernel, int64_t stride) {
+  return static_cast<int>((kColumnGroup - stride + kernel + kColumnGroup - 1) / kColumnGroup);
+}
 
 struct QuantizedTable {
   // sums[row][output] = bias[output] + sum over k of a[row][k] * b[output][k], for at most kTileRows rows and kPanel
@@ -52,7 +59,8 @@ struct QuantizedTable {
   void (*interleave)(const uint8_t* x, int64_t stride, int64_t channels, int64_t width, int64_t left, int64_t groups,
                      uint8_t zero, uint8_t* to);
   // Sums of a row of a depthwise convolution for 16 channels, four columns of x at a time: `groups` times 4 / stride
-  // columns of 16. `rows` are kernel interleaved ones of groups + 1 groups. Null where there is no such kernel.
+  // columns of 16. `rows` are kernel interleaved ones of
+  // groups + groups_of_window - 1 groups. Null where there is no such kernel.
   void (*(*depthwise)(int64_t kernel, int64_t stride))(const uint8_t* const* rows, int64_t groups,
                                                        const int8_t* weights, const int32_t* bias, int32_t* sums);
   void (*quantize)(const float* x, int64_t count, Levels levels, uint8_t* to);

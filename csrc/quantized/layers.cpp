@@ -10,18 +10,27 @@
 
 namespace biasloss {
 
-#if defined(BIASLOSS_WITH_AVX512)
+namespace avx2 {
+extern const QuantizedTable quantized_table;
+}
 namespace avx512vnni {
 extern const QuantizedTable quantized_table;
 }
-#endif
 
 const QuantizedTable& quantized_table() {
-#if defined(BIASLOSS_WITH_AVX512)
-  if (has_int8()) return avx512vnni::quantized_table;
+  switch (best_int8_isa()) {
+#if defined(BIASLOSS_WITH_INT8_AVX512VNNI)
+    case Int8Isa::avx512vnni:
+      return avx512vnni::quantized_table;
 #endif
-  STD_TORCH_CHECK(false, "int8 needs a CPU with AVX-512 VNNI and kernels built for AVX-512; this process has ",
-                  isa_name(best_isa()), " kernels in float32 and float64");
+#if defined(BIASLOSS_WITH_INT8_AVX2)
+    case Int8Isa::avx2:
+      return avx2::quantized_table;
+#endif
+    default:
+      STD_TORCH_CHECK(false, "int8 needs a CPU with AVX2 and kernels built for it; this process has ",
+                      isa_name(best_isa()), " kernels in float32 and float64");
+  }
 }
 
 Tensor quantize(const Tensor& x, const Tensor& levels) {

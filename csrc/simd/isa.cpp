@@ -8,30 +8,47 @@
 namespace biasloss {
 namespace {
 
-const char* limit_by_environment() {
-  const char* limit = std::getenv("BIASLOSS_CPU_ISA");
-  if (limit == nullptr || *limit == '\0') return nullptr;
+// The best that the environment allows.
+Isa limit() {
+  const char* name = std::getenv("BIASLOSS_CPU_ISA");
+  if (name == nullptr || *name == '\0') return Isa::avx512;
   for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
-    if (std::strcmp(limit, isa_name(isa)) == 0) return limit;
-  throw std::invalid_argument("BIASLOSS_CPU_ISA must be baseline, avx2 or avx512, got '" + std::string(limit) + "'");
+    if (std::strcmp(name, isa_name(isa)) == 0) return isa;
+  throw std::invalid_argument("BIASLOSS_CPU_ISA must be baseline, avx2 or avx512, got '" + std::string(name) + "'");
+}
+
+[[maybe_unused]] bool may_use(Isa isa) {
+  if (limit() < isa) return false;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (isa == Isa::avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
 }
 
 Isa detect() {
-  [[maybe_unused]] const char* limit = limit_by_environment();
-#if defined(BIASLOSS_WITH_AVX2) || defined(BIASLOSS_WITH_AVX512)
-  __builtin_cpu_init();
-  [[maybe_unused]] const bool limited_to_avx2 = limit != nullptr && std::strcmp(limit, "avx2") == 0;
-  if (limit != nullptr && std::strcmp(limit, "baseline") == 0) return Isa::baseline;
-#endif
 #if defined(BIASLOSS_WITH_AVX512)
-  if (!limited_to_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+  if (may_use(Isa::avx512)) return Isa::avx512;
 #endif
 #if defined(BIASLOSS_WITH_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+  if (may_use(Isa::avx2)) return Isa::avx2;
 #endif
+  limit();  // throws
   return Isa::baseline;
+}
+
+Int8Isa detect_int8() {
+#if defined(BIASLOSS_WITH_INT8_AVX512VNNI)
+  if (may_use(Isa::avx512) && __builtin_cpu_supports("avx512vnni")) return Int8Isa::avx512vnni;
+#endif
+#if defined(BIASLOSS_WITH_INT8_AVX2)
+  if (may_use(Isa::avx2)) return Int8Isa::avx2;
+#endif
+  return Int8Isa::none;
 }
 
 }  // namespace
@@ -41,13 +58,20 @@ Isa best_isa() {
   return isa;
 }
 
-bool has_int8() {
-#if defined(BIASLOSS_WITH_AVX512)
-  static const bool has = best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
-  return has;
-#else
-  return false;
-#endif
+Int8Isa best_int8_isa() {
+  static const Int8Isa isa = detect_int8();
+  return isa;
+}
+
+const char* int8_isa_name(Int8Isa isa) {
+  switch (isa) {
+    case Int8Isa::avx512vnni:
+      return "AVX-512 VNNI";
+    case Int8Isa::avx2:
+      return "AVX2";
+    default:
+      return "";
+  }
 }
 
 const char* isa_name(Isa isa) {

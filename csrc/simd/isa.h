@@ -15,8 +15,12 @@ enum class Isa { baseline, avx2, avx512 };
 Isa best_isa();
 const char* isa_name(Isa isa);
 
-// Whether the products of bytes can run, which are compiled once, for AVX-512 with VNNI: files named *_vnni.cpp.
-bool has_int8();
+// Instruction sets of the products of bytes; files named *_int8.cpp are compiled once for each.
+enum class Int8Isa { none, avx2, avx512vnni };
+
+// As best_isa(), but that a build for development has all of these that its machine can run.
+Int8Isa best_int8_isa();
+const char* int8_isa_name(Int8Isa isa);  // for people; empty where there is none
 
 // Picks among the builds of one table of functions; null stands for one that is not in this build.
 template <class Table>

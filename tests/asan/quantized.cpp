@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__)
 namespace biasloss {
+namespace avx2 {
+extern const QuantizedTable quantized_table;
+}
 namespace avx512vnni {
 extern const QuantizedTable quantized_table;
 }
@@ -35,12 +38,13 @@ void run_product(const QuantizedTable& table, int64_t rows, int64_t outputs, int
 
 void run_depthwise_rows(const QuantizedTable& table, int64_t kernel, int64_t stride, int64_t channels, int64_t width) {
   const int64_t phases = kColumnGroup / stride, groups = (width + phases - 1) / phases;
+  const int64_t reach = groups_of_window(kernel, stride), groups_of_row = groups + reach - 1;
   const std::vector<uint8_t> x((width - 1) * (channels + 5) + channels, 9);
-  std::vector<uint8_t> row((groups + 1) * kColumnGroup * kOutputs);
-  table.interleave(x.data(), channels + 5, channels, width, kernel / 2, groups + 1, 3, row.data());
-  table.interleave(nullptr, channels + 5, channels, width, kernel / 2, groups + 1, 3, row.data());
+  std::vector<uint8_t> row(groups_of_row * kColumnGroup * kOutputs);
+  table.interleave(x.data(), channels + 5, channels, width, kernel / 2, groups_of_row, 3, row.data());
+  table.interleave(nullptr, channels + 5, channels, width, kernel / 2, groups_of_row, 3, row.data());
   const std::vector<const uint8_t*> rows(kernel, row.data());
-  const std::vector<int8_t> weights(kernel * phases * 2 * kColumnGroup * kOutputs, 3);
+  const std::vector<int8_t> weights(kernel * phases * reach * kColumnGroup * kOutputs, 3);
   const std::vector<int32_t> bias(kOutputs);
   std::vector<int32_t> sums(groups * phases * kOutputs);
   table.depthwise(kernel, stride)(rows.data(), groups, weights.data(), bias.data(), sums.data());
@@ -59,18 +63,22 @@ void run_maps(const QuantizedTable& table, int64_t channels) {
   table.average(bytes.data(), rows - 1, channels, columns, channels, other.data());
 }
 
-}  // namespace
-
-void run_quantized() {
-  if (!__builtin_cpu_supports("avx512vnni")) return;
-  const QuantizedTable& table = avx512vnni::quantized_table;
+void run_table(const QuantizedTable& table) {
   for (const int64_t rows : {1, 5, 6, 13, 24})
     for (const int64_t outputs : {1, 16, 24, 40, 64})
       run_product(table, rows, outputs, 4 * (rows % 3 + 1), Activation(rows % 9));
-  for (const int64_t kernel : {3, 5})
+  for (const int64_t kernel : {3, 5, 7})
     for (const int64_t stride : {1, 2})
-      for (const int64_t width : {1, 4, 7}) run_depthwise_rows(table, kernel, stride, kernel == 3 ? 16 : 5, width);
+      for (const int64_t width : {1, 4, 7})
+        for (const int64_t channels : {1, 5, 8, 11, 16}) run_depthwise_rows(table, kernel, stride, channels, width);
   for (const int64_t channels : {1, 16, 23, 64, 75}) run_maps(table, channels);
+}
+
+}  // namespace
+
+void run_quantized() {
+  if (__builtin_cpu_supports("avx2")) run_table(avx2::quantized_table);
+  if (__builtin_cpu_supports("avx512vnni")) run_table(avx512vnni::quantized_table);
 }
 
 }  // namespace biasloss

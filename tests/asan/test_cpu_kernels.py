@@ -28,12 +28,11 @@ KERNELS = (
     "pointwise/backward_simd.cpp",
     "pointwise/forward_simd.cpp",
     "pool_variance/pool_variance_simd.cpp",
-    *(("quantized/kernels_vnni.cpp",) if platform.machine() == "x86_64" else ()),
     "squeeze_excite/squeeze_excite_simd.cpp",
 )
 # Without optimization: what is inlined takes the compiler three times as long to guard.
 FLAGS = "-std=c++20 -O0 -g1 -Wall -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined"
-VNNI = "-march=x86-64-v4 -mavx512vnni -DBIASLOSS_ISA=avx512vnni"
+INT8 = {"avx2": "-march=x86-64-v3", "avx512vnni": "-march=x86-64-v4 -mavx512vnni"}
 
 
 def build() -> Path:
@@ -42,7 +41,10 @@ def build() -> Path:
     folder = ROOT / "build" / "asan"
     folder.mkdir(parents=True, exist_ok=True)
     sources = [*sorted(HERE.glob("*.cpp")), *(ROOT / "csrc" / name for name in KERNELS)]
-    objects = [f"{source.parent.name}_{source.stem}.o" for source in sources]
+    copies = [(f"{source.parent.name}_{source.stem}.o", source, "") for source in sources]
+    if platform.machine() == "x86_64":
+        on_bytes = ROOT / "csrc" / "quantized" / "kernels_int8.cpp"
+        copies += [(f"{isa}_int8.o", on_bytes, f"{flags} -DBIASLOSS_ISA={isa}") for isa, flags in INT8.items()]
     lines = [
         "rule compile",
         f"  command = g++ {FLAGS} $flags -MMD -MF $out.d -c $in -o $out",
@@ -50,11 +52,8 @@ def build() -> Path:
         "  deps = gcc",
         "rule link",
         f"  command = g++ {FLAGS} $in -o $out",
-        *(
-            f"build {target}: compile {source}\n  flags = {VNNI if source.stem.endswith('_vnni') else ''}"
-            for target, source in zip(objects, sources, strict=True)
-        ),
-        "build kernels: link " + " ".join(objects),
+        *(f"build {target}: compile {source}\n  flags = {flags}" for target, source, flags in copies),
+        "build kernels: link " + " ".join(target for target, _, _ in copies),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     command = [str(Path(ninja.BIN_DIR) / "ninja"), "-j2"]

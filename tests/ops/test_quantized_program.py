@@ -1,16 +1,35 @@
-"""The instructions of programs on bytes: the compiled kernels compute the integers of the reference."""
+"""The instructions of programs on bytes: the compiled kernels compute the integers of the reference, on every instruction set."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+import biasloss_ext
+from biasloss_ext.nn.quantization.weights import LARGEST_WEIGHT, quantized_weight
 from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.native import native
 from biasloss_ext.ops.program.code import Instruction, Operation
-from biasloss_ext.ops.program.packing import pack, pack_taps, padded, unpack, unpack_taps
+from biasloss_ext.ops.program.packing import (
+    LARGEST_PAIR,
+    largest_pairs,
+    pack,
+    pack_taps,
+    padded,
+    unpack,
+    unpack_taps,
+)
 from biasloss_ext.ops.registry import OPS
 
 HAS_KERNELS = backends.why_not("cpu", torch.device("cpu"), "program") is None and bool(native().build.get("cpu_int8"))
@@ -20,6 +39,7 @@ X, Y, Z = (torch.tensor(levels) for levels in ([0.02, 13.0], [0.03, 37.0], [0.01
 FLOAT = torch.empty(0)
 EXACT = (maps.IDENTITY, maps.RELU, maps.RELU6, maps.HARDSWISH, maps.HARDSIGMOID)
 BY_EXPONENTIALS = tuple(int(a) for a in maps.Activation if a not in EXACT)
+KERNELS = (3, 5, 7)  # of depthwise convolutions
 
 
 def draw(low: int, high: int, *shape: int) -> Tensor:
@@ -29,6 +49,13 @@ def draw(low: int, high: int, *shape: int) -> Tensor:
 def bytes_map(*shape: int) -> Tensor:
     x = draw(0, 256, *shape).to(torch.uint8)
     return maps.channels_last(x) if x.dim() == 4 else x
+
+
+def whole_numbers(packing: Callable[[Tensor], Tensor], *shape: int) -> Tensor:
+    """A weight as the quantization rounds it: the largest of each output is 127, or a pair that is added up first is 128."""
+    real = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    weight, _ = quantized_weight(real, torch.zeros(shape[0]), 1.0, packing)
+    return weight.long()
 
 
 def operands(weight: Tensor, packed: Tensor, to: Tensor) -> list[Tensor]:
@@ -74,7 +101,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_convolution(case: tuple[int, ...], activation: int, to: Tensor) -> None:
     samples, channels, height, width, kernel, outputs, stride, padding = case
-    x, weight = bytes_map(samples, channels, height, width), draw(-127, 128, outputs, channels, kernel, kernel)
+    x, weight = bytes_map(samples, channels, height, width), whole_numbers(pack, outputs, channels, kernel, kernel)
     constants = operands(weight, pack(weight.double()), to)
     geometry = {"stride": stride, "padding": padding}
     row = Instruction(
@@ -86,7 +113,7 @@ def test_convolution(case: tuple[int, ...], activation: int, to: Tensor) -> None
 @pytest.mark.parametrize("activation", [maps.HARDSIGMOID, maps.SIGMOID])
 @pytest.mark.parametrize(("samples", "depth", "outputs"), [(1, 960, 40), (3, 7, 5), (50, 33, 130)])
 def test_linear(samples: int, depth: int, outputs: int, activation: int) -> None:
-    x, weight = bytes_map(samples, depth), draw(-127, 128, outputs, depth, 1, 1)
+    x, weight = bytes_map(samples, depth), whole_numbers(pack, outputs, depth, 1, 1)
     constants = operands(weight, pack(weight.double()), Y)
     row = Instruction(Operation.QUANTIZED_CONVOLUTION, 1, output_activation=activation, outputs=outputs)
     check(x, weight, constants, row, activation)
@@ -95,11 +122,12 @@ def test_linear(samples: int, depth: int, outputs: int, activation: int) -> None
 @pytest.mark.parametrize("activation", [maps.RELU, maps.HARDSWISH, maps.SILU])
 @pytest.mark.parametrize("same_padding", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("size", [(1, 24, 7, 9), (2, 34, 10, 13), (1, 5, 1, 2)])
 def test_depthwise(size: tuple[int, ...], kernel: int, stride: int, same_padding: bool, activation: int) -> None:
-    x, weight = bytes_map(*size), draw(-127, 128, size[1], 1, kernel, kernel)
-    constants = operands(weight, pack_taps(weight.double(), stride), Y)
+    packing = partial(pack_taps, stride=stride)
+    x, weight = bytes_map(*size), whole_numbers(packing, size[1], 1, kernel, kernel)
+    constants = operands(weight, packing(weight.double()), Y)
     geometry = {"kernel": kernel, "stride": stride, "same_padding": int(same_padding)}
     row = Instruction(Operation.QUANTIZED_DEPTHWISE, 1, output_activation=activation, outputs=size[1], **geometry)
     if same_padding and stride == 2:
@@ -136,13 +164,69 @@ def check(
 
 
 @needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_sums_of_any_shape(data: st.DataObject) -> None:
+    """Of the largest bytes and of any: what 16 bits could not hold would show."""
+    size = [data.draw(st.integers(1, most), label=name) for name, most in (("N", 2), ("C", 70), ("H", 20), ("W", 20))]
+    stride, activation = data.draw(st.integers(1, 2)), data.draw(st.sampled_from(EXACT))
+    x = bytes_map(*size)
+    if data.draw(st.booleans(), label="the largest bytes"):
+        x = torch.full_like(x, 255)
+    fields = {"stride": stride, "output_activation": activation}
+    if data.draw(st.booleans(), label="depthwise"):
+        kernel, packing = data.draw(st.sampled_from(KERNELS)), partial(pack_taps, stride=stride)
+        weight = whole_numbers(packing, size[1], 1, kernel, kernel)
+        operation = Operation.QUANTIZED_DEPTHWISE
+        fields["same_padding"] = int(data.draw(st.booleans(), label="same padding"))
+    else:
+        kernel, packing = data.draw(st.integers(1, min(3, *size[2:]))), pack
+        weight = whole_numbers(packing, data.draw(st.integers(1, 150), label="outputs"), size[1], kernel, kernel)
+        operation = Operation.QUANTIZED_CONVOLUTION
+        fields["padding"] = data.draw(st.integers(0, kernel - 1), label="padding")
+    constants = operands(weight, packing(weight.double()), data.draw(st.sampled_from([Y, FLOAT])))
+    row = Instruction(operation, 1, kernel=kernel, outputs=len(weight), **fields)
+    assert torch.equal(run(x, constants, row), run(x, constants, row, backend="reference"))
+
+
+@pytest.mark.parametrize("packing", [pack, *(partial(pack_taps, stride=stride) for stride in (1, 2))])
+def test_no_pair_of_weights_is_too_large(packing: Callable[[Tensor], Tensor]) -> None:
+    """One weight alone keeps all 127 steps; of two that are equal and added up first, each has half of the 128."""
+    is_taps = packing is not pack
+    alone, pairs = (torch.zeros(3, 1, 3, 3) if is_taps else torch.zeros(3, 4, 1, 1) for _ in range(2))
+    alone.flatten(1)[:, 1] = torch.tensor([1.0, -2.0, 3.0])
+    pairs.flatten(1)[:, [0, 2 if is_taps else 1]] = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    for weight, largest in ((alone, [127, 127, 127]), (pairs, [64, 64, 127])):
+        quantized, step = quantized_weight(weight, torch.zeros(3), 1.0, packing)
+        assert quantized.flatten(1).abs().amax(1).tolist() == largest
+        assert (largest_pairs(packing(quantized)) <= LARGEST_PAIR).all()
+        assert ((quantized * step.view(-1, 1, 1, 1) - weight).abs() <= step.view(-1, 1, 1, 1) / 2).all()
+    assert LARGEST_PAIR * 255 < 2**15 <= (LARGEST_WEIGHT + LARGEST_WEIGHT) * 255
+
+
+@needs_kernels
+@pytest.mark.skipif(native().build.get("cpu_int8") == "AVX2", reason="no other instruction set")
+def test_on_avx2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "any_shape or linear or between", __file__],
+        env={**os.environ, "BIASLOSS_CPU_ISA": "avx2"},
+        cwd=Path(biasloss_ext.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+@needs_kernels
 @pytest.mark.parametrize("channels", [24, 75])
 def test_what_lies_between_convolutions(channels: int) -> None:
     """Levels, residuals, gates, pools and averages, on maps whose last vectors are not full."""
     x = torch.randn(2, channels, 9, 7, generator=torch.Generator().manual_seed(0))
-    weight = draw(-127, 128, channels, channels, 1, 1)
+    weight = whole_numbers(pack, channels, channels, 1, 1)
     convolution = operands(weight, pack(weight.double()), Y)
-    taps = draw(-127, 128, channels, 1, 3, 3)
+    taps = whole_numbers(partial(pack_taps, stride=2), channels, 1, 3, 3)
     depthwise = operands(taps, pack_taps(taps.double(), 2), Y)
     geometry = {"outputs": channels, "output_activation": maps.RELU}
     rows = [
@@ -157,9 +241,9 @@ def test_what_lies_between_convolutions(channels: int) -> None:
     constants = [X, *convolution, X, *depthwise]
     constants[5:7] = [Y, X]
     for last in range(1, len(rows) + 1):
-        for given in (x, maps.channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
-            ours = run(given, constants, *rows[:last])
-            expected = run(given, constants, *rows[:last], backend="reference")
+        for same in (x, maps.channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
+            ours = run(same, constants, *rows[:last])
+            expected = run(same, constants, *rows[:last], backend="reference")
             assert torch.equal(ours, expected), rows[last - 1]
             assert ours.stride() == expected.stride()
 
@@ -171,7 +255,7 @@ def test_packing_is_undone(outputs: int, channels: int, kernel: int) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_packing_of_taps_is_undone(kernel: int, stride: int) -> None:
     weight = draw(-127, 128, 24, 1, kernel, kernel)
     assert torch.equal(unpack_taps(pack_taps(weight, stride), 24, kernel), weight)
@@ -208,7 +292,7 @@ def test_instructions_that_make_no_sense(case: str) -> None:
     ],
 )
 def test_operands_that_do_not_fit(index: int, wrong: Tensor, message: str) -> None:
-    weight = draw(-127, 128, 8, 4, 1, 1)
+    weight = whole_numbers(pack, 8, 4, 1, 1)
     constants = operands(weight, pack(weight.double()), Y)
     constants[index] = wrong
     row = Instruction(Operation.QUANTIZED_CONVOLUTION, 1, outputs=8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +14,12 @@ from biasloss_ext.nn.inference_block import packed
 from biasloss_ext.nn.program_code import Writer, packed_kernel
 from biasloss_ext.nn.quantization.layers import Kind, Layer
 from biasloss_ext.nn.quantization.levels import Levels
+from biasloss_ext.nn.quantization.weights import LARGEST_BIAS, LARGEST_WEIGHT, quantized_weight
 from biasloss_ext.ops.program.code import Instruction, Operation
 from biasloss_ext.ops.program.packing import pack, pack_taps, padded
 
-LARGEST_WEIGHT = 127
-LARGEST_BIAS = 2**30
 DEEPEST = (2**31 - 1 - LARGEST_BIAS) // (255 * LARGEST_WEIGHT)  # products whose sum fits int32 beside the bias
-DEPTHWISE_KERNELS = (3, 5)
+DEPTHWISE_KERNELS = (3, 5, 7)
 WITH_WEIGHTS = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
 
 
@@ -27,7 +28,7 @@ def objection(layer: Layer) -> str | None:
     if layer.kind is Kind.NORMALIZE:
         return "it has no int8 kernel"
     if layer.kind is Kind.DEPTHWISE and (layer.tensors[0].shape[-1] not in DEPTHWISE_KERNELS or layer.stride > 2):
-        return "its kernel is neither 3 nor 5, or its stride more than 2"
+        return f"its kernel is none of {DEPTHWISE_KERNELS}, or its stride more than 2"
     if layer.kind in WITH_WEIGHTS and layer.tensors[0][0].numel() > DEEPEST:
         return f"it adds up more than {DEEPEST} products"
     return None
@@ -50,19 +51,13 @@ class QuantizedWriter:
         self._of_levels: dict[Levels, Tensor] = {}
         self._bytes: dict[int, int] = {}  # the numbers that values have in this program
         self._floats: dict[int, int] = {0: 0}
-        self._wanted_as_bytes = {
-            number for layer in layers if self._takes_bytes(layer) for number in _read_as_bytes(layer)
-        }
+        self._wanted_as_bytes = read_as_bytes(layers)
         for layer in layers:
             self._add(layer)
         self.result = self._as_float(output)
 
-    @staticmethod
-    def _takes_bytes(layer: Layer) -> bool:
-        return objection(layer) is None
-
     def _add(self, layer: Layer) -> None:
-        takes_bytes = self._takes_bytes(layer)
+        takes_bytes = objection(layer) is None
         if layer.kind is Kind.POOL or layer.kind is Kind.AVERAGE:
             takes_bytes = layer.input in self._bytes
         (self.int8 if takes_bytes else self.float32)[layer.kind] += 1
@@ -84,15 +79,13 @@ class QuantizedWriter:
     def _add_convolution(self, layer: Layer) -> None:
         weight, bias = layer.tensors
         from_levels = self._levels[layer.input]
-        quantized, weight_step = _quantized_weight(weight, bias, from_levels.step)
-        step = weight_step * from_levels.step
-        sums_of_weights = quantized.flatten(1).sum(1)
-        of_bias = (bias.double() / step).round() - from_levels.zero * sums_of_weights
         is_depthwise = layer.kind is Kind.DEPTHWISE
-        memory = quantized if weight.dim() == 4 else quantized[:, :, None, None]
+        quantized, weight_step = quantized_layer(layer, from_levels)
+        step = weight_step * from_levels.step
+        of_bias = (bias.double() / step).round() - from_levels.zero * quantized.flatten(1).sum(1)
         to_bytes = layer.output in self._wanted_as_bytes
         constants = [
-            (pack_taps(memory, layer.stride) if is_depthwise else pack(memory)).to(torch.int8),
+            packing_of(layer)(quantized).to(torch.int8),
             padded(of_bias).to(torch.int32),
             padded(step).float(),
             self._tensor(layer.input),
@@ -113,7 +106,7 @@ class QuantizedWriter:
             stride=layer.stride,
             same_padding=int(layer.same_padding),
             padding=layer.padding,
-            kernel=memory.shape[-1],
+            kernel=quantized.shape[-1],
             outputs=weight.shape[0],
         )
 
@@ -176,18 +169,18 @@ class QuantizedWriter:
         return self._floats[number]
 
 
-def _read_as_bytes(layer: Layer) -> tuple[int, ...]:
-    return (layer.input,) if layer.kind is Kind.GATE else layer.reads
+def read_as_bytes(layers: Iterable[Layer]) -> set[int]:
+    """The values that layers on bytes read as such."""
+    readers = [layer for layer in layers if objection(layer) is None]
+    return {number for layer in readers for number in (layer.reads[:1] if layer.kind is Kind.GATE else layer.reads)}
 
 
-def _quantized_weight(weight: Tensor, bias: Tensor, x_step: float) -> tuple[Tensor, Tensor]:
-    """The weight in whole numbers, in float64, and the step of each output.
+def packing_of(layer: Layer) -> Callable[[Tensor], Tensor]:
+    return partial(pack_taps, stride=layer.stride) if layer.kind is Kind.DEPTHWISE else pack
 
-    A step is larger than the weights ask for where the bias would not fit int32 otherwise.
-    """
-    rows = weight.double().flatten(1)
-    step = rows.abs().amax(1) / LARGEST_WEIGHT
-    step = torch.maximum(step, bias.double().abs() / (x_step * (LARGEST_BIAS // 2)))
-    step = step.clamp_min(torch.finfo(torch.float32).tiny * 2**20).float().double()
-    quantized = (rows / step[:, None]).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-    return quantized.reshape(weight.shape), step
+
+def quantized_layer(layer: Layer, x_levels: Levels) -> tuple[Tensor, Tensor]:
+    """The weight of a layer as :func:`quantized_weight`, with four dimensions."""
+    weight, bias = layer.tensors
+    weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+    return quantized_weight(weight, bias, x_levels.step, packing_of(layer))

@@ -11,6 +11,7 @@ from biasloss_ext.nn.quantization.layers import Kind, Layer
 
 SAMPLED = 1 << 15  # values of a map and batch that the error is measured on
 CANDIDATES = 11
+KEPT = 32 * 3 * 224 * 224  # values of the images that biases are corrected by
 SMALLEST = 0.8  # of what was seen, the least that levels may cover: what is rare may be what tells classes apart
 
 
@@ -30,10 +31,13 @@ class Levels(NamedTuple):
     def tensor(self) -> Tensor:
         return torch.tensor([self.step, float(self.zero)], dtype=torch.float32)
 
+    def rounded(self, values: Tensor) -> Tensor:
+        """What the bytes of the values stand for."""
+        return (values / self.step).round_().add_(self.zero).clamp_(0, 255).sub_(self.zero).mul_(self.step)
+
     def error(self, values: Tensor) -> float:
         """The mean square of what is lost."""
-        levels = (values / self.step).round().add_(self.zero).clamp_(0, 255)
-        return (levels.sub_(self.zero).mul_(self.step) - values).square_().mean().item()
+        return (self.rounded(values) - values).square_().mean().item()
 
 
 class Seen:
@@ -69,15 +73,21 @@ class Seen:
 
 
 class Observer:
-    """Runs layers in float32, and looks at the values between them."""
+    """Runs layers in float32, and looks at the values between them.
+
+    Attributes:
+        images: some of those it ran on.
+    """
 
     def __init__(self, layers: list[Layer], output: int) -> None:
         self.layers, self.output = layers, output
         self.seen: dict[int, Seen] = {}
+        self.images: list[Tensor] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         values = {0: x}
         self.seen.setdefault(0, Seen()).add(x)
+        self._keep(x)
         last_reader = {number: layer for layer in self.layers for number in layer.reads}
         for layer in self.layers:
             y = layer(values[layer.input], values.get(layer.other))
@@ -87,6 +97,13 @@ class Observer:
                 if last_reader[number] is layer and number != self.output:
                     values.pop(number, None)
         return values[self.output]
+
+    def _keep(self, x: Tensor) -> None:
+        """Some images of the first size."""
+        left = KEPT - sum(map(Tensor.numel, self.images))
+        count = min(len(x), max(left // x[0].numel(), 0 if self.images else 1))
+        if count > 0 and (not self.images or x.shape[1:] == self.images[0].shape[1:]):
+            self.images.append(x[:count].clone())
 
     def levels(self) -> dict[int, Levels]:
         """Of each value; an average has those of its input."""

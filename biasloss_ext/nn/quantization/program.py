@@ -14,6 +14,7 @@ from biasloss_ext.nn.plan import only_map
 from biasloss_ext.nn.program import Made, NetworkProgram
 from biasloss_ext.nn.program_search import Run
 from biasloss_ext.nn.quantization.code import QuantizedWriter
+from biasloss_ext.nn.quantization.correction import corrections, with_correction
 from biasloss_ext.nn.quantization.layers import layers_of
 from biasloss_ext.nn.quantization.levels import Levels, Observer
 from biasloss_ext.ops import maps
@@ -23,6 +24,18 @@ from biasloss_ext.ops.registry import is_traced
 from biasloss_ext.ops.tracing import exporting, transformed
 
 
+class Calibrated(NamedTuple):
+    """What the calibration images say of a run.
+
+    Attributes:
+        levels: of each value.
+        corrections: the factor and the addend of each output of each layer, by its value.
+    """
+
+    levels: dict[int, Levels]
+    corrections: dict[int, Tensor]
+
+
 class QuantizedSegment:
     """A run as code on bytes.
 
@@ -30,11 +43,12 @@ class QuantizedSegment:
         written: how its layers are computed.
     """
 
-    def __init__(self, run: Run, levels: dict[int, Levels]) -> None:
+    def __init__(self, run: Run, calibrated: Calibrated) -> None:
         layers = layers_of(run.writer.instructions, run.writer.constants)
+        layers = [with_correction(layer, calibrated.corrections) for layer in layers]
         output = run.writer.instructions[-1].output
         self.channels = run.writer.input_channels
-        self.written = QuantizedWriter(layers, output, levels)
+        self.written = QuantizedWriter(layers, output, calibrated.levels)
         writer = self.written.writer
         self.constants, self.code = writer.constants, writer.code()
         readers = [i.operation for i in writer.instructions if 0 in (i.input, i.other)]
@@ -61,6 +75,10 @@ class ObservedSegment(Observer):
         y = super().__call__(x)
         return maps.channels_last(y) if y.dim() == 4 else y
 
+    def calibrated(self) -> Calibrated:
+        levels = self.levels()
+        return Calibrated(levels, corrections(self.layers, levels, torch.cat(self.images)))
+
 
 class QuantizedProgram(NetworkProgram):
     """The method ``forward`` of a network whose programs run on bytes; before `freeze`, they run in float32 and are observed.
@@ -68,15 +86,15 @@ class QuantizedProgram(NetworkProgram):
     What does not compute those programs raises: there is nothing else that would return the same scores.
     """
 
-    def __init__(self, network: nn.Module, levels: list[dict[int, Levels]] | None = None) -> None:
+    def __init__(self, network: nn.Module, calibrated: list[Calibrated] | None = None) -> None:
         super().__init__(network)
-        self.levels = levels
+        self.calibrated = calibrated
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"network": self.network, "levels": self.levels}
+        return {"network": self.network, "calibrated": self.calibrated}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["network"], state["levels"])  # type: ignore[misc]
+        self.__init__(state["network"], state["calibrated"])  # type: ignore[misc]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         x = only_map(arguments, options)
@@ -93,7 +111,7 @@ class QuantizedProgram(NetworkProgram):
         return self._made
 
     def _segment(self, run: Run, index: int) -> Any:
-        return ObservedSegment(run) if self.levels is None else QuantizedSegment(run, self.levels[index])
+        return ObservedSegment(run) if self.calibrated is None else QuantizedSegment(run, self.calibrated[index])
 
     def _problem(self, x: Any) -> str | None:
         if type(x) is not Tensor or x.device.type != "cpu" or x.dtype is not torch.float32:
@@ -110,7 +128,7 @@ class QuantizedProgram(NetworkProgram):
 
     def freeze(self) -> None:
         """Quantize by what was observed."""
-        self.levels = [segment.levels() for segment in self.made.segments]
+        self.calibrated = [segment.calibrated() for segment in self.made.segments]
         self._made = None
 
 

@@ -26,9 +26,7 @@ def check_int8_support() -> None:
     """
     problem = why_not("cpu", torch.device("cpu"), "program")
     if problem is None and not native().build.get("cpu_int8"):
-        problem = (
-            f"it needs a CPU with AVX-512 VNNI, and this process runs {native().build['cpu_variant_in_use']} kernels"
-        )
+        problem = f"it needs a CPU with AVX2, and this process runs {native().build['cpu_variant_in_use']} kernels"
     if problem is not None:
         raise RuntimeError(
             f"dtype torch.int8 is not supported here: {problem}; there are torch.float32 and torch.float64"
