@@ -13,11 +13,18 @@ before the weight of the sample is known.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from biasloss_ext.ops.bias_loss.reference import LARGEST_EXPONENT, MEAN, NONE
-from biasloss_ext.ops.feature_variance.triton_kernels import finish_variances, store_slice_moments, widen_extrema
+from biasloss_ext.ops.feature_variance.triton_kernels import (
+    Slices,
+    finish_variances,
+    store_slice_moments,
+    widen_extrema,
+)
 from biasloss_ext.ops.triton_finish import is_last
 
 _LARGEST_EXPONENT = tl.constexpr(LARGEST_EXPONENT)
@@ -28,6 +35,56 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.693359375)
 _LN_2_REST = tl.constexpr(-2.12194440054690583e-4)
 _NEAR_ZERO = tl.constexpr(-0.5)
+
+
+class Strided(NamedTuple):
+    """Pointer and strides of a tensor (samples, classes, positions)."""
+
+    ptr: Any
+    sample_stride: Any
+    class_stride: Any
+    position_stride: Any
+
+
+class Rows(NamedTuple):
+    """Pointers to the first class of some rows of a `Strided`, and which rows exist."""
+
+    first_ptr: Any
+    class_stride: Any
+    classes: Any
+    inside: Any
+
+
+class Batch(NamedTuple):
+    """How many positions there are, and in how many blocks of rows those of a sample are."""
+
+    samples: Any
+    positions: Any
+    blocks_per_sample: Any
+
+
+class CrossEntropy(NamedTuple):
+    """Arguments of `torch.nn.functional.cross_entropy`; the pointer to class weights may be None."""
+
+    class_weight: Any
+    ignore_index: Any
+    label_smoothing: Any
+
+
+class Variances(NamedTuple):
+    """Pointers to variances and to their extrema, or to moments that the variances follow from; the others may be None."""
+
+    ptr: Any
+    stride: Any
+    extrema: Any
+    moments: Any
+
+
+class RowLosses(NamedTuple):
+    """Pointers to the losses of rows, or of blocks of them, and to their counts in the denominator of the mean."""
+
+    losses: Any
+    counts: Any
 
 
 @triton.jit
@@ -67,23 +124,29 @@ def logarithm_of_one_plus(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def rows_of_block(block, samples, positions, blocks_per_sample, DENSE: tl.constexpr, ROWS: tl.constexpr):
+def positions_of_block(block, batch, DENSE: tl.constexpr, ROWS: tl.constexpr):
     """(sample, position, whether they exist) of the rows of a block, in 64 bits: what they multiply may be large."""
     lanes = tl.arange(0, ROWS).to(tl.int64)
     if DENSE:
-        sample = tl.zeros([ROWS], tl.int64) + block // blocks_per_sample
-        position = (block % blocks_per_sample).to(tl.int64) * ROWS + lanes
-        return sample, position, position < positions
+        sample = tl.zeros([ROWS], tl.int64) + block // batch.blocks_per_sample
+        position = (block % batch.blocks_per_sample).to(tl.int64) * ROWS + lanes
+        return sample, position, position < batch.positions
     else:
         sample = block.to(tl.int64) * ROWS + lanes
-        return sample, tl.zeros([ROWS], tl.int64), sample < samples
+        return sample, tl.zeros([ROWS], tl.int64), sample < batch.samples
 
 
 @triton.jit
-def load_tile(row_ptr, class_stride, class_index, classes, inside, DTYPE: tl.constexpr):
+def rows_of(tensor, sample, position, classes, inside):
+    first_ptr = tensor.ptr + sample * tensor.sample_stride + position * tensor.position_stride
+    return Rows(first_ptr, tensor.class_stride, classes, inside)
+
+
+@triton.jit
+def load_tile(rows, class_index, DTYPE: tl.constexpr):
     """ROWS x CLASSES of a tensor, and which of them exist; 0 elsewhere."""
-    exists = inside[:, None] & (class_index < classes)[None, :]
-    pointers = row_ptr[:, None] + class_index.to(tl.int64)[None, :] * class_stride
+    exists = rows.inside[:, None] & (class_index < rows.classes)[None, :]
+    pointers = rows.first_ptr[:, None] + class_index.to(tl.int64)[None, :] * rows.class_stride
     return tl.load(pointers, mask=exists, other=0.0).to(DTYPE), exists
 
 
@@ -96,19 +159,23 @@ def load_class_weight(class_weight_ptr, class_index, exists, DTYPE: tl.constexpr
 
 
 @triton.jit
-def load_class(target_ptr, classes, inside, ignore_index):
+def load_class(target, ignore_index):
     """(class, counted, valid) of a block of class targets. The class is 0 where the target names none, so that it can be
     used as an index without a look at the other two."""
-    target = tl.load(target_ptr, mask=inside, other=0).to(tl.int64)
-    counted = target != ignore_index
-    valid = (target >= 0) & (target < classes)
-    return tl.where(counted & valid, target, 0), counted, valid
+    index = tl.load(target.first_ptr, mask=target.inside, other=0).to(tl.int64)
+    counted = index != ignore_index
+    valid = (index >= 0) & (index < target.classes)
+    return tl.where(counted & valid, index, 0), counted, valid
 
 
 @triton.jit
-def online_log_sum_exp(
-    row_ptr, class_stride, classes, inside, ROWS: tl.constexpr, CLASSES: tl.constexpr, DTYPE: tl.constexpr
-):
+def load_score_of(scores, known, DTYPE: tl.constexpr):
+    """The score of one class of each row."""
+    return tl.load(scores.first_ptr + known * scores.class_stride, mask=scores.inside, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def online_log_sum_exp(scores, ROWS: tl.constexpr, CLASSES: tl.constexpr, DTYPE: tl.constexpr):
     """(maximum, log of the sum of exp(x - maximum)) of every row, in one read of the scores.
 
     Each lane keeps its own maximum and the sum over its other scores, so that there is one exponential per score and no
@@ -120,8 +187,8 @@ def online_log_sum_exp(
     infinity = float("inf")
     maximum = tl.full([ROWS, CLASSES], -infinity, DTYPE)
     rest = tl.zeros([ROWS, CLASSES], DTYPE)
-    for start in range(0, classes, CLASSES):
-        x, exists = load_tile(row_ptr, class_stride, start + tl.arange(0, CLASSES), classes, inside, DTYPE)
+    for start in range(0, scores.classes, CLASSES):
+        x, exists = load_tile(scores, start + tl.arange(0, CLASSES), DTYPE)
         x = tl.where(exists, x, -infinity)
         # One of exp(x - maximum) and exp(maximum - x) is needed; both -infinity would make it NaN.
         smaller = tl.where(x == -infinity, 0.0, tl.exp(-tl.abs(x - maximum)))
@@ -137,126 +204,85 @@ def online_log_sum_exp(
 
 @triton.jit
 def class_losses(
-    row_ptr,
-    class_stride,
-    target_ptr,
-    class_weight_ptr,
-    classes,
-    inside,
+    scores,
+    target,
+    options,
     row_max,
     row_log_sum,
-    ignore_index,
-    label_smoothing,
     SMOOTHED: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """(loss, count) of rows with class targets; log p = (x - max) - log_sum is more exact than x - log_sum_exp."""
-    known, counted, valid = load_class(target_ptr, classes, inside, ignore_index)
-    count = load_class_weight(class_weight_ptr, known, inside, DTYPE)
-    score = tl.load(row_ptr + known * class_stride, mask=inside, other=0.0).to(DTYPE)
-    loss = (row_log_sum - (score - row_max)) * count
+    known, counted, valid = load_class(target, options.ignore_index)
+    count = load_class_weight(options.class_weight, known, scores.inside, DTYPE)
+    loss = (row_log_sum - (load_score_of(scores, known, DTYPE) - row_max)) * count
     if SMOOTHED:
-        smoothing = tl.full([], label_smoothing, DTYPE)
+        smoothing = tl.full([], options.label_smoothing, DTYPE)
         spread = tl.zeros([ROWS], DTYPE)
-        for start in range(0, classes, CLASSES):
+        for start in range(0, scores.classes, CLASSES):
             class_index = start + tl.arange(0, CLASSES)
-            x, exists = load_tile(row_ptr, class_stride, class_index, classes, inside, DTYPE)
-            class_weight = load_class_weight(class_weight_ptr, class_index, class_index < classes, DTYPE)
+            x, exists = load_tile(scores, class_index, DTYPE)
+            class_weight = load_class_weight(options.class_weight, class_index, class_index < scores.classes, DTYPE)
             terms = class_weight[None, :] * (row_log_sum[:, None] - (x - row_max[:, None]))
             spread += tl.sum(tl.where(exists, terms, 0.0), 1)
-        loss = loss * (1.0 - smoothing) + spread * (smoothing / classes)
+        loss = loss * (1.0 - smoothing) + spread * (smoothing / scores.classes)
     loss = tl.where(valid, loss, float("nan"))
     return tl.where(counted, loss, 0.0), tl.where(counted, count, 0.0)
 
 
 @triton.jit
-def target_shares(
-    target_ptr,
-    target_class_stride,
-    class_weight_ptr,
-    class_index,
-    classes,
-    inside,
-    label_smoothing,
-    SMOOTHED: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
+def target_shares(target, options, class_index, SMOOTHED: tl.constexpr, DTYPE: tl.constexpr):
     """Probability targets, smoothed and times the class weight; 0 outside."""
-    probability, exists = load_tile(target_ptr, target_class_stride, class_index, classes, inside, DTYPE)
+    probability, exists = load_tile(target, class_index, DTYPE)
     if SMOOTHED:
-        smoothing = tl.full([], label_smoothing, DTYPE)
-        probability = probability * (1.0 - smoothing) + smoothing / classes
-    class_weight = load_class_weight(class_weight_ptr, class_index, class_index < classes, DTYPE)
+        smoothing = tl.full([], options.label_smoothing, DTYPE)
+        probability = probability * (1.0 - smoothing) + smoothing / target.classes
+    class_weight = load_class_weight(options.class_weight, class_index, class_index < target.classes, DTYPE)
     return tl.where(exists, probability * class_weight[None, :], 0.0)
 
 
 @triton.jit
 def probability_losses(
-    row_ptr,
-    class_stride,
-    target_ptr,
-    target_class_stride,
-    class_weight_ptr,
-    classes,
-    inside,
+    scores,
+    target,
+    options,
     row_max,
     row_log_sum,
-    label_smoothing,
     SMOOTHED: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
+    """(loss, count) of rows with probability targets."""
     loss = tl.zeros([ROWS], DTYPE)
-    for start in range(0, classes, CLASSES):
+    for start in range(0, scores.classes, CLASSES):
         class_index = start + tl.arange(0, CLASSES)
-        x, exists = load_tile(row_ptr, class_stride, class_index, classes, inside, DTYPE)
-        shares = target_shares(
-            target_ptr,
-            target_class_stride,
-            class_weight_ptr,
-            class_index,
-            classes,
-            inside,
-            label_smoothing,
-            SMOOTHED,
-            DTYPE,
-        )
+        x, exists = load_tile(scores, class_index, DTYPE)
+        shares = target_shares(target, options, class_index, SMOOTHED, DTYPE)
         terms = shares * (row_log_sum[:, None] - (x - row_max[:, None]))
         loss += tl.sum(tl.where(exists, terms, 0.0), 1)
-    return loss
+    return loss, tl.full([ROWS], 1.0, DTYPE)
 
 
 @triton.jit
-def statistics_of_row(statistics_ptr, row, samples, positions):
+def statistics_of_row(statistics_ptr, row, batch):
     """Where the maximum and the log-sum of a row are: the denominator, then all maxima, then all log-sums."""
     row_max_ptr = statistics_ptr + 1 + row
-    return row_max_ptr, row_max_ptr + samples.to(tl.int64) * positions
+    return row_max_ptr, row_max_ptr + batch.samples.to(tl.int64) * batch.positions
 
 
 @triton.jit
 def store_row_losses(
     block,
-    output_ptr,
-    output_sample_stride,
-    output_class_stride,
-    output_position_stride,
-    target_ptr,
-    target_sample_stride,
-    target_class_stride,
-    target_position_stride,
-    class_weight_ptr,
-    statistics_ptr,
-    losses_ptr,
-    counts_ptr,
-    samples,
+    output,
+    target,
     classes,
-    positions,
-    blocks_per_sample,
-    ignore_index,
-    label_smoothing,
+    batch,
+    options,
+    statistics_ptr,
+    row_losses,
     REDUCTION: tl.constexpr,
     PROBABILITIES: tl.constexpr,
     SMOOTHED: tl.constexpr,
@@ -266,59 +292,28 @@ def store_row_losses(
     DTYPE: tl.constexpr,
 ):
     """Log-sum-exp and unweighted loss of a block of rows; the losses are summed where rows share a sample."""
-    sample, position, inside = rows_of_block(block, samples, positions, blocks_per_sample, DENSE, ROWS)
-    row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
-    row_max, row_log_sum = online_log_sum_exp(row_ptr, output_class_stride, classes, inside, ROWS, CLASSES, DTYPE)
-    row = sample * positions + position
-    row_max_ptr, row_log_sum_ptr = statistics_of_row(statistics_ptr, row, samples, positions)
+    sample, position, inside = positions_of_block(block, batch, DENSE, ROWS)
+    scores = rows_of(output, sample, position, classes, inside)
+    row_max, row_log_sum = online_log_sum_exp(scores, ROWS, CLASSES, DTYPE)
+    row = sample * batch.positions + position
+    row_max_ptr, row_log_sum_ptr = statistics_of_row(statistics_ptr, row, batch)
     tl.store(row_max_ptr, row_max, mask=inside)
     tl.store(row_log_sum_ptr, row_log_sum, mask=inside)
 
-    target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride
+    targets = rows_of(target, sample, position, classes, inside)
     if PROBABILITIES:
-        loss = probability_losses(
-            row_ptr,
-            output_class_stride,
-            target_row_ptr,
-            target_class_stride,
-            class_weight_ptr,
-            classes,
-            inside,
-            row_max,
-            row_log_sum,
-            label_smoothing,
-            SMOOTHED,
-            ROWS,
-            CLASSES,
-            DTYPE,
-        )
-        count = tl.full([ROWS], 1.0, DTYPE)
+        loss, count = probability_losses(scores, targets, options, row_max, row_log_sum, SMOOTHED, ROWS, CLASSES, DTYPE)
     else:
-        loss, count = class_losses(
-            row_ptr,
-            output_class_stride,
-            target_row_ptr,
-            class_weight_ptr,
-            classes,
-            inside,
-            row_max,
-            row_log_sum,
-            ignore_index,
-            label_smoothing,
-            SMOOTHED,
-            ROWS,
-            CLASSES,
-            DTYPE,
-        )
+        loss, count = class_losses(scores, targets, options, row_max, row_log_sum, SMOOTHED, ROWS, CLASSES, DTYPE)
 
     if DENSE and REDUCTION != _NONE:
-        tl.store(losses_ptr + block, tl.sum(tl.where(inside, loss, 0.0), 0))
+        tl.store(row_losses.losses + block, tl.sum(tl.where(inside, loss, 0.0), 0))
         if REDUCTION == _MEAN:
-            tl.store(counts_ptr + block, tl.sum(tl.where(inside, count, 0.0), 0))
+            tl.store(row_losses.counts + block, tl.sum(tl.where(inside, count, 0.0), 0))
     else:
-        tl.store(losses_ptr + row, loss, mask=inside)
+        tl.store(row_losses.losses + row, loss, mask=inside)
         if REDUCTION == _MEAN:
-            tl.store(counts_ptr + row, count, mask=inside)
+            tl.store(row_losses.counts + row, count, mask=inside)
 
 
 @triton.jit
@@ -332,16 +327,16 @@ def bias_weight(variance, low, spread, finite, alpha, beta, DTYPE: tl.constexpr)
 
 
 @triton.jit
+def load_variances(variances, sample, in_batch, DTYPE: tl.constexpr):
+    pointers = variances.ptr + sample.to(tl.int64) * variances.stride
+    return tl.load(pointers, mask=in_batch, other=0.0).to(DTYPE)
+
+
+@triton.jit
 def reduce_variances(
-    moments_ptr,
-    variance_ptr,
-    variance_stride,
-    extrema_ptr,
+    variances,
     samples,
-    length,
-    slices,
-    slice_length,
-    total_slices,
+    cut,
     SAMPLES: tl.constexpr,
     SLICES: tl.constexpr,
     FEATURE_DTYPE: tl.constexpr,
@@ -349,19 +344,9 @@ def reduce_variances(
 ):
     """(-min, max) of the variances, and of those of this batch alone. The variances are given, or merged from the moments of
     the slices and stored."""
-    if moments_ptr is not None:
+    if variances.moments is not None:
         negated_min, maximum = finish_variances(
-            moments_ptr,
-            variance_ptr,
-            samples,
-            slices,
-            total_slices,
-            length,
-            slice_length,
-            SAMPLES,
-            SLICES,
-            FEATURE_DTYPE,
-            DTYPE,
+            variances.moments, variances.ptr, samples, cut, SAMPLES, SLICES, FEATURE_DTYPE, DTYPE
         )
     else:
         negated_min = tl.full([SAMPLES], -float("inf"), DTYPE)
@@ -369,32 +354,24 @@ def reduce_variances(
         for start in range(0, samples, SAMPLES):
             sample = start + tl.arange(0, SAMPLES)
             in_batch = sample < samples
-            variance = tl.load(variance_ptr + sample.to(tl.int64) * variance_stride, mask=in_batch, other=0.0).to(DTYPE)
+            variance = load_variances(variances, sample, in_batch, DTYPE)
             negated_min, maximum = widen_extrema(negated_min, maximum, variance, in_batch)
-    if extrema_ptr is not None:
-        return tl.load(extrema_ptr).to(DTYPE), tl.load(extrema_ptr + 1).to(DTYPE)
+    if variances.extrema is not None:
+        return tl.load(variances.extrema).to(DTYPE), tl.load(variances.extrema + 1).to(DTYPE)
     else:
         return tl.max(negated_min, 0), tl.max(maximum, 0)
 
 
 @triton.jit
 def finish_loss(
-    moments_ptr,
-    variance_ptr,
-    extrema_ptr,
+    variances,
+    cut,
+    batch,
     running_min_ptr,
-    losses_ptr,
-    counts_ptr,
+    row_losses,
     loss_ptr,
     weight_ptr,
     statistics_ptr,
-    variance_stride,
-    samples,
-    length,
-    slices,
-    slice_length,
-    total_slices,
-    blocks_per_sample,
     alpha,
     beta,
     UPDATE_RUNNING_MIN: tl.constexpr,
@@ -408,21 +385,7 @@ def finish_loss(
     DTYPE: tl.constexpr,
 ):
     """Extrema, running minimum, weights, and the loss but for dense scores without a reduction. For the last program."""
-    negated_min, maximum = reduce_variances(
-        moments_ptr,
-        variance_ptr,
-        variance_stride,
-        extrema_ptr,
-        samples,
-        length,
-        slices,
-        slice_length,
-        total_slices,
-        SAMPLES,
-        SLICES,
-        FEATURE_DTYPE,
-        DTYPE,
-    )
+    negated_min, maximum = reduce_variances(variances, batch.samples, cut, SAMPLES, SLICES, FEATURE_DTYPE, DTYPE)
     finite = (negated_min - negated_min == 0.0) & (maximum - maximum == 0.0)
     low = -negated_min
     if running_min_ptr is not None:
@@ -436,25 +399,25 @@ def finish_loss(
 
     total = tl.zeros([LOSS_SAMPLES], DTYPE)
     total_count = tl.zeros([LOSS_SAMPLES], DTYPE)
-    for start in range(0, samples, LOSS_SAMPLES):
+    for start in range(0, batch.samples, LOSS_SAMPLES):
         sample = start + tl.arange(0, LOSS_SAMPLES)
-        in_batch = sample < samples
-        variance = tl.load(variance_ptr + sample.to(tl.int64) * variance_stride, mask=in_batch, other=0.0).to(DTYPE)
+        in_batch = sample < batch.samples
+        variance = load_variances(variances, sample, in_batch, DTYPE)
         weight = bias_weight(variance, low, maximum + negated_min, finite, alpha, beta, DTYPE)
         tl.store(weight_ptr + sample, weight, mask=in_batch)
         if REDUCTION != _NONE:
             loss = tl.zeros([LOSS_SAMPLES], DTYPE)
-            for first_block in range(0, blocks_per_sample, LOSS_BLOCKS):
+            for first_block in range(0, batch.blocks_per_sample, LOSS_BLOCKS):
                 block = first_block + tl.arange(0, LOSS_BLOCKS)
-                inside = in_batch[:, None] & (block < blocks_per_sample)[None, :]
-                offsets = sample.to(tl.int64)[:, None] * blocks_per_sample + block[None, :]
-                loss += tl.sum(tl.load(losses_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg"), 1)
+                inside = in_batch[:, None] & (block < batch.blocks_per_sample)[None, :]
+                offsets = sample.to(tl.int64)[:, None] * batch.blocks_per_sample + block[None, :]
+                loss += tl.sum(tl.load(row_losses.losses + offsets, mask=inside, other=0.0, cache_modifier=".cg"), 1)
                 if REDUCTION == _MEAN:
-                    counts = tl.load(counts_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
+                    counts = tl.load(row_losses.counts + offsets, mask=inside, other=0.0, cache_modifier=".cg")
                     total_count += tl.sum(counts, 1)
             total += tl.where(in_batch, weight * loss, 0.0)
         elif not DENSE:
-            loss = tl.load(losses_ptr + sample, mask=in_batch, other=0.0, cache_modifier=".cg")
+            loss = tl.load(row_losses.losses + sample, mask=in_batch, other=0.0, cache_modifier=".cg")
             tl.store(loss_ptr + sample, weight * loss, mask=in_batch)
 
     denominator = tl.full([], 1.0, DTYPE)
@@ -537,28 +500,18 @@ def loss_kernel(
     Where the features are None the variances are given. The losses are followed by their counts where a mean is wanted.
     """
     program = tl.program_id(0)
-    counts_ptr = losses_ptr + samples.to(tl.int64) * blocks_per_sample
+    batch = Batch(samples, positions, blocks_per_sample)
+    row_losses = RowLosses(losses_ptr, losses_ptr + samples.to(tl.int64) * blocks_per_sample)
     if program < row_blocks:
         store_row_losses(
             program,
-            output_ptr,
-            output_sample_stride,
-            output_class_stride,
-            output_position_stride,
-            target_ptr,
-            target_sample_stride,
-            target_class_stride,
-            target_position_stride,
-            class_weight_ptr,
-            statistics_ptr,
-            losses_ptr,
-            counts_ptr,
-            samples,
+            Strided(output_ptr, output_sample_stride, output_class_stride, output_position_stride),
+            Strided(target_ptr, target_sample_stride, target_class_stride, target_position_stride),
             classes,
-            positions,
-            blocks_per_sample,
-            ignore_index,
-            label_smoothing,
+            batch,
+            CrossEntropy(class_weight_ptr, ignore_index, label_smoothing),
+            statistics_ptr,
+            row_losses,
             REDUCTION,
             PROBABILITIES,
             SMOOTHED,
@@ -574,10 +527,7 @@ def loss_kernel(
                 features_ptr,
                 moments_ptr,
                 feature_sample_stride,
-                length,
-                slices,
-                slice_length,
-                total_slices,
+                Slices(length, slices, slice_length, total_slices),
                 VECTOR,
                 LANES,
                 UNROLLED,
@@ -585,22 +535,14 @@ def loss_kernel(
             )
     if is_last(ticket_ptr, tl.num_programs(0)):
         finish_loss(
-            moments_ptr,
-            variance_ptr,
-            extrema_ptr,
+            Variances(variance_ptr, variance_stride, extrema_ptr, moments_ptr),
+            Slices(length * VECTOR, slices, slice_length * VECTOR, total_slices),
+            batch,
             running_min_ptr,
-            losses_ptr,
-            counts_ptr,
+            row_losses,
             loss_ptr,
             weight_ptr,
             statistics_ptr,
-            variance_stride,
-            samples,
-            length * VECTOR,
-            slices,
-            slice_length * VECTOR,
-            total_slices,
-            blocks_per_sample,
             alpha,
             beta,
             UPDATE_RUNNING_MIN,
@@ -660,16 +602,18 @@ def gradient_kernel(
     DTYPE: tl.constexpr,
 ):
     """grad_loss * w / denominator * (p * sum(q) - q), q the target's distribution times the class weight."""
-    sample, position, inside = rows_of_block(
-        tl.program_id(0) % row_blocks, samples, positions, blocks_per_sample, DENSE, ROWS
-    )
+    batch = Batch(samples, positions, blocks_per_sample)
+    sample, position, inside = positions_of_block(tl.program_id(0) % row_blocks, batch, DENSE, ROWS)
     row = sample * positions + position
-    row_ptr = output_ptr + sample * output_sample_stride + position * output_position_stride
-    target_row_ptr = target_ptr + sample * target_sample_stride + position * target_position_stride
+    output = Strided(output_ptr, output_sample_stride, output_class_stride, output_position_stride)
+    scores = rows_of(output, sample, position, classes, inside)
+    target = Strided(target_ptr, target_sample_stride, target_class_stride, target_position_stride)
+    targets = rows_of(target, sample, position, classes, inside)
+    options = CrossEntropy(class_weight_ptr, ignore_index, label_smoothing)
     gradient_row_ptr = gradient_ptr + sample * gradient_sample_stride + position * gradient_position_stride
     grad_loss_row_ptr = grad_loss_ptr + sample * grad_loss_sample_stride + position * grad_loss_position_stride
 
-    row_max_ptr, row_log_sum_ptr = statistics_of_row(statistics_ptr, row, samples, positions)
+    row_max_ptr, row_log_sum_ptr = statistics_of_row(statistics_ptr, row, batch)
     row_max = tl.load(row_max_ptr, mask=inside, other=0.0)
     row_log_sum = tl.load(row_log_sum_ptr, mask=inside, other=0.0)
     weight = tl.load(weight_ptr + sample, mask=inside, other=0.0)
@@ -683,20 +627,9 @@ def gradient_kernel(
     if PROBABILITIES:
         for start in range(0, classes, CLASSES):
             class_index = start + tl.arange(0, CLASSES)
-            shares = target_shares(
-                target_row_ptr,
-                target_class_stride,
-                class_weight_ptr,
-                class_index,
-                classes,
-                inside,
-                label_smoothing,
-                SMOOTHED,
-                DTYPE,
-            )
-            total += tl.sum(shares, 1)
+            total += tl.sum(target_shares(targets, options, class_index, SMOOTHED, DTYPE), 1)
     else:
-        known, counted, valid = load_class(target_row_ptr, classes, inside, ignore_index)
+        known, counted, valid = load_class(targets, ignore_index)
         weight_of_known = load_class_weight(class_weight_ptr, known, inside, DTYPE)
         scale = tl.where(valid, scale, float("nan"))
         if SMOOTHED:
@@ -711,26 +644,18 @@ def gradient_kernel(
             total = weight_of_known * (1.0 - smoothing) + mean_weight * smoothing
         else:
             total = weight_of_known
-            score = tl.load(row_ptr + known * output_class_stride, mask=inside, other=0.0).to(DTYPE)
+            score = load_score_of(scores, known, DTYPE)
             # p - 1 of a confident prediction, as the small number it is
             gradient_of_known = exponential_minus_one((score - row_max) - row_log_sum, DTYPE) * total * scale
 
+    scores = rows_of(output, sample, position, last_class, inside)
+    targets = rows_of(target, sample, position, last_class, inside)
     for start in range(first_class, last_class, CLASSES):
         class_index = start + tl.arange(0, CLASSES)
-        x, exists = load_tile(row_ptr, output_class_stride, class_index, last_class, inside, DTYPE)
+        x, exists = load_tile(scores, class_index, DTYPE)
         probability = tl.exp((x - row_max[:, None]) - row_log_sum[:, None])
         if PROBABILITIES:
-            shares = target_shares(
-                target_row_ptr,
-                target_class_stride,
-                class_weight_ptr,
-                class_index,
-                last_class,
-                inside,
-                label_smoothing,
-                SMOOTHED,
-                DTYPE,
-            )
+            shares = target_shares(targets, options, class_index, SMOOTHED, DTYPE)
             gradient = (probability * total[:, None] - shares) * scale[:, None]
         else:
             is_known = class_index[None, :] == known[:, None]
