@@ -12,15 +12,16 @@ import triton.language as tl
 
 from biasloss_ext.ops.pointwise.triton_kernels import Gated, WeightBlock, load_gated, load_weight, stride_of
 from biasloss_ext.ops.pointwise.triton_partial_sums import finish_sums_of_sample, finish_weight
-from biasloss_ext.ops.triton_finish import Back, finish_sums
+from biasloss_ext.ops.triton_finish import Back, columns_from, finish_sums
 from biasloss_ext.ops.triton_map_kernels import (
+    Tile,
     activate,
     derivative,
     gradient_behind_norm,
     load_channels,
     normalize,
+    offsets_of,
     product,
-    tile_of,
 )
 
 
@@ -29,21 +30,18 @@ def load_dy(
     grad_ptr,
     y_ptr,
     y_coefficients_ptr,
-    first_row,
-    rows,
-    first_channel,
-    channels,
+    tile,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """A tile of dy, 0 past the last row and the last channel."""
-    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    start = first_row * channels
+    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
+    start = tile.first_row * tile.channels
     dy = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
     if y_coefficients_ptr is not None:
         y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, first_channel, channels, CHANNELS)
+        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, tile.first_channel, tile.channels, CHANNELS)
         dy = tl.where(inside, dy, 0.0)
     return dy
 
@@ -154,12 +152,12 @@ def data_kernel(
         first_row = first_of_chunk + row
         dz = tl.zeros([ROWS, IN], DTYPE)
         if WHOLE:
-            dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, 0, out_channels, ROWS, OUT, DTYPE)
+            dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, Tile(first_row, end, 0, out_channels), ROWS, OUT, DTYPE)
             dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
         else:
             for first_out in range(0, out_channels, OUT):
                 dy = load_dy(
-                    grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, first_out, out_channels, ROWS, OUT, DTYPE
+                    grad_ptr, y_ptr, y_coefficients_ptr, Tile(first_row, end, first_out, out_channels), ROWS, OUT, DTYPE
                 )
                 weight = load_weight(
                     weight_ptr,
@@ -171,7 +169,7 @@ def data_kernel(
                 )
                 dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
 
-        offsets, inside = tile_of(first_row, end, first_in, in_channels, ROWS, IN)
+        offsets, inside = offsets_of(Tile(first_row, end, first_in, in_channels), ROWS, IN)
         start = first_row * in_channels
         if gate_ptr is not None or moments_ptr is not None or grad_weight_ptr is not None:
             x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
@@ -230,8 +228,7 @@ def data_kernel(
             tickets_ptr + program % in_blocks,
             chunk,
             chunks,
-            first_in + tl.arange(0, IN),
-            in_channels,
+            columns_from(first_in, in_channels, IN),
             segment_rows,
             FROZEN,
             GROUPS,
@@ -319,8 +316,9 @@ def weight_kernel(
     total = tl.zeros([OUT, IN], DTYPE)
     for row in range(0, count, ROWS):
         first_row = first_of_group + row
-        dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, rows, first_out, out_channels, ROWS, OUT, DTYPE)
-        z = load_gated(source, first_row, rows, positions, first_in, in_channels, ACTIVATION, ROWS, IN, DTYPE)
+        of_dy, of_z = Tile(first_row, rows, first_out, out_channels), Tile(first_row, rows, first_in, in_channels)
+        dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, of_dy, ROWS, OUT, DTYPE)
+        z = load_gated(source, of_z, positions, ACTIVATION, ROWS, IN, DTYPE)
         if ANY_ORIGIN:
             z -= origin[None, :]
         total = product(tl.trans(dy), z, total, ROUNDED, FACTOR, PRECISION)
