@@ -130,6 +130,27 @@ def offsets_of(tile, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def load_tile(ptr, tile, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """A `Tile` of the map at ``ptr``, 0 past the last row and the last channel."""
+    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
+    return tl.load(ptr + tile.first_row * tile.channels + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, tile, values, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
+    pointers = ptr + tile.first_row * tile.channels + offsets
+    tl.store(pointers, values.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def clear_outside(values, tile, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The values of a `Tile`, 0 past the last row and the last channel."""
+    _, inside = offsets_of(tile, ROWS, CHANNELS)
+    return tl.where(inside, values, 0.0)
+
+
+@triton.jit
 def below(tile, rows):
     """The `Tile` that begins ``rows`` further down."""
     return Tile(tile.first_row + rows, tile.rows, tile.first_channel, tile.channels)
@@ -143,19 +164,20 @@ def load_channels(ptr, first_channel, channels, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def normalize(x, affine_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+def normalize(x, affine_ptr, tile, CHANNELS: tl.constexpr):
     """u = scale * x + shift, or x where there is no affine."""
     if affine_ptr is not None:
-        scale = load_channels(affine_ptr, first_channel, channels, CHANNELS)
-        shift = load_channels(affine_ptr + channels, first_channel, channels, CHANNELS)
+        scale = load_channels(affine_ptr, tile.first_channel, tile.channels, CHANNELS)
+        shift = load_channels(affine_ptr + tile.channels, tile.first_channel, tile.channels, CHANNELS)
         return x * scale[None, :] + shift[None, :]
     else:
         return x
 
 
 @triton.jit
-def gradient_behind_norm(du, y, coefficients_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+def gradient_behind_norm(du, y, coefficients_ptr, tile, CHANNELS: tl.constexpr):
     """dy = a * du + b * (y - center) + c."""
+    first_channel, channels = tile.first_channel, tile.channels
     a = load_channels(coefficients_ptr, first_channel, channels, CHANNELS)
     b = load_channels(coefficients_ptr + channels, first_channel, channels, CHANNELS)
     c = load_channels(coefficients_ptr + channels * 2, first_channel, channels, CHANNELS)
@@ -183,10 +205,9 @@ def load_activated(
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """(h = act(affine(x)), `offsets_of` the tile). Rows past the last hold what act makes of the shift."""
-    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
-    x = tl.load(x_ptr + tile.first_row * tile.channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    return activate(normalize(x, affine_ptr, tile.first_channel, tile.channels, CHANNELS), ACTIVATION), offsets, inside
+    """h = act(affine(x)) of a `Tile`. Rows past the last hold what act makes of the shift."""
+    x = load_tile(x_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    return activate(normalize(x, affine_ptr, tile, CHANNELS), ACTIVATION)
 
 
 @triton.jit
@@ -205,7 +226,8 @@ def sum_deviations(
     The shift is the mean of the first tile. B deviations from the mean of all, squared and summed, are at least B times the
     square of their mean: such a shift inflates the sum of squares by at most the ratio of ``count`` to ROWS.
     """
-    head, _, inside = load_activated(x_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    head = load_activated(x_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    _, inside = offsets_of(tile, ROWS, CHANNELS)
     smallest = tl.min(tl.where(inside, head, float("inf")), 0)
     largest = tl.max(tl.where(inside, head, -float("inf")), 0)
     # A rounded mean of equal values may differ from them, and at 1e30 the square of that difference is infinite.
@@ -213,8 +235,9 @@ def sum_deviations(
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     squares = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):
-        h, _, inside = load_activated(x_ptr, affine_ptr, below(tile, row), ACTIVATION, ROWS, CHANNELS, DTYPE)
-        deviation = tl.where(inside, h - shift[None, :], 0.0)
+        here = below(tile, row)
+        h = load_activated(x_ptr, affine_ptr, here, ACTIVATION, ROWS, CHANNELS, DTYPE)
+        deviation = clear_outside(h - shift[None, :], here, ROWS, CHANNELS)
         totals += deviation
         squares += deviation * deviation
     return shift, tl.sum(totals, 0), tl.sum(squares, 0)

@@ -19,13 +19,15 @@ from biasloss_ext.ops.triton_finish import (
 from biasloss_ext.ops.triton_map_kernels import (
     Tile,
     below,
+    clear_outside,
     derivative,
     gradient_behind_norm,
     load_activated,
     load_channels,
+    load_tile,
     normalize,
-    offsets_of,
     store_moments,
+    store_tile,
     sum_deviations,
 )
 
@@ -120,11 +122,10 @@ def apply_kernel(
     DTYPE: tl.constexpr,
 ):
     _, _, tile = tile_of_program(rows, ROWS, units, blocks, VECTOR, CHANNELS)
-    h, offsets, inside = load_activated(y_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
-    start = tile.first_row * tile.channels
+    h = load_activated(y_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
     if residual_ptr is not None:
-        h += tl.load(residual_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    tl.store(h_ptr + start + offsets, h.to(h_ptr.dtype.element_ty), mask=inside)
+        h += load_tile(residual_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    store_tile(h_ptr, tile, h, ROWS, CHANNELS)
 
 
 @triton.jit
@@ -138,13 +139,10 @@ def load_du(
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """(du, y, offsets, which exist) of a tile."""
-    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
-    start = tile.first_row * tile.channels
-    grad = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    u = normalize(y, affine_ptr, tile.first_channel, tile.channels, CHANNELS)
-    return grad * derivative(u, ACTIVATION), y, offsets, inside
+    """(du, y) of a `Tile`."""
+    grad = load_tile(grad_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    y = load_tile(y_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    return grad * derivative(normalize(y, affine_ptr, tile, CHANNELS), ACTIVATION), y
 
 
 @triton.jit(do_not_specialize=["rows", "units", "blocks", "groups", "group_rows"])
@@ -177,8 +175,9 @@ def coefficients_kernel(
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     centered_totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, group_rows, ROWS):
-        du, y, _, inside = load_du(grad_ptr, y_ptr, affine_ptr, below(tile, row), ACTIVATION, ROWS, CHANNELS, DTYPE)
-        du = tl.where(inside, du, 0.0)
+        here = below(tile, row)
+        du, y = load_du(grad_ptr, y_ptr, affine_ptr, here, ACTIVATION, ROWS, CHANNELS, DTYPE)
+        du = clear_outside(du, here, ROWS, CHANNELS)
         totals += du
         centered_totals += du * (y - center[None, :])
     finish_sums(
@@ -214,6 +213,5 @@ def backward_kernel(
     DTYPE: tl.constexpr,
 ):
     _, _, tile = tile_of_program(rows, ROWS, units, blocks, VECTOR, CHANNELS)
-    du, y, offsets, inside = load_du(grad_ptr, y_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
-    dy = gradient_behind_norm(du, y, coefficients_ptr, tile.first_channel, tile.channels, CHANNELS)
-    tl.store(dy_ptr + tile.first_row * tile.channels + offsets, dy.to(dy_ptr.dtype.element_ty), mask=inside)
+    du, y = load_du(grad_ptr, y_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    store_tile(dy_ptr, tile, gradient_behind_norm(du, y, coefficients_ptr, tile, CHANNELS), ROWS, CHANNELS)

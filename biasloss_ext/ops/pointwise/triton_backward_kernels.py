@@ -16,12 +16,14 @@ from biasloss_ext.ops.triton_finish import Back, columns_from, finish_sums
 from biasloss_ext.ops.triton_map_kernels import (
     Tile,
     activate,
+    clear_outside,
     derivative,
     gradient_behind_norm,
     load_channels,
+    load_tile,
     normalize,
-    offsets_of,
     product,
+    store_tile,
 )
 
 
@@ -36,13 +38,11 @@ def load_dy(
     DTYPE: tl.constexpr,
 ):
     """A tile of dy, 0 past the last row and the last channel."""
-    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
-    start = tile.first_row * tile.channels
-    dy = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+    dy = load_tile(grad_ptr, tile, ROWS, CHANNELS).to(DTYPE)
     if y_coefficients_ptr is not None:
-        y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, tile.first_channel, tile.channels, CHANNELS)
-        dy = tl.where(inside, dy, 0.0)
+        y = load_tile(y_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, tile, CHANNELS)
+        dy = clear_outside(dy, tile, ROWS, CHANNELS)
     return dy
 
 
@@ -169,11 +169,10 @@ def data_kernel(
                 )
                 dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
 
-        offsets, inside = offsets_of(Tile(first_row, end, first_in, in_channels), ROWS, IN)
-        start = first_row * in_channels
+        of_x = Tile(first_row, end, first_in, in_channels)
         if gate_ptr is not None or moments_ptr is not None or grad_weight_ptr is not None:
-            x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-            u = normalize(x, affine_ptr, first_in, in_channels, IN)
+            x = load_tile(x_ptr, of_x, ROWS, IN).to(DTYPE)
+            u = normalize(x, affine_ptr, of_x, IN)
         if grad_weight_ptr is not None:
             z = activate(u, ACTIVATION)
             if gate_ptr is not None:
@@ -186,9 +185,9 @@ def data_kernel(
             gate_total += tl.sum(dz * activate(u, ACTIVATION), 0)  # dz is 0 past the last row
             dh = dz * gate[None, :]
         if residual_grad_ptr is not None:
-            dh += tl.load(residual_grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+            dh += load_tile(residual_grad_ptr, of_x, ROWS, IN).to(DTYPE)
         if grad_x_ptr is not None:
-            tl.store(grad_x_ptr + start + offsets, dh.to(grad_x_ptr.dtype.element_ty), mask=inside)
+            store_tile(grad_x_ptr, of_x, dh, ROWS, IN)
         if moments_ptr is not None:
             away = x - center[None, :]
             slope = derivative(u, ACTIVATION)
@@ -196,7 +195,7 @@ def data_kernel(
             dh_total += tl.sum(du, 0)
             dh_away_total += tl.sum(du * away, 0)
             if gate_ptr is not None:
-                slope = tl.where(inside, slope, 0.0)
+                slope = clear_outside(slope, of_x, ROWS, IN)
                 slope_total += tl.sum(slope, 0)
                 slope_away_total += tl.sum(slope * away, 0)
 

@@ -25,11 +25,14 @@ from biasloss_ext.ops.triton_finish import (
 from biasloss_ext.ops.triton_map_kernels import (
     Tile,
     activate,
+    clear_outside,
     load_activated,
     load_channels,
+    load_tile,
     offsets_of,
     product,
     store_moments,
+    store_tile,
 )
 
 
@@ -52,12 +55,13 @@ def load_gated(
     DTYPE: tl.constexpr,
 ):
     """A tile of z. Rows past the last hold what act makes of the shift."""
-    z, _, inside = load_activated(source.x, source.affine, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    z = load_activated(source.x, source.affine, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
     if source.gate is not None:
         first_sample = tile.first_row // positions
         position = (tile.first_row - first_sample * positions).to(tl.int32)
         sample = (position + tl.arange(0, ROWS)) // positions
         offsets = sample[:, None] * tile.channels + (tile.first_channel + tl.arange(0, CHANNELS))[None, :]
+        _, inside = offsets_of(tile, ROWS, CHANNELS)
         z *= tl.load(source.gate + first_sample * tile.channels + offsets, mask=inside, other=0.0)
     return z
 
@@ -190,19 +194,18 @@ def forward_kernel(
                 )
                 y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
 
-        offsets, inside = offsets_of(Tile(first_row, rows, first_out, out_channels), ROWS, OUT)
-        start = first_row * out_channels
+        of_y = Tile(first_row, rows, first_out, out_channels)
         y = activate(y + bias[None, :], OUTPUT_ACTIVATION)
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+            y += load_tile(residual_ptr, of_y, ROWS, OUT).to(DTYPE)
         stored = y.to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + start + offsets, stored, mask=inside)
+        store_tile(y_ptr, of_y, stored, ROWS, OUT)
 
         if statistics_ptr is not None:
-            y = tl.where(inside, stored.to(DTYPE), 0.0)
+            y = clear_outside(stored.to(DTYPE), of_y, ROWS, OUT)
             if row == 0:  # see `sum_deviations`
                 shift = tl.sum(y, 0) / tl.minimum(count, ROWS).to(DTYPE)
-            deviation = tl.where(inside, y - shift[None, :], 0.0)
+            deviation = clear_outside(y - shift[None, :], of_y, ROWS, OUT)
             total += tl.sum(deviation, 0)
             square += tl.sum(deviation * deviation, 0)
 

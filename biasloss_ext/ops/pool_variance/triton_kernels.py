@@ -10,10 +10,12 @@ from biasloss_ext.ops.triton_finish import Back, columns_from, finish_sums, is_l
 from biasloss_ext.ops.triton_map_kernels import (
     Tile,
     below,
+    clear_outside,
     derivative,
     load_channels,
+    load_tile,
     normalize,
-    offsets_of,
+    store_tile,
     sum_deviations,
 )
 
@@ -171,14 +173,13 @@ def backward_kernel(
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     centered_totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):
-        offsets, inside = offsets_of(below(tile, row), ROWS, CHANNELS)
-        start = (first_row + row) * channels
-        x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        du = share[None, :] * derivative(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-        tl.store(grad_x_ptr + start + offsets, du.to(grad_x_ptr.dtype.element_ty), mask=inside)
+        here = below(tile, row)
+        x = load_tile(x_ptr, here, ROWS, CHANNELS).to(DTYPE)
+        du = share[None, :] * derivative(normalize(x, affine_ptr, here, CHANNELS), ACTIVATION)
+        store_tile(grad_x_ptr, here, du, ROWS, CHANNELS)
         if moments_ptr is not None:
             center = load_channels(moments_ptr, first_channel, channels, CHANNELS)
-            du = tl.where(inside, du, 0.0)
+            du = clear_outside(du, here, ROWS, CHANNELS)
             totals += du
             centered_totals += du * (x - center[None, :])
     if moments_ptr is not None:

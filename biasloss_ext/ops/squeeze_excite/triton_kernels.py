@@ -7,7 +7,17 @@ import triton
 import triton.language as tl
 
 from biasloss_ext.ops.triton_finish import Back, columns_from, finish_coefficients, is_last
-from biasloss_ext.ops.triton_map_kernels import Tile, activate, derivative, load_channels, offsets_of, product
+from biasloss_ext.ops.triton_map_kernels import (
+    Tile,
+    activate,
+    clear_outside,
+    derivative,
+    load_channels,
+    load_tile,
+    offsets_of,
+    product,
+    store_tile,
+)
 
 
 @triton.jit
@@ -20,14 +30,12 @@ def load_factor(
     CHANNELS: tl.constexpr,
 ):
     """act(values), or with ``slope_at`` the gradient before an activation: values * act'(slope_at). 0 outside."""
-    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
-    start = tile.first_row * tile.channels
-    values = tl.load(values_ptr + start + offsets, mask=inside, other=0.0)
+    values = load_tile(values_ptr, tile, ROWS, CHANNELS)
     if slope_at_ptr is not None:
-        values *= derivative(tl.load(slope_at_ptr + start + offsets, mask=inside, other=0.0), ACTIVATION)
+        values *= derivative(load_tile(slope_at_ptr, tile, ROWS, CHANNELS), ACTIVATION)
     else:
         values = activate(values, ACTIVATION)
-    return tl.where(inside, values, 0.0)
+    return clear_outside(values, tile, ROWS, CHANNELS)
 
 
 @triton.jit
@@ -59,11 +67,9 @@ def finish_tile(
     """Store a tile of the second layer's results and, where wanted, their activation."""
     if bias_ptr is not None:
         result += load_channels(bias_ptr, tile.first_channel, tile.channels, CHANNELS)[None, :]
-    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
-    offsets += tile.first_row * tile.channels
-    tl.store(result_ptr + offsets, result, mask=inside)
+    store_tile(result_ptr, tile, result, ROWS, CHANNELS)
     if activated_ptr is not None:
-        tl.store(activated_ptr + offsets, activate(result, ACTIVATION), mask=inside)
+        store_tile(activated_ptr, tile, activate(result, ACTIVATION), ROWS, CHANNELS)
 
 
 @triton.jit
@@ -132,14 +138,13 @@ def layers_kernel(
         hidden = product(factor, weight, hidden, DTYPE, DTYPE, PRECISION)
     if first_bias_ptr is not None:
         hidden += load_channels(first_bias_ptr, first_hidden, hidden_channels, HIDDEN)[None, :]
-    at, exists = offsets_of(Tile(first_row, samples, first_hidden, hidden_channels), ROWS, HIDDEN)
-    at += first_row * hidden_channels
+    of_hidden = Tile(first_row, samples, first_hidden, hidden_channels)
     if BACKWARD:
-        hidden *= derivative(tl.load(hidden_slope_at_ptr + at, mask=exists, other=0.0), ACTIVATION)
-    tl.store(hidden_ptr + at, hidden, mask=exists)
+        hidden *= derivative(load_tile(hidden_slope_at_ptr, of_hidden, ROWS, HIDDEN), ACTIVATION)
+    store_tile(hidden_ptr, of_hidden, hidden, ROWS, HIDDEN)
     if not BACKWARD:
         hidden = activate(hidden, ACTIVATION)
-    hidden = tl.where(exists, hidden, 0.0)
+    hidden = clear_outside(hidden, of_hidden, ROWS, HIDDEN)
 
     size = samples.to(tl.int64) * channels
     for first_channel in range(0, channels, CHANNELS):
@@ -149,8 +154,7 @@ def layers_kernel(
         tile = Tile(first_row, samples, first_channel, channels)
         part = product(hidden, weight, tl.zeros([ROWS, CHANNELS], DTYPE), DTYPE, DTYPE, PRECISION)
         if partials_ptr is not None:
-            offsets, inside = offsets_of(tile, ROWS, CHANNELS)
-            tl.store(partials_ptr + block * size + first_row * channels + offsets, part, mask=inside)
+            store_tile(partials_ptr + block * size, tile, part, ROWS, CHANNELS)
         else:
             finish_tile(part, second_bias_ptr, result_ptr, activated_ptr, tile, GATE_ACTIVATION, ROWS, CHANNELS)
     if partials_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
