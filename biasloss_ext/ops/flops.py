@@ -45,8 +45,17 @@ def _expand_depthwise(
     return _pointwise(x, expand) + _depthwise(x, weight, stride=stride)
 
 
-def _expand_depthwise_backward(x: Shape, *others: Any, stride: int = 1, **_: Any) -> int:
-    _mean, expand, affine, _moments, weight, *_rest = others
+def _expand_depthwise_backward(
+    x: Shape,
+    mean: Shape,
+    expand: Shape,
+    affine: Shape,
+    moments: Shape,
+    weight: Shape,
+    *_: Any,
+    stride: int = 1,
+    **__: Any,
+) -> int:
     return 2 * _expand_depthwise(x, expand, affine, weight, stride=stride)
 
 
