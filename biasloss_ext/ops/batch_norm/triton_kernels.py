@@ -128,23 +128,6 @@ def apply_kernel(
     store_tile(h_ptr, tile, h, ROWS, CHANNELS)
 
 
-@triton.jit
-def load_du(
-    grad_ptr,
-    y_ptr,
-    affine_ptr,
-    tile,
-    ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """(du, y) of a `Tile`."""
-    grad = load_tile(grad_ptr, tile, ROWS, CHANNELS).to(DTYPE)
-    y = load_tile(y_ptr, tile, ROWS, CHANNELS).to(DTYPE)
-    return grad * derivative(normalize(y, affine_ptr, tile, CHANNELS), ACTIVATION), y
-
-
 @triton.jit(do_not_specialize=["rows", "units", "blocks", "groups", "group_rows"])
 def coefficients_kernel(
     grad_ptr,
@@ -176,7 +159,9 @@ def coefficients_kernel(
     centered_totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, group_rows, ROWS):
         here = below(tile, row)
-        du, y = load_du(grad_ptr, y_ptr, affine_ptr, here, ACTIVATION, ROWS, CHANNELS, DTYPE)
+        grad = load_tile(grad_ptr, here, ROWS, CHANNELS).to(DTYPE)
+        y = load_tile(y_ptr, here, ROWS, CHANNELS).to(DTYPE)
+        du = grad * derivative(normalize(y, affine_ptr, here, CHANNELS), ACTIVATION)
         du = clear_outside(du, here, ROWS, CHANNELS)
         totals += du
         centered_totals += du * (y - center[None, :])
@@ -213,5 +198,7 @@ def backward_kernel(
     DTYPE: tl.constexpr,
 ):
     _, _, tile = tile_of_program(rows, ROWS, units, blocks, VECTOR, CHANNELS)
-    du, y = load_du(grad_ptr, y_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    grad = load_tile(grad_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    y = load_tile(y_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    du = grad * derivative(normalize(y, affine_ptr, tile, CHANNELS), ACTIVATION)
     store_tile(dy_ptr, tile, gradient_behind_norm(du, y, coefficients_ptr, tile, CHANNELS), ROWS, CHANNELS)

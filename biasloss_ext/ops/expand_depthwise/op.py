@@ -97,7 +97,7 @@ def activate(
     f"int activation=0, int stride=1, bool same_padding=False, {maps.BACK}) -> "
     "(Tensor grad_x, Tensor grad_expand, Tensor grad_weight, Tensor coefficients)",
 )
-@with_arguments_of(reference.BackwardArguments, convolution=reference.Convolution, back=maps.Back)
+@with_arguments_of(reference.BackwardArguments, back=maps.Back)
 def backward(call: reference.BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, none = call.x, maps.none_like(call.x)
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,39 +11,6 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import reference as depthwise
 from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
-
-
-class Convolution(NamedTuple):
-    """How the expanded map is activated and convolved."""
-
-    activation: int = 0
-    stride: int = 1
-    same_padding: bool = False
-
-
-class Arguments(NamedTuple):
-    """Of ``biasloss_ext::expand_depthwise``."""
-
-    x: Tensor
-    expand_weight: Tensor
-    affine: Tensor
-    weight: Tensor
-    convolution: Convolution = Convolution()
-    want_statistics: bool = False
-    norm: maps.Norm = maps.Norm()
-
-
-class ActivateArguments(NamedTuple):
-    """Of ``biasloss_ext::expand_depthwise_activate``."""
-
-    x: Tensor
-    expand_weight: Tensor
-    affine: Tensor
-    weight: Tensor
-    y_affine: Tensor
-    convolution: Convolution = Convolution()
-    y_activation: int = 0
-    want_pool: bool = False
 
 
 class BackwardArguments(NamedTuple):
@@ -61,7 +28,9 @@ class BackwardArguments(NamedTuple):
     grad: Tensor | None = None
     pool_grad: Tensor | None = None
     y_activation: int = 0
-    convolution: Convolution = Convolution()
+    activation: int = 0
+    stride: int = 1
+    same_padding: bool = False
     back: maps.Back = maps.Back()
 
 
@@ -90,35 +59,57 @@ def _expanded(x: Tensor, expand_weight: Tensor) -> Tensor:
     return F.conv2d(wide, expand_weight.to(wide.dtype))
 
 
-def _convolved(call: Arguments | ActivateArguments) -> Tensor:
-    activation, stride, same_padding = call.convolution
-    h = maps.activate(maps.normalized(_expanded(call.x, call.expand_weight), call.affine), activation)
-    return depthwise.convolve(h, call.weight, stride, same_padding)
+def _convolved(
+    x: Tensor, expand_weight: Tensor, affine: Tensor, activation: int, weight: Tensor, stride: int, same_padding: bool
+) -> Tensor:
+    h = maps.activate(maps.normalized(_expanded(x, expand_weight), affine), activation)
+    return depthwise.convolve(h, weight, stride, same_padding)
 
 
-@with_arguments_of(Arguments, convolution=Convolution, norm=maps.Norm)
-def expand_depthwise(call: Arguments) -> tuple[Tensor, Tensor]:
-    y = maps.channels_last(_convolved(call).to(call.x.dtype))
-    statistics = maps.statistics_of(y, **call.norm._asdict()) if call.want_statistics else maps.none_like(y)
-    return y, statistics
+def expand_depthwise(
+    x: Tensor,
+    expand_weight: Tensor,
+    affine: Tensor,
+    weight: Tensor,
+    *,
+    activation: int = 0,
+    stride: int = 1,
+    same_padding: bool = False,
+    want_statistics: bool = False,
+    **norm: Any,
+) -> tuple[Tensor, Tensor]:
+    y = maps.channels_last(_convolved(x, expand_weight, affine, activation, weight, stride, same_padding).to(x.dtype))
+    return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
 
 
-@with_arguments_of(ActivateArguments, convolution=Convolution)
-def expand_depthwise_activate(call: ActivateArguments) -> tuple[Tensor, Tensor]:
-    y = _convolved(call)
-    h = maps.activate(maps.normalized(y, call.y_affine), call.y_activation)
-    h = maps.channels_last(h.to(call.x.dtype))
-    return h, h.to(y.dtype).mean((2, 3)) if call.want_pool else maps.none_like(h)
+def expand_depthwise_activate(
+    x: Tensor,
+    expand_weight: Tensor,
+    affine: Tensor,
+    weight: Tensor,
+    y_affine: Tensor,
+    *,
+    activation: int = 0,
+    stride: int = 1,
+    same_padding: bool = False,
+    y_activation: int = 0,
+    want_pool: bool = False,
+) -> tuple[Tensor, Tensor]:
+    y = _convolved(x, expand_weight, affine, activation, weight, stride, same_padding)
+    h = maps.channels_last(maps.activate(maps.normalized(y, y_affine), y_activation).to(x.dtype))
+    return h, h.to(y.dtype).mean((2, 3)) if want_pool else maps.none_like(x)
 
 
-@with_arguments_of(BackwardArguments, convolution=Convolution, back=maps.Back)
+@with_arguments_of(BackwardArguments, back=maps.Back)
 def expand_depthwise_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, expand_weight, affine = call.x, call.expand_weight, call.affine
     dy = depthwise.gradient_at_output(
         call.grad, call.pool_grad, call.y, call.y_affine, call.y_coefficients, call.y_activation
     )
     y1 = _expanded(x, expand_weight)
-    du, grad_weight, _ = depthwise.gradients(dy, y1, call.weight, affine, *call.convolution)
+    du, grad_weight, _ = depthwise.gradients(
+        dy, y1, call.weight, affine, call.activation, call.stride, call.same_padding
+    )
     scaled = du * maps.per_channel(affine[0])
     grad_x = torch.einsum("nohw,oi->nihw", scaled, expand_weight[:, :, 0, 0].to(du.dtype))
     centered = x.to(du.dtype) - maps.per_channel(call.x_mean)
