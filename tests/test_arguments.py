@@ -55,7 +55,7 @@ def too_many_in_python(name: str, text: str) -> list[str]:
     found = []
     for function, node in python_functions(ast.parse(text)):
         arguments = arguments_of(node)
-        # Triton has no structures.
+        # A constant of Triton cannot stand in a structure.
         of_triton = any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
         by_schema = any({*arguments_of(node, starred=False)} <= names for names in SCHEMAS)
         if len(arguments) > MOST and not of_triton and not by_schema and function not in PUBLIC.get(name, ()):
