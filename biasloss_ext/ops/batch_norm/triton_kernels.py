@@ -36,9 +36,11 @@ from biasloss_ext.ops.triton_map_kernels import (
 def tile_of_program(rows, group_rows, units, blocks, VECTOR: tl.constexpr, CHANNELS: tl.constexpr):
     """(block of channels, group of ``group_rows`` rows, `Tile`) of this program."""
     program = tl.program_id(0)
+    channels = units * VECTOR
     block = program % blocks
+    first_channel = block * CHANNELS
     group = program // blocks
-    return block, group, Tile(group.to(tl.int64) * group_rows, rows, block * CHANNELS, units * VECTOR)
+    return block, group, Tile(group.to(tl.int64) * group_rows, rows, first_channel, channels)
 
 
 @triton.jit(do_not_specialize=["rows", "units", "blocks", "groups", "group_rows"])
