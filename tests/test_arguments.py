@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 MOST = 8
 # Public functions and layers, whose options users give by name.
 PUBLIC = {
-    "biasloss_ext/functional.py": {"bias_loss", "weighted_cross_entropy"},
+    "biasloss_ext/functional.py": {"bias_loss"},
     "biasloss_ext/loss.py": {"FusedBiasLoss.__init__"},
+    "biasloss_ext/weighting.py": {"weighted_cross_entropy"},
     "biasloss_ext/nn/depthwise_conv.py": {"DepthwiseConv2d.__init__"},  # as torch.nn.Conv2d
     "biasloss_ext/recipes/commands.py": {"diversity"},  # the options of a command
     "tests/oracle.py": {"bias_loss"},  # as that of functional.py
