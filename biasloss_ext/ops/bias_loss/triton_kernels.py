@@ -19,6 +19,7 @@ from biasloss_ext.ops.bias_loss.triton_rows import (
     Batch,
     CrossEntropy,
     Strided,
+    before_class,
     cross_entropy,
     divided,
     exponential,
@@ -436,8 +437,7 @@ def gradient_kernel(
             # p - 1 of a confident prediction, as the small number it is
             gradient_of_known = exponential_minus_one((score - row_max) - row_log_sum, DTYPE) * total * scale
 
-    scores = rows_of(output, sample, position, last_class, inside)
-    targets = rows_of(target, sample, position, last_class, inside)
+    scores, targets = before_class(scores, last_class), before_class(targets, last_class)
     for start in range(first_class, last_class, CLASSES):
         class_index = start + tl.arange(0, CLASSES)
         x, exists = load_tile(scores, class_index, DTYPE)

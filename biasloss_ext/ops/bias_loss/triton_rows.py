@@ -110,6 +110,12 @@ def rows_of(tensor, sample, position, classes, inside):
 
 
 @triton.jit
+def before_class(rows, classes):
+    """The first classes of rows."""
+    return Rows(rows.first_ptr, rows.class_stride, classes, rows.inside)
+
+
+@triton.jit
 def load_tile(rows, class_index, DTYPE: tl.constexpr):
     """ROWS x CLASSES of a tensor, and which of them exist; 0 elsewhere."""
     exists = rows.inside[:, None] & (class_index < rows.classes)[None, :]
