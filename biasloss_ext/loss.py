@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from biasloss_ext import checks
-from biasloss_ext.functional import weighted_cross_entropy
 from biasloss_ext.ops import backends
+from biasloss_ext.weighting import weighted_cross_entropy
 
 
 class FusedBiasLoss(nn.Module):

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 MOST = 8
 # Public functions and layers, whose options users give by name.
 PUBLIC = {
-    "biasloss_ext/functional.py": {"bias_loss", "weighted_cross_entropy"},
+    "biasloss_ext/functional.py": {"bias_loss"},
     "biasloss_ext/loss.py": {"FusedBiasLoss.__init__"},
+    "biasloss_ext/weighting.py": {"weighted_cross_entropy"},
     "biasloss_ext/nn/depthwise_conv.py": {"DepthwiseConv2d.__init__"},  # as torch.nn.Conv2d
     "biasloss_ext/recipes/commands.py": {"diversity"},  # the options of a command
     "tests/oracle.py": {"bias_loss"},  # as that of functional.py
@@ -55,7 +56,7 @@ def too_many_in_python(name: str, text: str) -> list[str]:
     found = []
     for function, node in python_functions(ast.parse(text)):
         arguments = arguments_of(node)
-        # Triton has no structures.
+        # A constant of Triton cannot stand in a structure.
         of_triton = any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
         by_schema = any({*arguments_of(node, starred=False)} <= names for names in SCHEMAS)
         if len(arguments) > MOST and not of_triton and not by_schema and function not in PUBLIC.get(name, ()):

@@ -128,3 +128,13 @@ def _why_not_triton(device: torch.device) -> str | None:
     if capability < OLDEST_CAPABILITY_FOR_TRITON:
         return f"Triton needs compute capability 7.5, the GPU has {capability[0]}.{capability[1]}"
     return None
+
+
+def under_transform(backend: str) -> str:
+    """The backend inside torch.func's transforms, which only plain PyTorch has rules for."""
+    if backend != "auto":
+        raise RuntimeError(
+            f"backend {backend!r} cannot run under torch.func (grad, vmap, jvp): its kernels have no rules for transforms; "
+            "use backend='reference'"
+        )
+    return "reference"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from biasloss_ext.ops.expand_depthwise import reference as expand_depthwise
 from biasloss_ext.ops.registry import OPS
 from biasloss_ext.when_imported import when_imported
 
@@ -45,9 +46,9 @@ def _expand_depthwise(
     return _pointwise(x, expand) + _depthwise(x, weight, stride=stride)
 
 
-def _expand_depthwise_backward(x: Shape, *others: Any, stride: int = 1, **_: Any) -> int:
-    _mean, expand, affine, _moments, weight, *_rest = others
-    return 2 * _expand_depthwise(x, expand, affine, weight, stride=stride)
+def _expand_depthwise_backward(*shapes: Shape, stride: int = 1, **_: Any) -> int:
+    of: Any = expand_depthwise.BackwardArguments(*shapes)  # type: ignore[arg-type]  # shapes in place of tensors
+    return 2 * _expand_depthwise(of.x, of.expand_weight, of.affine, of.weight, stride=stride)
 
 
 FORMULAS: dict[str, Callable[..., int]] = {

@@ -27,16 +27,23 @@ def define(name: str, signature: str, fake: Callable[..., Any]) -> torch._ops.Op
     return overload
 
 
-def with_arguments_of(structure: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator that makes a function of a NamedTuple one of its fields, as an op calls it: those with defaults by keyword."""
+def with_arguments_of(structure: type[Any], **parts: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator that makes a function of a NamedTuple one of its fields, as an op calls it: those with defaults by keyword.
+
+    ``parts`` are fields of it that are NamedTuples themselves, in which all fields have defaults: an op calls it with these.
+    """
+    own = [field for field in inspect.signature(structure).parameters.values() if field.name not in parts]
+    of_parts = [field for part in parts.values() for field in inspect.signature(part).parameters.values()]
     parameters = [
         field.replace(kind=field.KEYWORD_ONLY) if field.default is not field.empty else field
-        for field in inspect.signature(structure).parameters.values()
+        for field in (*own, *of_parts)
     ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
+            for name, part in parts.items():
+                options[name] = part(**{field: options.pop(field) for field in part._fields if field in options})
             return function(structure(*arguments, **options))
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

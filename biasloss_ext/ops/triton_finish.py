@@ -27,6 +27,20 @@ class Back(NamedTuple):
     eps: Any
 
 
+class Columns(NamedTuple):
+    """Some columns of a matrix of ``columns``, and which of them exist."""
+
+    column: Any
+    columns: Any
+    exists: Any
+
+
+@triton.jit
+def columns_from(first, columns, COLUMNS: tl.constexpr):
+    column = first + tl.arange(0, COLUMNS)
+    return Columns(column, columns, column < columns)
+
+
 @triton.jit
 def is_last(ticket_ptr, total):
     """Whether this is the last of ``total`` programs to call this with the ticket, which that program leaves at 0.
@@ -52,32 +66,23 @@ def is_last(ticket_ptr, total):
 
 
 @triton.jit
-def merge_moments(
-    partials_ptr,
-    groups,
-    columns,
-    column,
-    exists,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """(mean, squared deviations from it, count) of COLUMNS columns from what `store_moments` left.
+def merge_moments(partials_ptr, groups, at, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
+    """(mean, squared deviations from it, count) of the COLUMNS columns ``at`` from what `store_moments` left.
 
     Lane by lane, GROUPS groups at a time, and then over the lanes (Chan, Golub and LeVeque, "Updating formulae and a pairwise
     algorithm for computing sample variances", 1979): no exchange between threads holds up the loads. Means are kept relative
     to the first group's shift, so that a mean of a thousand standard deviations costs no accuracy.
     """
-    row = groups.to(tl.int64) * columns
-    reference = tl.load(partials_ptr + column, mask=exists, other=0.0, cache_modifier=".cg")
+    row = groups.to(tl.int64) * at.columns
+    reference = tl.load(partials_ptr + at.column, mask=at.exists, other=0.0, cache_modifier=".cg")
     counts = tl.zeros([GROUPS], DTYPE)
     means = tl.zeros([GROUPS, COLUMNS], DTYPE)
     m2s = tl.zeros([GROUPS, COLUMNS], DTYPE)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
-        inside = (group < groups)[:, None] & exists[None, :]
+        inside = (group < groups)[:, None] & at.exists[None, :]
         count = tl.load(partials_ptr + row * 3 + group, mask=group < groups, other=0.0, cache_modifier=".cg")
-        pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
+        pointers = partials_ptr + group.to(tl.int64)[:, None] * at.columns + at.column[None, :]
         shift = tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
         mean = tl.load(pointers + row, mask=inside, other=0.0, cache_modifier=".cg")
         m2 = tl.load(pointers + row * 2, mask=inside, other=0.0, cache_modifier=".cg")
@@ -96,19 +101,9 @@ def merge_moments(
 
 
 @triton.jit
-def finish_statistics(
-    statistics_ptr,
-    norm,
-    column,
-    columns,
-    exists,
-    mean,
-    variance,
-    count,
-    momentum,
-    eps,
-):
-    """Store mean, variance, scale and shift of some columns, and move their running statistics."""
+def finish_statistics(statistics_ptr, norm, at, mean, variance, count, momentum, eps):
+    """Store mean, variance, scale and shift of the columns ``at``, and move their running statistics."""
+    column, columns, exists = at
     scale = 1.0 / tl.sqrt(variance + eps)
     if norm.weight is not None:
         scale *= tl.load(norm.weight + column, mask=exists, other=0.0)
@@ -138,29 +133,21 @@ def count_batch(num_batches_tracked_ptr):
 
 
 @triton.jit
-def merge_sums(
-    partials_ptr,
-    groups,
-    columns,
-    column,
-    exists,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """The sum over the groups of partials (groups, columns)."""
+def merge_sums(partials_ptr, groups, at, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
+    """The sum over the groups of partials (groups, columns), of the columns ``at``."""
     total = tl.zeros([GROUPS, COLUMNS], DTYPE)
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
-        inside = (group < groups)[:, None] & exists[None, :]
-        pointers = partials_ptr + group.to(tl.int64)[:, None] * columns + column[None, :]
+        inside = (group < groups)[:, None] & at.exists[None, :]
+        pointers = partials_ptr + group.to(tl.int64)[:, None] * at.columns + at.column[None, :]
         total += tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
     return tl.sum(total, 0)
 
 
 @triton.jit
-def finish_coefficients(back, column, columns, exists, sum_du, sum_du_away, count, FROZEN: tl.constexpr):
-    """Store the six rows of coefficients of some columns."""
+def finish_coefficients(back, at, sum_du, sum_du_away, count, FROZEN: tl.constexpr):
+    """Store the six rows of coefficients of the columns ``at``."""
+    column, columns, exists = at
     scale = tl.load(back.affine + column, mask=exists, other=0.0)
     mean = tl.load(back.moments + column, mask=exists, other=0.0)
     variance = tl.load(back.moments + columns + column, mask=exists, other=0.0)
@@ -186,22 +173,20 @@ def finish_sums(
     ticket_ptr,
     group,
     groups,
-    column,
-    columns,
+    at,
     count,
     FROZEN: tl.constexpr,
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Leave the ``sums`` of du and of du * (y - mean) over one group of rows in partials (2, groups, columns); the last of the
-    groups finishes the coefficients of its columns. ``count`` values per column were summed by all groups together."""
-    exists = column < columns
-    row = groups.to(tl.int64) * columns
-    pointers = partials_ptr + group.to(tl.int64) * columns + column
-    tl.store(pointers, sums[0], mask=exists)
-    tl.store(pointers + row, sums[1], mask=exists)
+    """Leave the ``sums`` of du and of du * (y - mean) over one group of rows in partials (2, groups, columns), of the columns
+    ``at``; the last of the groups finishes their coefficients. ``count`` values per column were summed by all groups together."""
+    row = groups.to(tl.int64) * at.columns
+    pointers = partials_ptr + group.to(tl.int64) * at.columns + at.column
+    tl.store(pointers, sums[0], mask=at.exists)
+    tl.store(pointers + row, sums[1], mask=at.exists)
     if is_last(ticket_ptr, groups):
-        total = merge_sums(partials_ptr, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
-        total_away = merge_sums(partials_ptr + row, groups, columns, column, exists, GROUPS, COLUMNS, DTYPE)
-        finish_coefficients(back, column, columns, exists, total, total_away, count.to(DTYPE), FROZEN)
+        total = merge_sums(partials_ptr, groups, at, GROUPS, COLUMNS, DTYPE)
+        total_away = merge_sums(partials_ptr + row, groups, at, GROUPS, COLUMNS, DTYPE)
+        finish_coefficients(back, at, total, total_away, count.to(DTYPE), FROZEN)

@@ -12,6 +12,7 @@ them in a fixed order (`triton_finish`): results are deterministic. Terms: :mod:
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -31,6 +32,15 @@ _DENSITY_AT_ZERO = tl.constexpr(1 / math.sqrt(2 * math.pi))
 # 1 + tanh(v) = 2 * logistic(2 * v): the tanh form of GELU is u * logistic(u * (linear + cubic * u^2)).
 _GELU_LINEAR = tl.constexpr(2 * math.sqrt(2 / math.pi))
 _GELU_CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi) * 0.044715)
+
+
+class Tile(NamedTuple):
+    """Where a tile of a map (rows, channels) begins, the row in 64 bits, and where the map ends."""
+
+    first_row: Any
+    rows: Any
+    first_channel: Any
+    channels: Any
 
 
 @triton.jit
@@ -110,13 +120,40 @@ def derivative(u, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def tile_of(first_row, rows, first_channel, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """(offsets from the tile's first row, which of them exist). ``first_row`` in 64 bits, what is in the tile in 32."""
+def offsets_of(tile, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """(offsets in a `Tile` from its first row, in 32 bits, and which of them exist)."""
     row = tl.arange(0, ROWS)
-    channel = first_channel + tl.arange(0, CHANNELS)
-    left = tl.minimum(rows - first_row, ROWS).to(tl.int32)
-    inside = (row < left)[:, None] & (channel < channels)[None, :]
-    return row[:, None] * channels + channel[None, :], inside
+    channel = tile.first_channel + tl.arange(0, CHANNELS)
+    left = tl.minimum(tile.rows - tile.first_row, ROWS).to(tl.int32)
+    inside = (row < left)[:, None] & (channel < tile.channels)[None, :]
+    return row[:, None] * tile.channels + channel[None, :], inside
+
+
+@triton.jit
+def load_tile(ptr, tile, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """A `Tile` of the map at ``ptr``, 0 past the last row and the last channel."""
+    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
+    return tl.load(ptr + tile.first_row * tile.channels + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, tile, values, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    offsets, inside = offsets_of(tile, ROWS, CHANNELS)
+    pointers = ptr + tile.first_row * tile.channels + offsets
+    tl.store(pointers, values.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def clear_outside(values, tile, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The values of a `Tile`, 0 past the last row and the last channel."""
+    _, inside = offsets_of(tile, ROWS, CHANNELS)
+    return tl.where(inside, values, 0.0)
+
+
+@triton.jit
+def below(tile, rows):
+    """The `Tile` that begins ``rows`` further down."""
+    return Tile(tile.first_row + rows, tile.rows, tile.first_channel, tile.channels)
 
 
 @triton.jit
@@ -127,19 +164,20 @@ def load_channels(ptr, first_channel, channels, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def normalize(x, affine_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+def normalize(x, affine_ptr, tile, CHANNELS: tl.constexpr):
     """u = scale * x + shift, or x where there is no affine."""
     if affine_ptr is not None:
-        scale = load_channels(affine_ptr, first_channel, channels, CHANNELS)
-        shift = load_channels(affine_ptr + channels, first_channel, channels, CHANNELS)
+        scale = load_channels(affine_ptr, tile.first_channel, tile.channels, CHANNELS)
+        shift = load_channels(affine_ptr + tile.channels, tile.first_channel, tile.channels, CHANNELS)
         return x * scale[None, :] + shift[None, :]
     else:
         return x
 
 
 @triton.jit
-def gradient_behind_norm(du, y, coefficients_ptr, first_channel, channels, CHANNELS: tl.constexpr):
+def gradient_behind_norm(du, y, coefficients_ptr, tile, CHANNELS: tl.constexpr):
     """dy = a * du + b * (y - center) + c."""
+    first_channel, channels = tile.first_channel, tile.channels
     a = load_channels(coefficients_ptr, first_channel, channels, CHANNELS)
     b = load_channels(coefficients_ptr + channels, first_channel, channels, CHANNELS)
     c = load_channels(coefficients_ptr + channels * 2, first_channel, channels, CHANNELS)
@@ -158,27 +196,38 @@ def product(a, b, accumulator, ROUNDED: tl.constexpr, FACTOR: tl.constexpr, PREC
 
 
 @triton.jit
-def sum_deviations(
+def load_activated(
     x_ptr,
     affine_ptr,
-    first_row,
-    count,
-    first_channel,
-    channels,
+    tile,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """(shift, sum of h - shift, sum of its square) of every column over ``count`` rows; h = act(affine(x)).
+    """h = act(affine(x)) of a `Tile`. Rows past the last hold what act makes of the shift."""
+    x = load_tile(x_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    return activate(normalize(x, affine_ptr, tile, CHANNELS), ACTIVATION)
+
+
+@triton.jit
+def sum_deviations(
+    x_ptr,
+    affine_ptr,
+    tile,
+    count,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """(shift, sum of h - shift, sum of its square) of every column over the ``count`` rows of a `Tile`; h = act(affine(x)).
 
     The shift is the mean of the first tile. B deviations from the mean of all, squared and summed, are at least B times the
     square of their mean: such a shift inflates the sum of squares by at most the ratio of ``count`` to ROWS.
     """
-    end = first_row + count
-    offsets, inside = tile_of(first_row, end, first_channel, channels, ROWS, CHANNELS)
-    head = tl.load(x_ptr + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    head = activate(normalize(head, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    head = load_activated(x_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    _, inside = offsets_of(tile, ROWS, CHANNELS)
     smallest = tl.min(tl.where(inside, head, float("inf")), 0)
     largest = tl.max(tl.where(inside, head, -float("inf")), 0)
     # A rounded mean of equal values may differ from them, and at 1e30 the square of that difference is infinite.
@@ -186,25 +235,25 @@ def sum_deviations(
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     squares = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):
-        offsets, inside = tile_of(first_row + row, end, first_channel, channels, ROWS, CHANNELS)
-        x = tl.load(x_ptr + (first_row + row) * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-        h = activate(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-        deviation = tl.where(inside, h - shift[None, :], 0.0)
+        here = below(tile, row)
+        h = load_activated(x_ptr, affine_ptr, here, ACTIVATION, ROWS, CHANNELS, DTYPE)
+        deviation = clear_outside(h - shift[None, :], here, ROWS, CHANNELS)
         totals += deviation
         squares += deviation * deviation
     return shift, tl.sum(totals, 0), tl.sum(squares, 0)
 
 
 @triton.jit
-def store_moments(partials_ptr, group, groups, column, columns, count, shift, total, squares):
-    """Leave the moments of ``count`` values a column, from the sums of their deviations from ``shift`` and of the squares of
-    these: rows shift, mean - shift and m2 (the squared deviations from the mean), each (groups, columns), then the counts."""
+def store_moments(partials_ptr, group, groups, at, count, shift, total, squares):
+    """Leave the moments of ``count`` values in each of the `Columns` ``at``, from the sums of their deviations from ``shift``
+    and of the squares of these: rows shift, mean - shift and m2 (the squared deviations from the mean), each (groups,
+    columns), then the counts."""
     mean = total / count
     m2 = squares - total * mean
     m2 = tl.where(m2 < 0.0, 0.0, m2)  # not a maximum, which would swallow a NaN
-    row = groups.to(tl.int64) * columns
-    offsets = group.to(tl.int64) * columns + column
-    tl.store(partials_ptr + offsets, shift, mask=column < columns)
-    tl.store(partials_ptr + row + offsets, mean, mask=column < columns)
-    tl.store(partials_ptr + row * 2 + offsets, m2, mask=column < columns)
+    row = groups.to(tl.int64) * at.columns
+    offsets = group.to(tl.int64) * at.columns + at.column
+    tl.store(partials_ptr + offsets, shift, mask=at.exists)
+    tl.store(partials_ptr + row + offsets, mean, mask=at.exists)
+    tl.store(partials_ptr + row * 2 + offsets, m2, mask=at.exists)
     tl.store(partials_ptr + row * 3 + group, count)

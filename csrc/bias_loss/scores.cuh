@@ -76,7 +76,17 @@ __device__ __forceinline__ bool needs_mass(const ScoreBatch<T, Acc>& b) {
   return is_probability(b.target_kind) || b.label_smoothing != Acc(0);
 }
 
-// kMass: with the sums against q. Classes first, first + step, ... below classes.
+// kMass: with the sums against q, which `target_row` begins.
+template <bool kMass, class T, class Acc>
+__device__ __forceinline__ void add_class(ScoreRow<Acc>& row, const ScoreBatch<T, Acc>& b, Acc x, int64_t target_row,
+                                          unsigned k) {
+  if constexpr (kMass)
+    add_score(row, x, target_mass(b, target_row, k));
+  else
+    add_score(row, x);
+}
+
+// Classes first, first + step, ... below classes.
 template <bool kMass, class T, class Acc>
 __device__ __forceinline__ void scan_strided(ScoreRow<Acc>& row, const ScoreBatch<T, Acc>& b, const T* score,
                                              int64_t target, unsigned first, unsigned step, unsigned classes) {
@@ -93,11 +103,7 @@ __device__ __forceinline__ void scan_strided(ScoreRow<Acc>& row, const ScoreBatc
     row = raise_max(row, max);
 #pragma unroll
     for (unsigned u = 0; u < kScoresInFlight; ++u) {
-      if (k + u * step >= classes) continue;
-      if constexpr (kMass)
-        add_score(row, x[u], target_mass(b, target, k + u * step));
-      else
-        add_score(row, x[u]);
+      if (k + u * step < classes) add_class<kMass>(row, b, x[u], target, k + u * step);
     }
   }
 }
@@ -114,40 +120,26 @@ __device__ __forceinline__ void scan_vectors(ScoreRow<Acc>& row, const ScoreBatc
     for (unsigned u = 0; u < kScoreVectorsInFlight; ++u)
       if (v + u * threads < aligned.vectors)
         vector[u] = load_vector(score + aligned.head + size_t(v + u * threads) * kSize);
+    const auto for_each_class = [&](auto&& use) {
+#pragma unroll
+      for (unsigned u = 0; u < kScoreVectorsInFlight; ++u) {
+        if (v + u * threads >= aligned.vectors) continue;
+#pragma unroll
+        for (unsigned i = 0; i < kSize; ++i)
+          use(vector[u].template get<Acc>(i), aligned.head + (v + u * threads) * kSize + i);
+      }
+    };
     Acc max = row.max;
-#pragma unroll
-    for (unsigned u = 0; u < kScoreVectorsInFlight; ++u) {
-      if (v + u * threads >= aligned.vectors) continue;
-#pragma unroll
-      for (unsigned i = 0; i < kSize; ++i) {
-        const Acc x = vector[u].template get<Acc>(i);
-        max = x > max ? x : max;
-      }
-    }
+    for_each_class([&](Acc x, unsigned) { max = x > max ? x : max; });
     row = raise_max(row, max);
-#pragma unroll
-    for (unsigned u = 0; u < kScoreVectorsInFlight; ++u) {
-      if (v + u * threads >= aligned.vectors) continue;
-#pragma unroll
-      for (unsigned i = 0; i < kSize; ++i) {
-        const Acc x = vector[u].template get<Acc>(i);
-        const unsigned k = aligned.head + (v + u * threads) * kSize + i;
-        if constexpr (kMass)
-          add_score(row, x, target_mass<T, Acc>(b, 0, k));
-        else
-          add_score(row, x);
-      }
-    }
+    for_each_class([&](Acc x, unsigned k) { add_class<kMass>(row, b, x, 0, k); });
   }
   // Head and tail are fewer than a warp's threads.
   if (thread < aligned.edges()) {
     const unsigned k = aligned.edge(thread);
     const Acc x = static_cast<Acc>(score[k]);
     if (x > row.max) row = raise_max(row, x);
-    if constexpr (kMass)
-      add_score(row, x, target_mass<T, Acc>(b, 0, k));
-    else
-      add_score(row, x);
+    add_class<kMass>(row, b, x, 0, k);
   }
 }
 

@@ -108,9 +108,7 @@ __device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling
 #pragma unroll
   for (int r = 0; r < Window::extent(kRows); ++r) {
     typename Tiling::Cell dy[Window::extent(kColumns)];
-#pragma unroll
-    for (int c = 0; c < Window::extent(kColumns); ++c) dy[c] = shared[window + c * ring.lanes];
-    window = ring.below(window);
+    window = read_row<Tiling>(shared, ring, window, dy);
 #pragma unroll
     for (int y = 0; y < kRows; ++y) {
       const int tap_row = y + kPadding - (r - Window::kHalo) * Tiling::kStride;
@@ -173,14 +171,18 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
       else
         return top + r < grid.rows && left + c < grid.columns;
     };
+    const auto for_each_pixel = [&](auto&& use) {
+#pragma unroll
+      for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+        for (unsigned c = 0; c < kColumns; ++c)
+          if (exists(r, c)) use(r, c, first + r * below + c * next);
+    };
     T loaded[kRows][kColumns][kChannels] = {};
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
-#pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
-#pragma unroll
-      for (unsigned c = 0; c < kColumns; ++c)
-        if (exists(r, c))
-          load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
+    for_each_pixel([&](unsigned r, unsigned c, int64_t at) {
+      load_values<kChannels>(p.x + at, lane.count, grid.vectors, loaded[r][c]);
+    });
     const auto normalize = [&](unsigned r, unsigned c, Acc(&u)[kChannels]) {
 #pragma unroll
       for (unsigned i = 0; i < kChannels; ++i) u[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
@@ -210,32 +212,23 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
         }
     });
     if (p.residual_grad != nullptr)  // no norm, hence no sums of du
+      for_each_pixel([&](unsigned r, unsigned c, int64_t at) {
+        T residual[kChannels];
+        load_values<kChannels>(p.residual_grad + at, lane.count, grid.vectors, residual);
 #pragma unroll
-      for (unsigned r = 0; r < kRows; ++r)
+        for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
+      });
+    for_each_pixel([&](unsigned r, unsigned c, int64_t at) {
+      T stored[kChannels];
 #pragma unroll
-        for (unsigned c = 0; c < kColumns; ++c) {
-          if (!exists(r, c)) continue;
-          T residual[kChannels];
-          load_values<kChannels>(p.residual_grad + first + r * below + c * next, lane.count, grid.vectors, residual);
-#pragma unroll
-          for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
-        }
-#pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
-#pragma unroll
-      for (unsigned c = 0; c < kColumns; ++c) {
-        if (!exists(r, c)) continue;
-        T stored[kChannels];
-#pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i) {
-          const Acc du = dh[r][c].value[i];
-          sums.gradient.value[i] += du;
-          sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
-          stored[i] = static_cast<T>(du);
-        }
-        if (p.grad_x != nullptr)
-          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
+      for (unsigned i = 0; i < kChannels; ++i) {
+        const Acc du = dh[r][c].value[i];
+        sums.gradient.value[i] += du;
+        sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
+        stored[i] = static_cast<T>(du);
       }
+      if (p.grad_x != nullptr) store_values<kChannels>(p.grad_x + at, lane.count, grid.vectors, stored);
+    });
   }
 }
 
@@ -331,10 +324,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, backward_blocks<T>(kernel))
   BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
   BIASLOSS_DYNAMIC_SHARED(Cell, shared);
   BackwardSums<Tiling> sums;
-  stage_weights<Tiling>(p.grid, p.weight, shared);
-  stage_coefficients<Tiling, Source>(p, coefficients);
-  clear_ring<Tiling>(p.grid, shared);
-  __syncthreads();
+  stage_constants<Tiling, Source>(p, coefficients, shared);
   for_each_tile<Tiling, Source>(p, coefficients, shared, [&](const Tile& tile, unsigned start) {
     differentiate_tile<Tiling>(p, tile, start, shared, sums);
   });

@@ -137,14 +137,20 @@ inline void from_compute(float x, Float16* to) {
   to->bits = uint16_t(sign | half);
 }
 
-template <class V>
-inline auto horizontal_sum(const V& v) {
+// The lanes, merged by halves.
+template <class V, class Merge>
+inline auto merge_lanes(const V& v, const Merge& merge) {
   constexpr int lanes = sizeof(V) / sizeof(v[0]);
   typename Compute<__typeof__(v[0] + 0)>::Scalar parts[lanes];
   store(parts, v);
   for (int width = lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+    for (int i = 0; i < width; ++i) parts[i] = merge(parts[i], parts[i + width]);
   return parts[0];
+}
+
+template <class V>
+inline auto horizontal_sum(const V& v) {
+  return merge_lanes(v, [](auto a, auto b) { return a + b; });
 }
 
 template <class V>
@@ -154,12 +160,7 @@ inline V maximum(const V& a, const V& b) {
 
 template <class V>
 inline auto horizontal_maximum(const V& v) {
-  constexpr int lanes = sizeof(V) / sizeof(v[0]);
-  typename Compute<__typeof__(v[0] + 0)>::Scalar parts[lanes];
-  store(parts, v);
-  for (int width = lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) parts[i] = parts[i] > parts[i + width] ? parts[i] : parts[i + width];
-  return parts[0];
+  return merge_lanes(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // exp by range reduction to [-ln2/2, ln2/2] and a polynomial, within 1 ulp; results down to the smallest subnormal; NaN

@@ -18,7 +18,7 @@ from biasloss_ext.ops.batch_norm import reference as batch_norm_reference
 from biasloss_ext.ops.batch_norm import triton as batch_norm
 from biasloss_ext.ops.pool_variance import reference as pool_reference
 from biasloss_ext.ops.pool_variance import triton as pool
-from biasloss_ext.ops.triton_finish import is_last, merge_moments, merge_sums
+from biasloss_ext.ops.triton_finish import columns_from, is_last, merge_moments, merge_sums
 from tests.ops.map_cases import MAP_ACTIVATIONS
 from tests.triton_interpreter.against_reference import assert_matches, parameter, random_map
 
@@ -138,13 +138,12 @@ def merging_kernel(
     COLUMNS: tl.constexpr,
 ):
     if is_last(ticket_ptr, programs):
-        column = tl.arange(0, COLUMNS)
-        exists = column < columns
-        mean, m2, count = merge_moments(moments_ptr, groups, columns, column, exists, GROUPS, COLUMNS, tl.float32)
-        total = merge_sums(sums_ptr, groups, columns, column, exists, GROUPS, COLUMNS, tl.float32)
-        tl.store(merged_ptr + column, mean, mask=exists)
-        tl.store(merged_ptr + columns + column, m2 / (count - 1.0), mask=exists)
-        tl.store(merged_ptr + columns * 2 + column, total, mask=exists)
+        at = columns_from(0, columns, COLUMNS)
+        mean, m2, count = merge_moments(moments_ptr, groups, at, GROUPS, COLUMNS, tl.float32)
+        total = merge_sums(sums_ptr, groups, at, GROUPS, COLUMNS, tl.float32)
+        tl.store(merged_ptr + at.column, mean, mask=at.exists)
+        tl.store(merged_ptr + columns + at.column, m2 / (count - 1.0), mask=at.exists)
+        tl.store(merged_ptr + columns * 2 + at.column, total, mask=at.exists)
 
 
 @pytest.mark.parametrize("groups", [1, 5, 33, 300])

@@ -52,7 +52,7 @@ def _summing_plan(
     return shared.Plan(launch, shared.strides_of(y.shape), wide, partials, tiles.blocks)
 
 
-def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> shared.Plan:
+def _streaming_plan(kernel: Any, y: Tensor, activation: int) -> shared.Plan:
     """For a kernel that goes element by element."""
     shape = shared.rows_of(y)
     tiles = shared.stream_of(shape, y)
@@ -61,9 +61,30 @@ def _streaming_plan(kernel: Any, y: Tensor, constants: dict[str, Any]) -> shared
         kernel,
         tiles.blocks * divide_up(shape.rows, tiles.rows),
         (shape.rows, shape.units, tiles.blocks),
-        {**constants, "VECTOR": shape.vector, **tiles.meta, "DTYPE": triton_dtype(wide), "num_warps": WARPS},
+        {
+            "ACTIVATION": maps.checked_activation(activation),
+            "VECTOR": shape.vector,
+            **tiles.meta,
+            "DTYPE": triton_dtype(wide),
+            "num_warps": WARPS,
+        },
     )
     return shared.Plan(launch, shared.strides_of(y.shape), wide, 0, 0)
+
+
+def _stream(
+    kernel: Any, key: tuple[Any, ...], y: Tensor, activation: int, operands: tuple[Tensor | None, ...]
+) -> Tensor:
+    """A map like y, element by element from the operands of the kernel: maps, and values (rows, C) of channels."""
+    plan = _plans.get(key)
+    if plan is None:
+        if y.numel() == 0:
+            return maps.empty_map(y, *y.shape[1:])
+        plan = _plans[key] = _streaming_plan(kernel, y, activation)
+    result = empty_strided(y.shape, plan.strides, y.dtype, y.device)
+    in_order = [t if t is None else t.contiguous() if t.dim() == 2 else shared.dense(t, plan.strides) for t in operands]
+    plan.launch(*in_order, result)
+    return result
 
 
 def batch_norm_statistics(y: Tensor, **norm: Any) -> Tensor:
@@ -102,17 +123,7 @@ def batch_norm_affine(moments: Tensor, count: int, **norm: Any) -> Tensor:
 
 def batch_norm_apply(y: Tensor, affine: Tensor, *, activation: int = 0, residual: Tensor | None = None) -> Tensor:
     key = ("apply", y.shape, y.dtype, y.device, residual is None, activation)
-    plan = _plans.get(key)
-    if plan is None:
-        if y.numel() == 0:
-            return maps.empty_map(y, *y.shape[1:])
-        plan = _plans[key] = _streaming_plan(
-            kernels.apply_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
-        )
-    h = empty_strided(y.shape, plan.strides, y.dtype, y.device)
-    residual = None if residual is None else shared.dense(residual, plan.strides)
-    plan.launch(shared.dense(y, plan.strides), affine.contiguous(), residual, h)
-    return h
+    return _stream(kernels.apply_kernel, key, y, activation, (y, affine, residual))
 
 
 def batch_norm_coefficients(
@@ -145,19 +156,4 @@ def batch_norm_backward(
     grad: Tensor, y: Tensor, affine: Tensor, coefficients: Tensor, *, activation: int = 0
 ) -> Tensor:
     key = ("backward", y.shape, y.dtype, grad.dtype, y.device, activation)
-    plan = _plans.get(key)
-    if plan is None:
-        if y.numel() == 0:
-            return maps.empty_map(y, *y.shape[1:])
-        plan = _plans[key] = _streaming_plan(
-            kernels.backward_kernel, y, {"ACTIVATION": maps.checked_activation(activation)}
-        )
-    dy = empty_strided(y.shape, plan.strides, y.dtype, y.device)
-    plan.launch(
-        shared.dense(grad, plan.strides),
-        shared.dense(y, plan.strides),
-        affine.contiguous(),
-        coefficients.contiguous(),
-        dy,
-    )
-    return dy
+    return _stream(kernels.backward_kernel, key, y, activation, (grad, y, affine, coefficients))

@@ -9,6 +9,7 @@ import triton.language as tl
 from biasloss_ext.ops.triton_finish import (
     Back,
     Norm,
+    columns_from,
     count_batch,
     finish_statistics,
     finish_sums,
@@ -16,15 +17,30 @@ from biasloss_ext.ops.triton_finish import (
     merge_moments,
 )
 from biasloss_ext.ops.triton_map_kernels import (
-    activate,
+    Tile,
+    below,
+    clear_outside,
     derivative,
     gradient_behind_norm,
+    load_activated,
     load_channels,
+    load_tile,
     normalize,
     store_moments,
+    store_tile,
     sum_deviations,
-    tile_of,
 )
+
+
+@triton.jit
+def tile_of_program(rows, group_rows, units, blocks, VECTOR: tl.constexpr, CHANNELS: tl.constexpr):
+    """(block of channels, group of ``group_rows`` rows, `Tile`) of this program."""
+    program = tl.program_id(0)
+    channels = units * VECTOR
+    block = program % blocks
+    first_channel = block * CHANNELS
+    group = program // blocks
+    return block, group, Tile(group.to(tl.int64) * group_rows, rows, first_channel, channels)
 
 
 @triton.jit(do_not_specialize=["rows", "units", "blocks", "groups", "group_rows"])
@@ -52,33 +68,16 @@ def statistics_kernel(
     DTYPE: tl.constexpr,
 ):
     """The moments of one block of channels over one group of rows; the last program of a block finishes its statistics."""
-    program = tl.program_id(0)
-    channels = units * VECTOR
-    block = program % blocks
-    first_channel = block * CHANNELS
-    group = program // blocks
-    first_row = group.to(tl.int64) * group_rows
-    count = tl.minimum(rows - first_row, group_rows).to(tl.int32)
-    shift, total, squares = sum_deviations(
-        y_ptr, None, first_row, count, first_channel, channels, 0, ROWS, CHANNELS, DTYPE
-    )
-    column = first_channel + tl.arange(0, CHANNELS)
-    exists = column < channels
-    store_moments(partials_ptr, group, groups, column, channels, count.to(DTYPE), shift, total, squares)
+    block, group, tile = tile_of_program(rows, group_rows, units, blocks, VECTOR, CHANNELS)
+    count = tl.minimum(rows - tile.first_row, group_rows).to(tl.int32)
+    tile = Tile(tile.first_row, tile.first_row + count, tile.first_channel, tile.channels)
+    shift, total, squares = sum_deviations(y_ptr, None, tile, count, 0, ROWS, CHANNELS, DTYPE)
+    at = columns_from(tile.first_channel, tile.channels, CHANNELS)
+    store_moments(partials_ptr, group, groups, at, count.to(DTYPE), shift, total, squares)
     if is_last(tickets_ptr + block, groups):
-        mean, m2, values = merge_moments(partials_ptr, groups, channels, column, exists, GROUPS, CHANNELS, DTYPE)
-        finish_statistics(
-            statistics_ptr,
-            Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr),
-            column,
-            channels,
-            exists,
-            mean,
-            m2 / values,
-            values,
-            momentum,
-            eps,
-        )
+        mean, m2, values = merge_moments(partials_ptr, groups, at, GROUPS, CHANNELS, DTYPE)
+        norm = Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr)
+        finish_statistics(statistics_ptr, norm, at, mean, m2 / values, values, momentum, eps)
         if num_batches_tracked_ptr is not None and block == 0:
             count_batch(num_batches_tracked_ptr)
 
@@ -100,22 +99,11 @@ def affine_kernel(
     DTYPE: tl.constexpr,
 ):
     """The statistics that follow from given moments."""
-    column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = column < channels
-    mean = tl.load(moments_ptr + column, mask=exists, other=0.0)
-    variance = tl.load(moments_ptr + channels + column, mask=exists, other=0.0)
-    finish_statistics(
-        statistics_ptr,
-        Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr),
-        column,
-        channels,
-        exists,
-        mean,
-        variance,
-        count.to(DTYPE),
-        momentum,
-        eps,
-    )
+    at = columns_from(tl.program_id(0) * CHANNELS, channels, CHANNELS)
+    mean = tl.load(moments_ptr + at.column, mask=at.exists, other=0.0)
+    variance = tl.load(moments_ptr + channels + at.column, mask=at.exists, other=0.0)
+    norm = Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr)
+    finish_statistics(statistics_ptr, norm, at, mean, variance, count.to(DTYPE), momentum, eps)
     if num_batches_tracked_ptr is not None and tl.program_id(0) == 0:
         count_batch(num_batches_tracked_ptr)
 
@@ -135,17 +123,11 @@ def apply_kernel(
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    channels = units * VECTOR
-    first_channel = (program % blocks) * CHANNELS
-    first_row = (program // blocks).to(tl.int64) * ROWS
-    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    start = first_row * channels
-    y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    h = activate(normalize(y, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
+    _, _, tile = tile_of_program(rows, ROWS, units, blocks, VECTOR, CHANNELS)
+    h = load_activated(y_ptr, affine_ptr, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
     if residual_ptr is not None:
-        h += tl.load(residual_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    tl.store(h_ptr + start + offsets, h.to(h_ptr.dtype.element_ty), mask=inside)
+        h += load_tile(residual_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    store_tile(h_ptr, tile, h, ROWS, CHANNELS)
 
 
 @triton.jit(do_not_specialize=["rows", "units", "blocks", "groups", "group_rows"])
@@ -173,25 +155,18 @@ def coefficients_kernel(
 ):
     """sum(du) and sum(du * (y - mean)) of one block of channels over one group of rows; the last program of a block finishes
     its coefficients."""
-    program = tl.program_id(0)
-    channels = units * VECTOR
-    block = program % blocks
-    first_channel = block * CHANNELS
-    group = program // blocks
-    first_row = group.to(tl.int64) * group_rows
-    center = load_channels(moments_ptr, first_channel, channels, CHANNELS)
+    block, group, tile = tile_of_program(rows, group_rows, units, blocks, VECTOR, CHANNELS)
+    center = load_channels(moments_ptr, tile.first_channel, tile.channels, CHANNELS)
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     centered_totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, group_rows, ROWS):
-        offsets, inside = tile_of(first_row + row, rows, first_channel, channels, ROWS, CHANNELS)
-        start = (first_row + row) * channels
-        grad = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        du = grad * derivative(normalize(y, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-        du = tl.where(inside, du, 0.0)
+        here = below(tile, row)
+        grad = load_tile(grad_ptr, here, ROWS, CHANNELS).to(DTYPE)
+        y = load_tile(y_ptr, here, ROWS, CHANNELS).to(DTYPE)
+        du = grad * derivative(normalize(y, affine_ptr, here, CHANNELS), ACTIVATION)
+        du = clear_outside(du, here, ROWS, CHANNELS)
         totals += du
         centered_totals += du * (y - center[None, :])
-    column = first_channel + tl.arange(0, CHANNELS)
     finish_sums(
         (tl.sum(totals, 0), tl.sum(centered_totals, 0)),
         Back(coefficients_ptr, affine_ptr, moments_ptr, eps),
@@ -199,8 +174,7 @@ def coefficients_kernel(
         tickets_ptr + block,
         group,
         groups,
-        column,
-        channels,
+        columns_from(tile.first_channel, tile.channels, CHANNELS),
         rows,
         FROZEN,
         GROUPS,
@@ -225,14 +199,8 @@ def backward_kernel(
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    channels = units * VECTOR
-    first_channel = (program % blocks) * CHANNELS
-    first_row = (program // blocks).to(tl.int64) * ROWS
-    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    start = first_row * channels
-    grad = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-    du = grad * derivative(normalize(y, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-    dy = gradient_behind_norm(du, y, coefficients_ptr, first_channel, channels, CHANNELS)
-    tl.store(dy_ptr + start + offsets, dy.to(dy_ptr.dtype.element_ty), mask=inside)
+    _, _, tile = tile_of_program(rows, ROWS, units, blocks, VECTOR, CHANNELS)
+    grad = load_tile(grad_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    y = load_tile(y_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+    du = grad * derivative(normalize(y, affine_ptr, tile, CHANNELS), ACTIVATION)
+    store_tile(dy_ptr, tile, gradient_behind_norm(du, y, coefficients_ptr, tile, CHANNELS), ROWS, CHANNELS)

@@ -89,6 +89,20 @@ class Arguments(NamedTuple):
     label_smoothing: float
 
 
+class BackwardArguments(NamedTuple):
+    """Of ``biasloss_ext::bias_loss_backward``."""
+
+    grad_loss: Tensor
+    output: Tensor
+    target: Tensor
+    class_weight: Tensor | None
+    weight: Tensor
+    statistics: Tensor
+    reduction: int
+    ignore_index: int
+    label_smoothing: float
+
+
 def loss_and_weight(call: Arguments) -> tuple[Tensor, Tensor]:
     variance, extrema = call.variance, call.extrema
     if variance is None:
@@ -110,7 +124,7 @@ def loss_and_weight(call: Arguments) -> tuple[Tensor, Tensor]:
     return weighted.sum() / counts.sum(), weight
 
 
-def _cross_entropy_of(call: Arguments, output: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy_of(call: Arguments | BackwardArguments, output: Tensor) -> tuple[Tensor, Tensor]:
     return cross_entropy(output, call.target, call.class_weight, call.ignore_index, call.label_smoothing)
 
 
@@ -128,22 +142,13 @@ def bias_loss(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return loss, weight, torch.cat((denominator[None], largest, log_sum))
 
 
-def bias_loss_backward(
-    grad_loss: Tensor,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    weight: Tensor,
-    statistics: Tensor,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Tensor:
+@with_arguments_of(BackwardArguments)
+def bias_loss_backward(call: BackwardArguments) -> Tensor:
     """``biasloss_ext::bias_loss_backward``"""
     with torch.enable_grad():
-        leaf = output.detach().requires_grad_()
-        losses, _ = cross_entropy(leaf, target, class_weight, ignore_index, label_smoothing)
-        weighted = weight.view(-1, *[1] * (losses.dim() - 1)) * losses
-        if reduction == MEAN:
-            weighted = weighted / statistics[0]
-        return torch.autograd.grad((weighted * grad_loss).sum(), leaf)[0]
+        leaf = call.output.detach().requires_grad_()
+        losses, _ = _cross_entropy_of(call, leaf)
+        weighted = call.weight.view(-1, *[1] * (losses.dim() - 1)) * losses
+        if call.reduction == MEAN:
+            weighted = weighted / call.statistics[0]
+        return torch.autograd.grad((weighted * call.grad_loss).sum(), leaf)[0]

@@ -6,6 +6,7 @@ the outputs and a few partial sums: capturable in a CUDA graph once a first call
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from biasloss_ext.ops.bias_loss import triton_kernels as kernels
 from biasloss_ext.ops.bias_loss.op import Outputs
-from biasloss_ext.ops.bias_loss.reference import MEAN, NONE, Arguments
+from biasloss_ext.ops.bias_loss.reference import MEAN, NONE, Arguments, BackwardArguments
 from biasloss_ext.ops.feature_variance.triton import UNROLLED, WARPS, layout_of, merge_tile, slicing, triton_dtype
 from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
 from biasloss_ext.ops.triton_launch import Launch, divide_up, next_power_of_two, tickets
@@ -97,11 +98,22 @@ _backward_plans: dict[tuple[Any, ...], Launch] = {}
 
 @with_arguments_of(Arguments)
 def bias_loss(call: Arguments) -> Outputs:
-    device = call.output.device
+    outputs: Outputs = _on_device_of(call.output, _bias_loss, call)
+    return outputs
+
+
+@with_arguments_of(BackwardArguments)
+def bias_loss_backward(call: BackwardArguments) -> Tensor:
+    gradient: Tensor = _on_device_of(call.output, _bias_loss_backward, call)
+    return gradient
+
+
+def _on_device_of(output: Tensor, function: Callable[..., Any], call: Any) -> Any:
+    device = output.device
     if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
-        with torch.cuda.device_of(call.output):
-            return _bias_loss(call)
-    return _bias_loss(call)
+        with torch.cuda.device_of(output):
+            return function(call)
+    return function(call)
 
 
 def _bias_loss(call: Arguments) -> Outputs:
@@ -238,55 +250,30 @@ def _plan(call: Arguments) -> Plan:
     return Plan(launch, weigh, side.in_place, wide, tuple(loss_shape), 1 + 2 * all_rows, losses, 3 * side.total_slices)
 
 
-def bias_loss_backward(
-    grad_loss: Tensor,
-    output: Tensor,
-    target: Tensor,
-    class_weight: Tensor | None,
-    weight: Tensor,
-    statistics: Tensor,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Tensor:
+def _bias_loss_backward(call: BackwardArguments) -> Tensor:
     """``reduction`` is not looked at: the denominator and the shape of ``grad_loss`` hold what is needed of it."""
-    device = output.device
-    if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
-        with torch.cuda.device_of(output):
-            return bias_loss_backward(
-                grad_loss, output, target, class_weight, weight, statistics, reduction, ignore_index, label_smoothing
-            )
+    grad_loss, output, target, class_weight, weight, statistics, _, *options = call
     gradient = torch.empty_like(output)
     if gradient.numel() == 0:
         return gradient
     tensors = tuple([_layout(t) for t in (grad_loss, output, target, gradient)])
     dtypes = None if class_weight is None else class_weight.dtype, weight.dtype
-    key = (device, tensors, dtypes, ignore_index, label_smoothing)
+    key = (output.device, tensors, dtypes, *options)
     launch = _backward_plans.get(key)
     if launch is None:
-        launch = _backward_launch(
-            grad_loss, output, target, gradient, class_weight is not None, ignore_index, label_smoothing
-        )
-        _backward_plans[key] = launch
+        launch = _backward_plans[key] = _backward_launch(call, gradient)
     launch(grad_loss, output, target, _in_order(class_weight), weight, statistics, gradient)
     return gradient
 
 
-def _backward_launch(
-    grad_loss: Tensor,
-    output: Tensor,
-    target: Tensor,
-    gradient: Tensor,
-    weighted: bool,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Launch:
+def _backward_launch(call: BackwardArguments, gradient: Tensor) -> Launch:
+    output, target = call.output, call.target
     rows, classes = rows_of(output), output.shape[1]
-    probabilities, smoothed = target.is_floating_point(), label_smoothing != 0.0
+    probabilities, smoothed = target.is_floating_point(), call.label_smoothing != 0.0
     # A sum over all classes is needed first, and the second read of the row then comes from a cache.
-    whole_rows = probabilities or (smoothed and weighted)
+    whole_rows = probabilities or (smoothed and call.class_weight is not None)
     classes_per_program = classes if whole_rows else rows.tile["CLASSES"] * BLOCKS_OF_GRADIENT
-    grad_sample_stride, _, grad_position_stride = strides(grad_loss, has_classes=False)
+    grad_sample_stride, _, grad_position_stride = strides(call.grad_loss, has_classes=False)
     return Launch(
         kernels.gradient_kernel,
         rows.blocks * divide_up(classes, classes_per_program),
@@ -302,8 +289,8 @@ def _backward_launch(
             rows.blocks,
             rows.blocks_per_sample,
             classes_per_program,
-            ignore_index,
-            label_smoothing,
+            call.ignore_index,
+            call.label_smoothing,
         ),
         {
             "PROBABILITIES": probabilities,

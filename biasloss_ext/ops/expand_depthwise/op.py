@@ -40,6 +40,7 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise.op import output_size
 from biasloss_ext.ops.expand_depthwise import reference
+from biasloss_ext.ops.library import with_arguments_of
 from biasloss_ext.ops.registry import declare
 
 
@@ -96,20 +97,12 @@ def activate(
     f"int activation=0, int stride=1, bool same_padding=False, {maps.BACK}) -> "
     "(Tensor grad_x, Tensor grad_expand, Tensor grad_weight, Tensor coefficients)",
 )
-def backward(
-    x: Tensor,
-    x_mean: Tensor,
-    expand_weight: Tensor,
-    affine: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    *_: Any,
-    **__: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    none = maps.none_like(x)
+@with_arguments_of(reference.BackwardArguments, back=maps.Back)
+def backward(call: reference.BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, none = call.x, maps.none_like(call.x)
     return (
         maps.empty_map(x, x.shape[1], x.shape[2], x.shape[3], dtype=none.dtype),
-        none.new_empty(expand_weight.shape),
-        none.new_empty(weight.shape),
-        none.new_empty(6, weight.shape[0]),
+        none.new_empty(call.expand_weight.shape),
+        none.new_empty(call.weight.shape),
+        none.new_empty(6, call.weight.shape[0]),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,28 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.depthwise import reference as depthwise
-from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
+
+
+class BackwardArguments(NamedTuple):
+    """Of ``biasloss_ext::expand_depthwise_backward``."""
+
+    x: Tensor
+    x_mean: Tensor
+    expand_weight: Tensor
+    affine: Tensor
+    moments: Tensor
+    weight: Tensor
+    y: Tensor
+    y_affine: Tensor
+    y_coefficients: Tensor
+    grad: Tensor | None = None
+    pool_grad: Tensor | None = None
+    y_activation: int = 0
+    activation: int = 0
+    stride: int = 1
+    same_padding: bool = False
+    back: maps.Back = maps.Back()
 
 
 def channel_gram(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,31 +100,19 @@ def expand_depthwise_activate(
     return h, h.to(y.dtype).mean((2, 3)) if want_pool else maps.none_like(x)
 
 
-def expand_depthwise_backward(
-    x: Tensor,
-    x_mean: Tensor,
-    expand_weight: Tensor,
-    affine: Tensor,
-    moments: Tensor,
-    weight: Tensor,
-    y: Tensor,
-    y_affine: Tensor,
-    y_coefficients: Tensor,
-    *,
-    grad: Tensor | None = None,
-    pool_grad: Tensor | None = None,
-    y_activation: int = 0,
-    activation: int = 0,
-    stride: int = 1,
-    same_padding: bool = False,
-    **back: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dy = depthwise.gradient_at_output(grad, pool_grad, y, y_affine, y_coefficients, y_activation)
+@with_arguments_of(BackwardArguments, back=maps.Back)
+def expand_depthwise_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, expand_weight, affine = call.x, call.expand_weight, call.affine
+    dy = depthwise.gradient_at_output(
+        call.grad, call.pool_grad, call.y, call.y_affine, call.y_coefficients, call.y_activation
+    )
     y1 = _expanded(x, expand_weight)
-    du, grad_weight, _ = depthwise.gradients(dy, y1, weight, affine, activation, stride, same_padding)
+    du, grad_weight, _ = depthwise.gradients(
+        dy, y1, call.weight, affine, call.activation, call.stride, call.same_padding
+    )
     scaled = du * maps.per_channel(affine[0])
     grad_x = torch.einsum("nohw,oi->nihw", scaled, expand_weight[:, :, 0, 0].to(du.dtype))
-    centered = x.to(du.dtype) - maps.per_channel(x_mean)
+    centered = x.to(du.dtype) - maps.per_channel(call.x_mean)
     grad_expand = torch.einsum("nohw,nihw->oi", du, centered)[:, :, None, None]
-    coefficients = maps.coefficients_of(du, y1, affine, moments, **back)
+    coefficients = maps.coefficients_of(du, y1, affine, call.moments, **call.back._asdict())
     return maps.channels_last(grad_x), grad_expand, grad_weight, coefficients

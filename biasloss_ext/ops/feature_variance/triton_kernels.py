@@ -11,6 +11,8 @@ scaled down, and what is merged are variances.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -19,6 +21,15 @@ from biasloss_ext.ops.triton_map_kernels import between
 
 _SMALLER = tl.constexpr(2.0**-40)
 _LARGER = tl.constexpr(2.0**40)
+
+
+class Slices(NamedTuple):
+    """How samples of ``length`` are cut into slices, the last of which may be shorter; ``total`` is that of all samples."""
+
+    length: Any
+    slices: Any
+    slice_length: Any
+    total: Any
 
 
 @triton.jit
@@ -55,23 +66,20 @@ def store_slice_moments(
     features_ptr,
     moments_ptr,
     sample_stride,
-    length,
-    slices,
-    slice_length,
-    total_slices,
+    cut,
     VECTOR: tl.constexpr,
     LANES: tl.constexpr,
     UNROLLED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Reduce slice ``program % slices`` of sample ``program // slices``.
+    """Reduce slice ``program % cut.slices`` of sample ``program // cut.slices``.
 
-    ``sample_stride``, ``length`` and ``slice_length`` count vectors of VECTOR elements: the multiplication by a constant
-    tells the compiler what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
+    The stride and the lengths of ``cut``, which are `Slices`, count vectors of VECTOR elements: the multiplication by a
+    constant tells the compiler what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
     """
-    sample = (program // slices).to(tl.int64)
-    begin = (program % slices).to(tl.int64) * slice_length
-    count = tl.minimum(length - begin, slice_length).to(tl.int32) * VECTOR
+    sample = (program // cut.slices).to(tl.int64)
+    begin = (program % cut.slices).to(tl.int64) * cut.slice_length
+    count = tl.minimum(cut.length - begin, cut.slice_length).to(tl.int32) * VECTOR
     slice_ptr = features_ptr + sample * sample_stride * VECTOR + begin * VECTOR
     lanes = tl.arange(0, LANES)
 
@@ -93,45 +101,35 @@ def store_slice_moments(
     variance = tl.where(variance < 0.0, 0.0, variance)  # not a maximum, which would swallow a NaN
     slice_index = program.to(tl.int64)
     tl.store(moments_ptr + slice_index, shift)
-    tl.store(moments_ptr + slice_index + total_slices, mean)
-    tl.store(moments_ptr + slice_index + total_slices * 2, variance)
+    tl.store(moments_ptr + slice_index + cut.total, mean)
+    tl.store(moments_ptr + slice_index + cut.total * 2, variance)
 
 
 @triton.jit
-def merged_variance(
-    moments_ptr,
-    sample,
-    in_batch,
-    slices,
-    total_slices,
-    length,
-    slice_length,
-    SLICES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Unbiased variance of the samples ``sample``, a block of indices; ``length`` and ``slice_length`` count elements. For
-    the last program (`is_last`).
+def merged_variance(moments_ptr, sample, in_batch, cut, SLICES: tl.constexpr, DTYPE: tl.constexpr):
+    """Unbiased variance of the samples ``sample``, a block of indices; the lengths of ``cut`` count elements. For the last
+    program (`is_last`).
 
     SLICES slices at a time are reduced around their common mean and then merged with those before (Chan, Golub and LeVeque,
     "Updating formulae and a pairwise algorithm for computing sample variances", 1979), weighted by their shares of the
     elements so far.
     """
-    first = sample.to(tl.int64) * slices
+    first = sample.to(tl.int64) * cut.slices
     reference = tl.load(moments_ptr + first, mask=in_batch, other=0.0, cache_modifier=".cg")
     mean = tl.zeros_like(reference)  # relative to the reference
     variance = tl.zeros_like(reference)
     before = tl.full([], 0.0, DTYPE)
-    for start in range(0, slices, SLICES):
+    for start in range(0, cut.slices, SLICES):
         slice_index = start + tl.arange(0, SLICES)
-        rest = length - slice_index.to(tl.int64) * slice_length
-        count = tl.maximum(tl.minimum(rest, slice_length), 0).to(DTYPE)
-        inside = in_batch[:, None] & (slice_index < slices)[None, :]
+        rest = cut.length - slice_index.to(tl.int64) * cut.slice_length
+        count = tl.maximum(tl.minimum(rest, cut.slice_length), 0).to(DTYPE)
+        inside = in_batch[:, None] & (slice_index < cut.slices)[None, :]
         pointers = moments_ptr + first[:, None] + slice_index[None, :]
         shift = tl.load(pointers, mask=inside, other=0.0, cache_modifier=".cg")
-        means = tl.load(pointers + total_slices, mask=inside, other=0.0, cache_modifier=".cg")
+        means = tl.load(pointers + cut.total, mask=inside, other=0.0, cache_modifier=".cg")
         # Where there is no slice the count is 0, but NaN or infinity would still come through a product with it.
         means = tl.where(inside, (shift - reference[:, None]) + means, 0.0)
-        variances = tl.load(pointers + total_slices * 2, mask=inside, other=0.0, cache_modifier=".cg")
+        variances = tl.load(pointers + cut.total * 2, mask=inside, other=0.0, cache_modifier=".cg")
 
         here = tl.sum(count, 0)
         share = (count / here)[None, :]
@@ -162,10 +160,7 @@ def finish_variances(
     moments_ptr,
     variance_ptr,
     samples,
-    slices,
-    total_slices,
-    length,
-    slice_length,
+    cut,
     SAMPLES: tl.constexpr,
     SLICES: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -177,9 +172,7 @@ def finish_variances(
     for start in range(0, samples, SAMPLES):
         sample = start + tl.arange(0, SAMPLES)
         in_batch = sample < samples
-        variance = merged_variance(
-            moments_ptr, sample, in_batch, slices, total_slices, length, slice_length, SLICES, DTYPE
-        ).to(RESULT)
+        variance = merged_variance(moments_ptr, sample, in_batch, cut, SLICES, DTYPE).to(RESULT)
         tl.store(variance_ptr + sample, variance, mask=in_batch)
         negated_min, maximum = widen_extrema(negated_min, maximum, variance, in_batch)
     return negated_min, maximum
@@ -206,33 +199,12 @@ def variance_kernel(
     DTYPE: tl.constexpr,
 ):
     """One slice a program; the last one computes the variance of every sample, and (-min, max) over the batch."""
-    store_slice_moments(
-        tl.program_id(0),
-        features_ptr,
-        moments_ptr,
-        sample_stride,
-        length,
-        slices,
-        slice_length,
-        total_slices,
-        VECTOR,
-        LANES,
-        UNROLLED,
-        DTYPE,
-    )
+    cut = Slices(length, slices, slice_length, total_slices)
+    store_slice_moments(tl.program_id(0), features_ptr, moments_ptr, sample_stride, cut, VECTOR, LANES, UNROLLED, DTYPE)
     if is_last(ticket_ptr, total_slices):
+        in_elements = Slices(length * VECTOR, slices, slice_length * VECTOR, total_slices)
         negated_min, maximum = finish_variances(
-            moments_ptr,
-            variance_ptr,
-            samples,
-            slices,
-            total_slices,
-            length * VECTOR,
-            slice_length * VECTOR,
-            SAMPLES,
-            SLICES,
-            DTYPE,
-            DTYPE,
+            moments_ptr, variance_ptr, samples, in_elements, SAMPLES, SLICES, DTYPE, DTYPE
         )
         tl.store(extrema_ptr, tl.max(negated_min, 0))
         tl.store(extrema_ptr + 1, tl.max(maximum, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,21 @@ from torch import Tensor
 
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.library import with_arguments_of
+
+
+class Arguments(NamedTuple):
+    """Of ``biasloss_ext::pointwise``."""
+
+    x: Tensor
+    weight: Tensor
+    affine: Tensor | None = None
+    activation: int = 0
+    gate: Tensor | None = None
+    bias: Tensor | None = None
+    output_activation: int = 0
+    residual: Tensor | None = None
+    want_statistics: bool = False
+    norm: maps.Norm = maps.Norm()
 
 
 class BackwardArguments(NamedTuple):
@@ -36,24 +51,14 @@ def _gated(h: Tensor, gate: Tensor | None) -> Tensor:
     return h if gate is None else h * maps.per_channel(gate)
 
 
-def pointwise(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    affine: Tensor | None = None,
-    activation: int = 0,
-    gate: Tensor | None = None,
-    bias: Tensor | None = None,
-    output_activation: int = 0,
-    residual: Tensor | None = None,
-    want_statistics: bool = False,
-    **norm: Any,
-) -> tuple[Tensor, Tensor]:
+@with_arguments_of(Arguments, norm=maps.Norm)
+def pointwise(call: Arguments) -> tuple[Tensor, Tensor]:
+    x, weight, affine, activation, gate, bias, output_activation, residual, want_statistics, norm = call
     z = _gated(maps.activate(maps.normalized(x, affine), activation), gate)
     y = maps.activate(F.conv2d(z, weight.to(z.dtype), bias), output_activation)
     y = y if residual is None else y + residual.to(y.dtype)
     y = maps.channels_last(y.to(x.dtype))
-    return y, maps.statistics_of(y, **norm) if want_statistics else maps.none_like(x)
+    return y, maps.statistics_of(y, **norm._asdict()) if want_statistics else maps.none_like(x)
 
 
 @with_arguments_of(BackwardArguments)

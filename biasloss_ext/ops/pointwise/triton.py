@@ -14,9 +14,10 @@ from torch import Tensor
 from biasloss_ext.ops import maps
 from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import triton_dtype
-from biasloss_ext.ops.library import accumulation_dtype
+from biasloss_ext.ops.library import accumulation_dtype, with_arguments_of
 from biasloss_ext.ops.pointwise import triton_kernels as kernels
 from biasloss_ext.ops.pointwise import triton_tiles as tiling
+from biasloss_ext.ops.pointwise.reference import Arguments
 from biasloss_ext.ops.pointwise.triton_backward import pointwise_backward
 from biasloss_ext.ops.replay import empty, empty_strided
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
@@ -40,28 +41,18 @@ class Plan(NamedTuple):
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-def pointwise(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    affine: Tensor | None = None,
-    activation: int = 0,
-    gate: Tensor | None = None,
-    bias: Tensor | None = None,
-    output_activation: int = 0,
-    residual: Tensor | None = None,
-    want_statistics: bool = False,
-    **norm: Any,
-) -> tuple[Tensor, Tensor]:
-    *tensors, momentum, eps = maps.Norm(**norm)
+@with_arguments_of(Arguments, norm=maps.Norm)
+def pointwise(call: Arguments) -> tuple[Tensor, Tensor]:
+    x, weight, affine, activation, gate, bias, output_activation, residual, want_statistics, norm = call
+    *tensors, momentum, eps = norm
     given = shared.dtypes_of(x, weight, affine, gate, bias, residual, *tensors)
     numbers = activation, output_activation, want_statistics, momentum, eps
     key = (x.shape, x.device, weight.shape, weight.stride(), given, numbers, shared.precision_setting(x))
     plan = _plans.get(key)
     if plan is None:
         if x.shape[0] * x.shape[2] * x.shape[3] * weight.shape[0] == 0:
-            return _of_nothing(x, weight.shape[0], want_statistics, **norm)
-        plan = _plans[key] = _plan(x, weight, activation, output_activation, want_statistics, momentum, eps)
+            return _of_nothing(call)
+        plan = _plans[key] = _plan(call)
     x = shared.dense(x, plan.x_strides)
     y = empty_strided(plan.y_shape, plan.y_strides, x.dtype, x.device)
     statistics = empty(plan.statistics, plan.wide, x.device)
@@ -80,15 +71,8 @@ def pointwise(
     return y, statistics
 
 
-def _plan(
-    x: Tensor,
-    weight: Tensor,
-    activation: int,
-    output_activation: int,
-    want_statistics: bool,
-    momentum: float,
-    eps: float,
-) -> Plan:
+def _plan(call: Arguments) -> Plan:
+    x, weight = call.x, call.weight
     of_x, of_y = shared.rows_of(x), shared.rows_of(x, weight.shape[0])
     tiles = tiling.forward_tiles(x.dtype, of_y.channels, of_x.channels)
     blocks = divide_up(of_y.channels, tiles.results)
@@ -99,8 +83,8 @@ def _plan(
         kernels.forward_kernel,
         blocks * groups.number,
         (
-            momentum,
-            eps,
+            call.norm.momentum,
+            call.norm.eps,
             of_x.rows,
             of_x.positions,
             of_x.units,
@@ -112,8 +96,8 @@ def _plan(
             groups.tiles,
         ),
         {
-            "ACTIVATION": activation,
-            "OUTPUT_ACTIVATION": output_activation,
+            "ACTIVATION": call.activation,
+            "OUTPUT_ACTIVATION": call.output_activation,
             "IN_VECTOR": of_x.vector,
             "OUT_VECTOR": of_y.vector,
             **weight_strides,
@@ -133,15 +117,16 @@ def _plan(
         (x.shape[0], of_y.channels, *x.shape[2:]),
         shared.strides_of((x.shape[0], of_y.channels, *x.shape[2:])),
         wide,
-        (4, of_y.channels) if want_statistics else (0,),
+        (4, of_y.channels) if call.want_statistics else (0,),
         (3 * of_y.channels + 1) * groups.number,
         blocks,
     )
 
 
-def _of_nothing(x: Tensor, channels: int, want_statistics: bool, **norm: Any) -> tuple[Tensor, Tensor]:
+def _of_nothing(call: Arguments) -> tuple[Tensor, Tensor]:
     """For a map without elements."""
+    x, channels = call.x, call.weight.shape[0]
     y = maps.empty_map(x, channels, *x.shape[2:])
-    if not want_statistics:
+    if not call.want_statistics:
         return y, maps.none_like(x)
-    return y, shared.statistics_of_nothing(x, channels, **norm)
+    return y, shared.statistics_of_nothing(x, channels, **call.norm._asdict())

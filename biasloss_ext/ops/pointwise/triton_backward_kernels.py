@@ -12,15 +12,18 @@ import triton.language as tl
 
 from biasloss_ext.ops.pointwise.triton_kernels import Gated, WeightBlock, load_gated, load_weight, stride_of
 from biasloss_ext.ops.pointwise.triton_partial_sums import finish_sums_of_sample, finish_weight
-from biasloss_ext.ops.triton_finish import Back, finish_sums
+from biasloss_ext.ops.triton_finish import Back, columns_from, finish_sums
 from biasloss_ext.ops.triton_map_kernels import (
+    Tile,
     activate,
+    clear_outside,
     derivative,
     gradient_behind_norm,
     load_channels,
+    load_tile,
     normalize,
     product,
-    tile_of,
+    store_tile,
 )
 
 
@@ -29,22 +32,17 @@ def load_dy(
     grad_ptr,
     y_ptr,
     y_coefficients_ptr,
-    first_row,
-    rows,
-    first_channel,
-    channels,
+    tile,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """A tile of dy, 0 past the last row and the last channel."""
-    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    start = first_row * channels
-    dy = tl.load(grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+    dy = load_tile(grad_ptr, tile, ROWS, CHANNELS).to(DTYPE)
     if y_coefficients_ptr is not None:
-        y = tl.load(y_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, first_channel, channels, CHANNELS)
-        dy = tl.where(inside, dy, 0.0)
+        y = load_tile(y_ptr, tile, ROWS, CHANNELS).to(DTYPE)
+        dy = gradient_behind_norm(dy, y, y_coefficients_ptr, tile, CHANNELS)
+        dy = clear_outside(dy, tile, ROWS, CHANNELS)
     return dy
 
 
@@ -154,12 +152,12 @@ def data_kernel(
         first_row = first_of_chunk + row
         dz = tl.zeros([ROWS, IN], DTYPE)
         if WHOLE:
-            dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, 0, out_channels, ROWS, OUT, DTYPE)
+            dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, Tile(first_row, end, 0, out_channels), ROWS, OUT, DTYPE)
             dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
         else:
             for first_out in range(0, out_channels, OUT):
                 dy = load_dy(
-                    grad_ptr, y_ptr, y_coefficients_ptr, first_row, end, first_out, out_channels, ROWS, OUT, DTYPE
+                    grad_ptr, y_ptr, y_coefficients_ptr, Tile(first_row, end, first_out, out_channels), ROWS, OUT, DTYPE
                 )
                 weight = load_weight(
                     weight_ptr,
@@ -171,11 +169,10 @@ def data_kernel(
                 )
                 dz = product(dy, weight, dz, ROUNDED, FACTOR, PRECISION)
 
-        offsets, inside = tile_of(first_row, end, first_in, in_channels, ROWS, IN)
-        start = first_row * in_channels
+        of_x = Tile(first_row, end, first_in, in_channels)
         if gate_ptr is not None or moments_ptr is not None or grad_weight_ptr is not None:
-            x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-            u = normalize(x, affine_ptr, first_in, in_channels, IN)
+            x = load_tile(x_ptr, of_x, ROWS, IN).to(DTYPE)
+            u = normalize(x, affine_ptr, of_x, IN)
         if grad_weight_ptr is not None:
             z = activate(u, ACTIVATION)
             if gate_ptr is not None:
@@ -188,9 +185,9 @@ def data_kernel(
             gate_total += tl.sum(dz * activate(u, ACTIVATION), 0)  # dz is 0 past the last row
             dh = dz * gate[None, :]
         if residual_grad_ptr is not None:
-            dh += tl.load(residual_grad_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+            dh += load_tile(residual_grad_ptr, of_x, ROWS, IN).to(DTYPE)
         if grad_x_ptr is not None:
-            tl.store(grad_x_ptr + start + offsets, dh.to(grad_x_ptr.dtype.element_ty), mask=inside)
+            store_tile(grad_x_ptr, of_x, dh, ROWS, IN)
         if moments_ptr is not None:
             away = x - center[None, :]
             slope = derivative(u, ACTIVATION)
@@ -198,7 +195,7 @@ def data_kernel(
             dh_total += tl.sum(du, 0)
             dh_away_total += tl.sum(du * away, 0)
             if gate_ptr is not None:
-                slope = tl.where(inside, slope, 0.0)
+                slope = clear_outside(slope, of_x, ROWS, IN)
                 slope_total += tl.sum(slope, 0)
                 slope_away_total += tl.sum(slope * away, 0)
 
@@ -230,8 +227,7 @@ def data_kernel(
             tickets_ptr + program % in_blocks,
             chunk,
             chunks,
-            first_in + tl.arange(0, IN),
-            in_channels,
+            columns_from(first_in, in_channels, IN),
             segment_rows,
             FROZEN,
             GROUPS,
@@ -319,8 +315,9 @@ def weight_kernel(
     total = tl.zeros([OUT, IN], DTYPE)
     for row in range(0, count, ROWS):
         first_row = first_of_group + row
-        dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, first_row, rows, first_out, out_channels, ROWS, OUT, DTYPE)
-        z = load_gated(source, first_row, rows, positions, first_in, in_channels, ACTIVATION, ROWS, IN, DTYPE)
+        of_dy, of_z = Tile(first_row, rows, first_out, out_channels), Tile(first_row, rows, first_in, in_channels)
+        dy = load_dy(grad_ptr, y_ptr, y_coefficients_ptr, of_dy, ROWS, OUT, DTYPE)
+        z = load_gated(source, of_z, positions, ACTIVATION, ROWS, IN, DTYPE)
         if ANY_ORIGIN:
             z -= origin[None, :]
         total = product(tl.trans(dy), z, total, ROUNDED, FACTOR, PRECISION)

@@ -14,8 +14,26 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import Norm, count_batch, finish_statistics, is_last, merge_moments
-from biasloss_ext.ops.triton_map_kernels import activate, load_channels, normalize, product, store_moments, tile_of
+from biasloss_ext.ops.triton_finish import (
+    Norm,
+    columns_from,
+    count_batch,
+    finish_statistics,
+    is_last,
+    merge_moments,
+)
+from biasloss_ext.ops.triton_map_kernels import (
+    Tile,
+    activate,
+    clear_outside,
+    load_activated,
+    load_channels,
+    load_tile,
+    offsets_of,
+    product,
+    store_moments,
+    store_tile,
+)
 
 
 class Gated(NamedTuple):
@@ -29,26 +47,22 @@ class Gated(NamedTuple):
 @triton.jit
 def load_gated(
     source,
-    first_row,
-    rows,
+    tile,
     positions,
-    first_channel,
-    channels,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """A tile of z. Rows past the last hold what act makes of the shift."""
-    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    x = tl.load(source.x + first_row * channels + offsets, mask=inside, other=0.0).to(DTYPE)
-    z = activate(normalize(x, source.affine, first_channel, channels, CHANNELS), ACTIVATION)
+    z = load_activated(source.x, source.affine, tile, ACTIVATION, ROWS, CHANNELS, DTYPE)
     if source.gate is not None:
-        first_sample = first_row // positions
-        position = (first_row - first_sample * positions).to(tl.int32)
+        first_sample = tile.first_row // positions
+        position = (tile.first_row - first_sample * positions).to(tl.int32)
         sample = (position + tl.arange(0, ROWS)) // positions
-        offsets = sample[:, None] * channels + (first_channel + tl.arange(0, CHANNELS))[None, :]
-        z *= tl.load(source.gate + first_sample * channels + offsets, mask=inside, other=0.0)
+        offsets = sample[:, None] * tile.channels + (tile.first_channel + tl.arange(0, CHANNELS))[None, :]
+        _, inside = offsets_of(tile, ROWS, CHANNELS)
+        z *= tl.load(source.gate + first_sample * tile.channels + offsets, mask=inside, other=0.0)
     return z
 
 
@@ -163,11 +177,13 @@ def forward_kernel(
         first_row = first_of_group + row
         y = tl.zeros([ROWS, OUT], DTYPE)
         if WHOLE:
-            z = load_gated(source, first_row, rows, positions, 0, in_channels, ACTIVATION, ROWS, IN, DTYPE)
+            z = load_gated(source, Tile(first_row, rows, 0, in_channels), positions, ACTIVATION, ROWS, IN, DTYPE)
             y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
         else:
             for first_in in range(0, in_channels, IN):
-                z = load_gated(source, first_row, rows, positions, first_in, in_channels, ACTIVATION, ROWS, IN, DTYPE)
+                z = load_gated(
+                    source, Tile(first_row, rows, first_in, in_channels), positions, ACTIVATION, ROWS, IN, DTYPE
+                )
                 weight = load_weight(
                     weight_ptr,
                     out_stride,
@@ -178,34 +194,30 @@ def forward_kernel(
                 )
                 y = product(z, tl.trans(weight), y, ROUNDED, FACTOR, PRECISION)
 
-        offsets, inside = tile_of(first_row, rows, first_out, out_channels, ROWS, OUT)
-        start = first_row * out_channels
+        of_y = Tile(first_row, rows, first_out, out_channels)
         y = activate(y + bias[None, :], OUTPUT_ACTIVATION)
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
+            y += load_tile(residual_ptr, of_y, ROWS, OUT).to(DTYPE)
         stored = y.to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + start + offsets, stored, mask=inside)
+        store_tile(y_ptr, of_y, stored, ROWS, OUT)
 
         if statistics_ptr is not None:
-            y = tl.where(inside, stored.to(DTYPE), 0.0)
+            y = clear_outside(stored.to(DTYPE), of_y, ROWS, OUT)
             if row == 0:  # see `sum_deviations`
                 shift = tl.sum(y, 0) / tl.minimum(count, ROWS).to(DTYPE)
-            deviation = tl.where(inside, y - shift[None, :], 0.0)
+            deviation = clear_outside(y - shift[None, :], of_y, ROWS, OUT)
             total += tl.sum(deviation, 0)
             square += tl.sum(deviation * deviation, 0)
 
     if statistics_ptr is not None:
-        column = first_out + tl.arange(0, OUT)
-        store_moments(partials_ptr, group, groups, column, out_channels, count.to(DTYPE), shift, total, square)
+        at = columns_from(first_out, out_channels, OUT)
+        store_moments(partials_ptr, group, groups, at, count.to(DTYPE), shift, total, square)
         if is_last(tickets_ptr + program % out_blocks, groups):
-            exists = column < out_channels
-            mean, m2, values = merge_moments(partials_ptr, groups, out_channels, column, exists, GROUPS, OUT, DTYPE)
+            mean, m2, values = merge_moments(partials_ptr, groups, at, GROUPS, OUT, DTYPE)
             finish_statistics(
                 statistics_ptr,
                 Norm(norm_weight_ptr, norm_bias_ptr, running_mean_ptr, running_var_ptr),
-                column,
-                out_channels,
-                exists,
+                at,
                 mean,
                 m2 / values,
                 values,

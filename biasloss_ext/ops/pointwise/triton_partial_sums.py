@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import is_last, merge_sums
-from biasloss_ext.ops.triton_map_kernels import tile_of
+from biasloss_ext.ops.triton_finish import columns_from, is_last, merge_sums
+from biasloss_ext.ops.triton_map_kernels import Tile, offsets_of
 
 
 @triton.jit
@@ -41,7 +41,8 @@ def finish_weight(
     One program alone would take long to read the partial results of hundreds: the last program of a set adds up its own, the
     last of all sets adds up the sets. From ``first_ticket`` on there is one ticket for the sets, then one for each of them.
     """
-    offsets, inside = tile_of(block.first_out.to(tl.int64), block.outputs, block.first_in, block.inputs, OUT, IN)
+    tile = Tile(block.first_out.to(tl.int64), block.outputs, block.first_in, block.inputs)
+    offsets, inside = offsets_of(tile, OUT, IN)
     offsets += block.first_out * block.inputs
     if SPLIT:
         size = block.outputs.to(tl.int64) * block.inputs
@@ -88,23 +89,23 @@ def finish_sums_of_sample(
 ):
     """Store what is summed over a sample: for the gate, and four ``totals``. Where the sample is CHUNKED, its last program adds
     up what the others left, which is (quantities, samples, chunks, channels)."""
-    column = first_in + tl.arange(0, IN)
-    exists = column < channels
-    place = sample * channels + column
+    at = columns_from(first_in, channels, IN)
+    exists = at.exists
+    place = sample * channels + at.column
     quantity = samples.to(tl.int64) * channels
     if CHUNKED:
-        partial = (sample * chunks + chunk) * channels + column
+        partial = (sample * chunks + chunk) * channels + at.column
         tl.store(partials_ptr + partial, gate_total, mask=exists)
         if sums_ptr is not None:
             store_totals(partials_ptr + quantity * chunks, quantity * chunks, totals, partial, exists)
         if is_last(tickets_ptr + sample * in_blocks + first_in // IN, chunks):
             left = partials_ptr + sample * chunks * channels
-            total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+            total = merge_sums(left, chunks, at, GROUPS, IN, DTYPE)
             tl.store(gate_grad_ptr + place, total, mask=exists)
             if sums_ptr is not None:
                 for index in range(4):
                     left += quantity * chunks
-                    total = merge_sums(left, chunks, channels, column, exists, GROUPS, IN, DTYPE)
+                    total = merge_sums(left, chunks, at, GROUPS, IN, DTYPE)
                     tl.store(sums_ptr + quantity * index + place, total, mask=exists)
     else:
         tl.store(gate_grad_ptr + place, gate_total, mask=exists)

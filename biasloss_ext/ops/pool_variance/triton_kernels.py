@@ -6,8 +6,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import Back, finish_sums, is_last, merge_sums
-from biasloss_ext.ops.triton_map_kernels import derivative, load_channels, normalize, sum_deviations, tile_of
+from biasloss_ext.ops.triton_finish import Back, columns_from, finish_sums, is_last, merge_sums
+from biasloss_ext.ops.triton_map_kernels import (
+    Tile,
+    below,
+    clear_outside,
+    derivative,
+    load_channels,
+    load_tile,
+    normalize,
+    store_tile,
+    sum_deviations,
+)
 
 
 @triton.jit
@@ -100,29 +110,27 @@ def pool_kernel(
     channels = units * VECTOR
     block, chunk, sample, first_row, count = place_of(program, blocks, chunks, positions, chunk_rows)
     first_channel = block * CHANNELS
-    shift, total, squares = sum_deviations(
-        x_ptr, affine_ptr, first_row, count, first_channel, channels, ACTIVATION, ROWS, CHANNELS, DTYPE
-    )
-    column = first_channel + tl.arange(0, CHANNELS)
-    exists = column < channels
+    tile = Tile(first_row, first_row + count, first_channel, channels)
+    shift, total, squares = sum_deviations(x_ptr, affine_ptr, tile, count, ACTIVATION, ROWS, CHANNELS, DTYPE)
+    at = columns_from(first_channel, channels, CHANNELS)
     rows = count.to(DTYPE)
     positions_of_all = (positions + tl.zeros([CHANNELS], tl.int32)).to(DTYPE)
     part = (shift * rows + total) / positions_of_all
     if partial_pools_ptr is None:
-        tl.store(pooled_ptr + sample * channels + column, part, mask=exists)
+        tl.store(pooled_ptr + sample * channels + at.column, part, mask=at.exists)
     else:
         parts_ptr = partial_pools_ptr + sample * chunks * channels
-        tl.store(parts_ptr + chunk * channels + column, part, mask=exists)
+        tl.store(parts_ptr + chunk * channels + at.column, part, mask=at.exists)
         if is_last(tickets_ptr + sample * blocks + block, chunks):
-            pooled = merge_sums(parts_ptr, chunks, channels, column, exists, CHUNKS, CHANNELS, DTYPE)
-            tl.store(pooled_ptr + sample * channels + column, pooled, mask=exists)
+            pooled = merge_sums(parts_ptr, chunks, at, CHUNKS, CHANNELS, DTYPE)
+            tl.store(pooled_ptr + sample * channels + at.column, pooled, mask=at.exists)
 
     if partial_moments_ptr is not None:
         columns = tl.minimum(channels - first_channel, CHANNELS).to(DTYPE)
         slices = chunks * blocks
         moments_ptr = partial_moments_ptr + sample * slices * 4
         store_slice_moments(
-            moments_ptr, chunk * blocks + block, slices, shift, total, squares, rows, columns, exists, CHANNELS
+            moments_ptr, chunk * blocks + block, slices, shift, total, squares, rows, columns, at.exists, CHANNELS
         )
         if is_last(tickets_ptr + samples.to(tl.int64) * blocks + sample, slices):
             tl.store(variance_ptr + sample, variance_of_slices(moments_ptr, slices, SLICES, DTYPE))
@@ -159,19 +167,19 @@ def backward_kernel(
     channels = units * VECTOR
     block, chunk, sample, first_row, count = place_of(program, blocks, chunks, positions, chunk_rows)
     first_channel = block * CHANNELS
+    tile = Tile(first_row, first_row + count, first_channel, channels)
     positions_of_all = (positions + tl.zeros([CHANNELS], tl.int32)).to(DTYPE)
     share = load_channels(pool_grad_ptr + sample * channels, first_channel, channels, CHANNELS) / positions_of_all
     totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     centered_totals = tl.zeros([ROWS, CHANNELS], DTYPE)
     for row in range(0, count, ROWS):
-        offsets, inside = tile_of(first_row + row, first_row + count, first_channel, channels, ROWS, CHANNELS)
-        start = (first_row + row) * channels
-        x = tl.load(x_ptr + start + offsets, mask=inside, other=0.0).to(DTYPE)
-        du = share[None, :] * derivative(normalize(x, affine_ptr, first_channel, channels, CHANNELS), ACTIVATION)
-        tl.store(grad_x_ptr + start + offsets, du.to(grad_x_ptr.dtype.element_ty), mask=inside)
+        here = below(tile, row)
+        x = load_tile(x_ptr, here, ROWS, CHANNELS).to(DTYPE)
+        du = share[None, :] * derivative(normalize(x, affine_ptr, here, CHANNELS), ACTIVATION)
+        store_tile(grad_x_ptr, here, du, ROWS, CHANNELS)
         if moments_ptr is not None:
             center = load_channels(moments_ptr, first_channel, channels, CHANNELS)
-            du = tl.where(inside, du, 0.0)
+            du = clear_outside(du, here, ROWS, CHANNELS)
             totals += du
             centered_totals += du * (x - center[None, :])
     if moments_ptr is not None:
@@ -182,8 +190,7 @@ def backward_kernel(
             tickets_ptr + block,
             sample * chunks + chunk,
             samples * chunks,
-            first_channel + tl.arange(0, CHANNELS),
-            channels,
+            columns_from(first_channel, channels, CHANNELS),
             samples.to(tl.int64) * positions,
             FROZEN,
             GROUPS,

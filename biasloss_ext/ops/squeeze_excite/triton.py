@@ -18,6 +18,7 @@ from biasloss_ext.ops import triton_maps as shared
 from biasloss_ext.ops.feature_variance.triton import BYTES_PER_LOAD, WARPS, triton_dtype
 from biasloss_ext.ops.library import with_arguments_of
 from biasloss_ext.ops.replay import empty
+from biasloss_ext.ops.squeeze_excite import op
 from biasloss_ext.ops.squeeze_excite import triton_kernels as kernels
 from biasloss_ext.ops.squeeze_excite.reference import Arguments, BackwardArguments
 from biasloss_ext.ops.triton_launch import Launch, divide_up, tickets
@@ -191,17 +192,10 @@ def squeeze_excite_backward(call: BackwardArguments) -> tuple[Tensor, Tensor, Te
 
 def _of_nothing(call: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For a batch without samples."""
-    pooled, affine, moments = call.pooled, call.affine, call.moments
-    hidden, channels = call.reduce_weight.shape
-    coefficients = pooled.new_empty(0)
-    if call.sums is not None and affine is not None and moments is not None:
-        zeros = torch.zeros_like(moments)
-        coefficients = maps.finish_coefficients(zeros, affine, moments, 0, eps=call.eps, frozen=call.frozen)
-    return (
-        torch.empty_like(pooled),
-        pooled.new_zeros(hidden, channels),
-        pooled.new_zeros(hidden),
-        pooled.new_zeros(channels, hidden),
-        pooled.new_zeros(channels),
-        coefficients,
-    )
+    *gradients, coefficients = op.backward.fake(call.gate_grad, call.pooled, call.reduced, sums=call.sums)
+    pool_grad, *of_parameters = [gradient.zero_() for gradient in gradients]
+    if call.sums is not None:
+        assert call.affine is not None and call.moments is not None
+        zeros = torch.zeros_like(call.moments)
+        coefficients = maps.finish_coefficients(zeros, call.affine, call.moments, 0, eps=call.eps, frozen=call.frozen)
+    return pool_grad, *of_parameters, coefficients

@@ -6,31 +6,36 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from biasloss_ext.ops.triton_finish import Back, finish_coefficients, is_last
-from biasloss_ext.ops.triton_map_kernels import activate, derivative, load_channels, product, tile_of
+from biasloss_ext.ops.triton_finish import Back, columns_from, finish_coefficients, is_last
+from biasloss_ext.ops.triton_map_kernels import (
+    Tile,
+    activate,
+    clear_outside,
+    derivative,
+    load_channels,
+    load_tile,
+    offsets_of,
+    product,
+    store_tile,
+)
 
 
 @triton.jit
 def load_factor(
     values_ptr,
     slope_at_ptr,
-    first_row,
-    rows,
-    first_channel,
-    channels,
+    tile,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """act(values), or with ``slope_at`` the gradient before an activation: values * act'(slope_at). 0 outside."""
-    offsets, inside = tile_of(first_row, rows, first_channel, channels, ROWS, CHANNELS)
-    start = first_row * channels
-    values = tl.load(values_ptr + start + offsets, mask=inside, other=0.0)
+    values = load_tile(values_ptr, tile, ROWS, CHANNELS)
     if slope_at_ptr is not None:
-        values *= derivative(tl.load(slope_at_ptr + start + offsets, mask=inside, other=0.0), ACTIVATION)
+        values *= derivative(load_tile(slope_at_ptr, tile, ROWS, CHANNELS), ACTIVATION)
     else:
         values = activate(values, ACTIVATION)
-    return tl.where(inside, values, 0.0)
+    return clear_outside(values, tile, ROWS, CHANNELS)
 
 
 @triton.jit
@@ -54,22 +59,17 @@ def finish_tile(
     bias_ptr,
     result_ptr,
     activated_ptr,
-    first_row,
-    samples,
-    first_channel,
-    channels,
+    tile,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Store a tile of the second layer's results and, where wanted, their activation."""
     if bias_ptr is not None:
-        result += load_channels(bias_ptr, first_channel, channels, CHANNELS)[None, :]
-    offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
-    offsets += first_row * channels
-    tl.store(result_ptr + offsets, result, mask=inside)
+        result += load_channels(bias_ptr, tile.first_channel, tile.channels, CHANNELS)[None, :]
+    store_tile(result_ptr, tile, result, ROWS, CHANNELS)
     if activated_ptr is not None:
-        tl.store(activated_ptr + offsets, activate(result, ACTIVATION), mask=inside)
+        store_tile(activated_ptr, tile, activate(result, ACTIVATION), ROWS, CHANNELS)
 
 
 @triton.jit
@@ -130,48 +130,41 @@ def layers_kernel(
     first_hidden = block * HIDDEN
     hidden = tl.zeros([ROWS, HIDDEN], DTYPE)
     for first_channel in range(0, channels, CHANNELS):
-        factor = load_factor(
-            values_ptr, slope_at_ptr, first_row, samples, first_channel, channels, SLOPE_ACTIVATION, ROWS, CHANNELS
-        )
+        tile = Tile(first_row, samples, first_channel, channels)
+        factor = load_factor(values_ptr, slope_at_ptr, tile, SLOPE_ACTIVATION, ROWS, CHANNELS)
         weight = load_weight(
             first_weight_ptr, first_channel, channels, first_hidden, hidden_channels, BACKWARD, CHANNELS, HIDDEN
         )
         hidden = product(factor, weight, hidden, DTYPE, DTYPE, PRECISION)
     if first_bias_ptr is not None:
         hidden += load_channels(first_bias_ptr, first_hidden, hidden_channels, HIDDEN)[None, :]
-    at, exists = tile_of(first_row, samples, first_hidden, hidden_channels, ROWS, HIDDEN)
-    at += first_row * hidden_channels
+    of_hidden = Tile(first_row, samples, first_hidden, hidden_channels)
     if BACKWARD:
-        hidden *= derivative(tl.load(hidden_slope_at_ptr + at, mask=exists, other=0.0), ACTIVATION)
-    tl.store(hidden_ptr + at, hidden, mask=exists)
+        hidden *= derivative(load_tile(hidden_slope_at_ptr, of_hidden, ROWS, HIDDEN), ACTIVATION)
+    store_tile(hidden_ptr, of_hidden, hidden, ROWS, HIDDEN)
     if not BACKWARD:
         hidden = activate(hidden, ACTIVATION)
-    hidden = tl.where(exists, hidden, 0.0)
+    hidden = clear_outside(hidden, of_hidden, ROWS, HIDDEN)
 
     size = samples.to(tl.int64) * channels
     for first_channel in range(0, channels, CHANNELS):
         weight = load_weight(
             second_weight_ptr, first_hidden, hidden_channels, first_channel, channels, BACKWARD, HIDDEN, CHANNELS
         )
+        tile = Tile(first_row, samples, first_channel, channels)
         part = product(hidden, weight, tl.zeros([ROWS, CHANNELS], DTYPE), DTYPE, DTYPE, PRECISION)
         if partials_ptr is not None:
-            offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
-            tl.store(partials_ptr + block * size + first_row * channels + offsets, part, mask=inside)
+            store_tile(partials_ptr + block * size, tile, part, ROWS, CHANNELS)
         else:
-            finish_tile(
-                part, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
-                GATE_ACTIVATION, ROWS, CHANNELS,
-            )  # fmt: skip
+            finish_tile(part, second_bias_ptr, result_ptr, activated_ptr, tile, GATE_ACTIVATION, ROWS, CHANNELS)
     if partials_ptr is not None:  # noqa: SIM102 (a constant of the compiler, then a value of the device)
         if is_last(tickets_ptr + row_block, hidden_blocks):
             for first_channel in range(0, channels, CHANNELS):
-                offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, CHANNELS)
+                tile = Tile(first_row, samples, first_channel, channels)
+                offsets, inside = offsets_of(tile, ROWS, CHANNELS)
                 parts_ptr = partials_ptr + first_row * channels
                 total = sum_tiles(parts_ptr, offsets, inside, size, hidden_blocks, AT_ONCE, DTYPE)
-                finish_tile(
-                    total, second_bias_ptr, result_ptr, activated_ptr, first_row, samples, first_channel, channels,
-                    GATE_ACTIVATION, ROWS, CHANNELS,
-                )  # fmt: skip
+                finish_tile(total, second_bias_ptr, result_ptr, activated_ptr, tile, GATE_ACTIVATION, ROWS, CHANNELS)
 
 
 @triton.jit
@@ -200,10 +193,10 @@ def weight_block(
     bias_total = tl.zeros([BLOCK], DTYPE)
     first_row = tl.full([], 0, tl.int64)
     for _ in range(0, samples, ROWS):
-        grad = load_factor(
-            grad_ptr, slope_at_ptr, first_row, samples, first_out, out_channels, SLOPE_ACTIVATION, ROWS, BLOCK
-        )
-        values = load_factor(values_ptr, None, first_row, samples, first_in, in_channels, ACTIVATION, ROWS, BLOCK)
+        of_grad = Tile(first_row, samples, first_out, out_channels)
+        grad = load_factor(grad_ptr, slope_at_ptr, of_grad, SLOPE_ACTIVATION, ROWS, BLOCK)
+        of_values = Tile(first_row, samples, first_in, in_channels)
+        values = load_factor(values_ptr, None, of_values, ACTIVATION, ROWS, BLOCK)
         total = product(tl.trans(grad), values, total, DTYPE, DTYPE, PRECISION)
         bias_total += tl.sum(grad, 0)
         first_row += ROWS
@@ -233,15 +226,14 @@ def coefficients_block(
     DTYPE: tl.constexpr,
 ):
     """The coefficients of a block of channels: the sums of every sample, completed by the gradient of its pool."""
-    column = first_channel + tl.arange(0, BLOCK)
-    exists = column < channels
+    at = columns_from(first_channel, channels, BLOCK)
     quantity = samples.to(tl.int64) * channels
     positions_of_all = (positions + tl.zeros([BLOCK], tl.int32)).to(DTYPE)
     du = tl.zeros([ROWS, BLOCK], DTYPE)
     du_centered = tl.zeros([ROWS, BLOCK], DTYPE)
     first_row = tl.full([], 0, tl.int64)
     for _ in range(0, samples, ROWS):
-        offsets, inside = tile_of(first_row, samples, first_channel, channels, ROWS, BLOCK)
+        offsets, inside = offsets_of(Tile(first_row, samples, first_channel, channels), ROWS, BLOCK)
         offsets += first_row * channels
         share = tl.load(pool_grad_ptr + offsets, mask=inside, other=0.0) / positions_of_all[None, :]
         pointers = sums_ptr + offsets
@@ -252,7 +244,7 @@ def coefficients_block(
         first_row += ROWS
     count = samples.to(DTYPE) * positions.to(DTYPE)
     back = Back(coefficients_ptr, affine_ptr, moments_ptr, eps)
-    finish_coefficients(back, column, channels, exists, tl.sum(du, 0), tl.sum(du_centered, 0), count, FROZEN)
+    finish_coefficients(back, at, tl.sum(du, 0), tl.sum(du_centered, 0), count, FROZEN)
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "hidden", "positions", "weight_blocks"])
