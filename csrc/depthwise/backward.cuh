@@ -171,18 +171,14 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
       else
         return top + r < grid.rows && left + c < grid.columns;
     };
-    const auto for_each_pixel = [&](auto&& use) {
-#pragma unroll
-      for (unsigned r = 0; r < kRows; ++r)
-#pragma unroll
-        for (unsigned c = 0; c < kColumns; ++c)
-          if (exists(r, c)) use(r, c, first + r * below + c * next);
-    };
     T loaded[kRows][kColumns][kChannels] = {};
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
-    for_each_pixel([&](unsigned r, unsigned c, int64_t at) {
-      load_values<kChannels>(p.x + at, lane.count, grid.vectors, loaded[r][c]);
-    });
+#pragma unroll
+    for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+      for (unsigned c = 0; c < kColumns; ++c)
+        if (exists(r, c))
+          load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
     const auto normalize = [&](unsigned r, unsigned c, Acc(&u)[kChannels]) {
 #pragma unroll
       for (unsigned i = 0; i < kChannels; ++i) u[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
@@ -212,23 +208,32 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
         }
     });
     if (p.residual_grad != nullptr)  // no norm, hence no sums of du
-      for_each_pixel([&](unsigned r, unsigned c, int64_t at) {
-        T residual[kChannels];
-        load_values<kChannels>(p.residual_grad + at, lane.count, grid.vectors, residual);
 #pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
-      });
-    for_each_pixel([&](unsigned r, unsigned c, int64_t at) {
-      T stored[kChannels];
+      for (unsigned r = 0; r < kRows; ++r)
 #pragma unroll
-      for (unsigned i = 0; i < kChannels; ++i) {
-        const Acc du = dh[r][c].value[i];
-        sums.gradient.value[i] += du;
-        sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
-        stored[i] = static_cast<T>(du);
+        for (unsigned c = 0; c < kColumns; ++c) {
+          if (!exists(r, c)) continue;
+          T residual[kChannels];
+          load_values<kChannels>(p.residual_grad + first + r * below + c * next, lane.count, grid.vectors, residual);
+#pragma unroll
+          for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
+        }
+#pragma unroll
+    for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+      for (unsigned c = 0; c < kColumns; ++c) {
+        if (!exists(r, c)) continue;
+        T stored[kChannels];
+#pragma unroll
+        for (unsigned i = 0; i < kChannels; ++i) {
+          const Acc du = dh[r][c].value[i];
+          sums.gradient.value[i] += du;
+          sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
+          stored[i] = static_cast<T>(du);
+        }
+        if (p.grad_x != nullptr)
+          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
       }
-      if (p.grad_x != nullptr) store_values<kChannels>(p.grad_x + at, lane.count, grid.vectors, stored);
-    });
   }
 }
 
