@@ -207,8 +207,9 @@ def test_no_pair_of_weights_is_too_large(packing: Callable[[Tensor], Tensor]) ->
 @needs_kernels
 @pytest.mark.skipif(native().build.get("cpu_int8") == "AVX2", reason="no other instruction set")
 def test_on_avx2() -> None:
+    chosen = ("-k", "any_shape or linear or between", __file__)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "any_shape or linear or between", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
         env={**os.environ, "BIASLOSS_CPU_ISA": "avx2"},
         cwd=Path(biasloss_ext.__file__).parents[1],
         capture_output=True,
