@@ -335,3 +335,16 @@ def test_jobs_are_limited_by_memory_and_by_max_jobs(bare: pytest.MonkeyPatch) ->
     assert build_choices.jobs() == 2
     bare.setenv("MAX_JOBS", "5")
     assert build_choices.jobs() == 5
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        (("baseline",), []),
+        (("baseline", "avx2"), ["avx2"]),
+        (("baseline", "avx512"), ["avx2", "avx512vnni"]),
+        (("baseline", "avx2", "avx512"), ["avx2", "avx512vnni"]),
+    ],
+)
+def test_instruction_sets_of_the_kernels_on_bytes(variants: tuple[str, ...], expected: list[str]) -> None:
+    assert list(build_choices.int8_variants(variants)) == expected
