@@ -138,25 +138,27 @@ class Backward:
     def _behind_depthwise(self, index: int) -> dict[str, Any]:
         """The arguments about the convolution, and about the gradient at what it writes."""
         step = self.options.steps[index]
-        dilates = step.dilation > 1
-        geometry = (
-            {"dilation": step.dilation} if dilates else {"stride": step.stride, "same_padding": step.same_padding}
-        )
         gradient = {"grad": self.grad, "pool_grad": self.pool_grad, "y_activation": self.activation}
-        return {**gradient, **geometry, "backend": self.backend}
+        return {**gradient, "stride": step.stride, "same_padding": step.same_padding, "backend": self.backend}
 
     def _depthwise(self, index: int) -> None:
-        coefficients = self.coefficients
-        run = dilated.backward if self.options.steps[index].dilation > 1 else depthwise.backward
-        self.grad, of_weight, before = run(
-            self._map(index - 1),
-            self.weights[index].convolution,  # type: ignore[arg-type]
-            y=self._map(index),
-            y_affine=self.saved[index].statistics[2:],
-            y_coefficients=coefficients,
-            **self._behind_depthwise(index),
-            **self._on_load(index),
-        )
+        x, weight, coefficients = self._map(index - 1), self.weights[index].convolution, self.coefficients
+        dilation, on_load = self.options.steps[index].dilation, self._on_load(index)
+        assert weight is not None
+        if dilation > 1:
+            grad = self._behind_norm(index)
+            found = dilated.backward(x, weight, dilation=dilation, grad=grad, backend=self.backend, **on_load)
+        else:
+            found = depthwise.backward(
+                x,
+                weight,
+                y=self._map(index),
+                y_affine=self.saved[index].statistics[2:],
+                y_coefficients=coefficients,
+                **self._behind_depthwise(index),
+                **on_load,
+            )
+        self.grad, of_weight, before = found
         self._enter(of_weight, coefficients)
         if index > 0:
             self.activation = maps.IDENTITY

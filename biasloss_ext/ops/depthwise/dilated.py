@@ -43,11 +43,6 @@ def backward(
     *,
     dilation: int,
     grad: Tensor,
-    y: Tensor | None,
-    y_affine: Tensor,
-    y_coefficients: Tensor,
-    y_activation: int,
-    pool_grad: Tensor | None = None,
     residual_grad: Tensor | None = None,
     affine: Tensor | None = None,
     moments: Tensor | None = None,
@@ -55,20 +50,17 @@ def backward(
     backend: str = "auto",
     **back: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `op.backward`, of which the arguments are, with stride 1 and y given."""
-    assert y is not None
-    grad = maps.with_pool_gradient(grad, pool_grad)
-    dy = batch_norm.backward(grad, y, y_affine, y_coefficients, activation=y_activation, backend=backend)
+    """As `op.backward` without y, with stride 1."""
     grad_x = maps.empty_map(x, *x.shape[1:])
     grad_weight = torch.zeros_like(weight)
-    for where, (of_x, of_y, of_residual) in _phases(dilation, x, dy, residual_grad):
+    for where, (of_x, of_grad, of_residual) in _phases(dilation, x, grad, residual_grad):
         run: dict[str, Any] = {
             "affine": affine,
             "activation": activation,
             "residual_grad": of_residual,
             "backend": backend,
         }
-        grad_x[where], of_weight, _ = op.backward(of_x, weight, grad=of_y, **run)
+        grad_x[where], of_weight, _ = op.backward(of_x, weight, grad=of_grad, **run)
         grad_weight += of_weight
     if moments is None:
         return grad_x, grad_weight, maps.none_like(x)
