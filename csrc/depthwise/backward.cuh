@@ -108,7 +108,9 @@ __device__ __forceinline__ void differentiate_item(SharedPointer<typename Tiling
 #pragma unroll
   for (int r = 0; r < Window::extent(kRows); ++r) {
     typename Tiling::Cell dy[Window::extent(kColumns)];
-    window = read_row<Tiling>(shared, ring, window, dy);
+#pragma unroll
+    for (int c = 0; c < Window::extent(kColumns); ++c) dy[c] = shared[window + c * ring.lanes];
+    window = ring.below(window);
 #pragma unroll
     for (int y = 0; y < kRows; ++y) {
       const int tap_row = y + kPadding - (r - Window::kHalo) * Tiling::kStride;
@@ -171,14 +173,18 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
       else
         return top + r < grid.rows && left + c < grid.columns;
     };
+    const auto for_each_pixel = [&](auto&& use) {
+#pragma unroll
+      for (unsigned r = 0; r < kRows; ++r)
+#pragma unroll
+        for (unsigned c = 0; c < kColumns; ++c)
+          if (exists(r, c)) use(r, c);
+    };
     T loaded[kRows][kColumns][kChannels] = {};
     Cell h[kRows][kColumns], dh[kRows][kColumns] = {};
-#pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
-#pragma unroll
-      for (unsigned c = 0; c < kColumns; ++c)
-        if (exists(r, c))
-          load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
+    for_each_pixel([&](unsigned r, unsigned c) {
+      load_values<kChannels>(p.x + first + r * below + c * next, lane.count, grid.vectors, loaded[r][c]);
+    });
     const auto normalize = [&](unsigned r, unsigned c, Acc(&u)[kChannels]) {
 #pragma unroll
       for (unsigned i = 0; i < kChannels; ++i) u[i] = static_cast<Acc>(loaded[r][c][i]) * scale[i] + shift[i];
@@ -208,32 +214,24 @@ __device__ __forceinline__ void differentiate_tile(const Parameters& p, const Ti
         }
     });
     if (p.residual_grad != nullptr)  // no norm, hence no sums of du
+      for_each_pixel([&](unsigned r, unsigned c) {
+        T residual[kChannels];
+        load_values<kChannels>(p.residual_grad + first + r * below + c * next, lane.count, grid.vectors, residual);
 #pragma unroll
-      for (unsigned r = 0; r < kRows; ++r)
+        for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
+      });
+    for_each_pixel([&](unsigned r, unsigned c) {
+      T stored[kChannels];
 #pragma unroll
-        for (unsigned c = 0; c < kColumns; ++c) {
-          if (!exists(r, c)) continue;
-          T residual[kChannels];
-          load_values<kChannels>(p.residual_grad + first + r * below + c * next, lane.count, grid.vectors, residual);
-#pragma unroll
-          for (unsigned i = 0; i < kChannels; ++i) dh[r][c].value[i] += static_cast<Acc>(residual[i]);
-        }
-#pragma unroll
-    for (unsigned r = 0; r < kRows; ++r)
-#pragma unroll
-      for (unsigned c = 0; c < kColumns; ++c) {
-        if (!exists(r, c)) continue;
-        T stored[kChannels];
-#pragma unroll
-        for (unsigned i = 0; i < kChannels; ++i) {
-          const Acc du = dh[r][c].value[i];
-          sums.gradient.value[i] += du;
-          sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
-          stored[i] = static_cast<T>(du);
-        }
-        if (p.grad_x != nullptr)
-          store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
+      for (unsigned i = 0; i < kChannels; ++i) {
+        const Acc du = dh[r][c].value[i];
+        sums.gradient.value[i] += du;
+        sums.product.value[i] += du * (static_cast<Acc>(loaded[r][c][i]) - center[i]);
+        stored[i] = static_cast<T>(du);
       }
+      if (p.grad_x != nullptr)
+        store_values<kChannels>(p.grad_x + first + r * below + c * next, lane.count, grid.vectors, stored);
+    });
   }
 }
 
@@ -329,7 +327,10 @@ __global__ void __launch_bounds__(kDepthwiseThreads, backward_blocks<T>(kernel))
   BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
   BIASLOSS_DYNAMIC_SHARED(Cell, shared);
   BackwardSums<Tiling> sums;
-  stage_constants<Tiling, Source>(p, coefficients, shared);
+  stage_weights<Tiling>(p.grid, p.weight, shared);
+  stage_coefficients<Tiling, Source>(p, coefficients);
+  clear_ring<Tiling>(p.grid, shared);
+  __syncthreads();
   for_each_tile<Tiling, Source>(p, coefficients, shared, [&](const Tile& tile, unsigned start) {
     differentiate_tile<Tiling>(p, tile, start, shared, sums);
   });

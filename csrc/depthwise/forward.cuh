@@ -89,7 +89,9 @@ __device__ __forceinline__ void convolve_item(SharedPointer<typename Tiling::Cel
 #pragma unroll
   for (int r = 0; r < Window::extent(kRows); ++r) {
     typename Tiling::Cell input[Window::extent(kColumns)];
-    window = read_row<Tiling>(shared, ring, window, input);
+#pragma unroll
+    for (int c = 0; c < Window::extent(kColumns); ++c) input[c] = shared[window + c * ring.lanes];
+    window = ring.below(window);
 #pragma unroll
     for (int y = 0; y < kRows; ++y) {
       const int tap_row = r - y * kStride;
@@ -230,7 +232,10 @@ __global__ void __launch_bounds__(kDepthwiseThreads, forward_blocks<T>(kernel))
   BIASLOSS_SHARED(CoefficientPair<Acc>, coefficients, kCoefficients<Source>);
   BIASLOSS_DYNAMIC_SHARED(typename Tiling::Cell, shared);
   RunningMoments<Acc, Tiling::kChannels> moments;
-  stage_constants<Tiling, Source>(p, coefficients, shared);
+  stage_weights<Tiling>(p.grid, p.weight, shared);
+  stage_coefficients<Tiling, Source>(p, coefficients);
+  clear_ring<Tiling>(p.grid, shared);
+  __syncthreads();
   for_each_tile<Tiling, Source>(p, coefficients, shared, [&](const Tile& tile, unsigned start) {
     convolve_tile<Tiling>(p, tile, start, shared, moments);
   });

@@ -39,17 +39,6 @@ __device__ __forceinline__ void clear_ring(const TileGrid& grid, SharedPointer<t
   for (unsigned i = ring.begin() + threadIdx.x; i < ring.end(); i += kDepthwiseThreads) shared[i] = {};
 }
 
-// What shared memory holds beside the windows of tiles.
-template <class Tiling, class Source, class Parameters>
-__device__ __forceinline__ void stage_constants(const Parameters& p,
-                                                SharedPointer<CoefficientPair<typename Tiling::Acc>> coefficients,
-                                                SharedPointer<typename Tiling::Cell> shared) {
-  stage_weights<Tiling>(p.grid, p.weight, shared);
-  stage_coefficients<Tiling, Source>(p, coefficients);
-  clear_ring<Tiling>(p.grid, shared);
-  __syncthreads();
-}
-
 // The part of a thread in staging: a vector of channels of some pixels. A source says what the staged map holds:
 // load(offset) fetches a vector's worth, cell() computes some channels of it with their coefficients. Outside the map
 // are zeros.

@@ -157,15 +157,6 @@ __device__ __forceinline__ void stage_weights(const TileGrid& grid, const Acc* w
   }
 }
 
-// A row of the window, from a cell of the ring on. Returns the cell below that one.
-template <class Tiling, int columns>
-__device__ __forceinline__ unsigned read_row(SharedPointer<typename Tiling::Cell> shared, const Ring<Tiling>& ring,
-                                             unsigned cell, typename Tiling::Cell (&row)[columns]) {
-#pragma unroll
-  for (int c = 0; c < columns; ++c) row[c] = shared[cell + c * ring.lanes];
-  return ring.below(cell);
-}
-
 template <class Tiling>
 __device__ __forceinline__ void read_weights(SharedPointer<typename Tiling::Cell> shared, const Lane<Tiling>& lane,
                                              typename Tiling::Cell (&weight)[Tiling::kTaps]) {
