@@ -156,6 +156,7 @@ def _compiled(rank: int, folder: Path) -> Any:
     return (compiled(features, output, target) - expected).abs().max().item()
 
 
+@pytest.mark.slow
 def test_group_compiles(tmp_path: Path) -> None:
     assert run(_compiled, tmp_path) == [0.0, 0.0]
 

@@ -13,9 +13,9 @@ import torch
 from bench.gpu import arguments
 from biasloss_ext.benchmarks import engine, results, shapes, table
 from biasloss_ext.benchmarks.contender import Op, Workload
-from biasloss_ext.benchmarks.ops import OPS
+from biasloss_ext.benchmarks.ops import NETWORKS, OPS
 
-LEFT_OUT = ("skipblocknet", "expand_depthwise")  # the network is a stage of its own; the other has no kernels for GPUs
+LEFT_OUT = (*NETWORKS, "expand_depthwise")  # a network is a stage of its own; the last has no kernels for GPUs
 PLAN = engine.Plan(visits=2, seconds=0.1, most_rounds=10)
 TINY = dataclasses.replace(engine.TINY, visits=1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.pages import with_section
 from bench.study import plots, records
-from bench.study.plan import DATA, PARTS, Part
+from bench.study.plan import DATA, PARTS, WHOLE_RUN, Part
 from bench.study.records import Found, Record
 from bench.study.runner import RESULTS
 from biasloss_ext.benchmarks.table import Table
@@ -173,7 +173,8 @@ def classes_table(found: Sequence[Found]) -> Table:
     """The variants that the first of a setting's differences compares."""
     rows = []
     for setting in found:
-        for variant in setting.setting.pairs[0] if setting.part.letter != "d" else ():
+        pairs = setting.setting.pairs if setting.part.letter != "d" else ()
+        for variant in pairs[0] if pairs else ():
             means = [record["analysis"]["test"]["class_means"] for record in setting.records[variant].values()]
             if means:
                 figures = (f"{statistics.fmean(column):.2f}" for column in zip(*means, strict=True))
@@ -207,8 +208,8 @@ def running(found: Sequence[Found]) -> list[str]:
 
 
 def whole_run(found: Sequence[Found]) -> str | None:
-    """What `biasloss train` reaches on Fashion-MNIST, from the first run of part (a); None before it is finished."""
-    (setting,) = (setting for setting in found if setting.part.letter == "a")
+    """What `biasloss train` reaches on Fashion-MNIST, None before that run is finished."""
+    (setting,) = (setting for setting in found if setting.setting.name == WHOLE_RUN)
     record = setting.records["bias"].get(0)
     if record is None:
         return None

@@ -20,6 +20,7 @@ def random_model(**options: object) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_compile_without_graph_break() -> None:
     """With the features returned; with their variance it is exported below."""
     model = random_model(return_features="features", drop_rate=0).train()
