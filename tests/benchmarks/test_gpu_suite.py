@@ -36,6 +36,7 @@ def contents(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_dry_run_leaves_one_archive_with_the_result_of_every_stage(tmp_path: Path) -> None:
     environment = {**os.environ, "BIASLOSS_SIMULATED_GPU": str(simulated_gpu.build())}
     command = [sys.executable, "-m", "bench.gpu_suite", "--dry-run", "--out", str(tmp_path)]

@@ -69,7 +69,10 @@ def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.onnx, "export", export)
 
 
-@pytest.mark.parametrize("op", [pytest.param(op, marks=pytest.mark.slow) if op == "skipblocknet" else op for op in RUN])
+@pytest.mark.parametrize(
+    "op",
+    [pytest.param(op, marks=(pytest.mark.slow, pytest.mark.thorough)) if op == "skipblocknet" else op for op in RUN],
+)
 def test_every_contender_runs_or_says_why_not(
     op: str, tmp_path: Path, quick_compiler: None, one_thread: None, request: pytest.FixtureRequest
 ) -> None:
@@ -134,6 +137,7 @@ def test_what_the_user_got_wrong_is_told_in_a_sentence(arguments: list[str], sai
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_pytest_benchmark_reports_what_the_engine_measures() -> None:
     command = [sys.executable, "-m", "pytest", "bench", "--tiny", "--benchmark-only", "-q", "-p", "no:cacheprovider"]
     selected = "not skipblocknet and not compile"

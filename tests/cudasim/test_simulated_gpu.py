@@ -64,7 +64,7 @@ def run_tests(*arguments: str, environment: dict[str, str]) -> None:
 
 
 # In order on a large device, and in a random order on a small one.
-IN_EVERY_RUN = (("device", 7, 3), ("ops", 0, 132), ("ops", 7, 3), ("layers", 0, 132))
+IN_EVERY_RUN = (("device", 7, 3), ("ops", 0, 132), ("layers", 0, 132))
 
 
 @pytest.mark.slow
@@ -149,6 +149,7 @@ def test_networks_on_simulated_kernels_and_interpreted_triton(library: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_replayed_blocks(library: Path) -> None:
     pytest.importorskip("triton")
     environment = {**variables(library), "TRITON_INTERPRET": "1"}

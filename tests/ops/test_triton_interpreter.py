@@ -34,7 +34,9 @@ OPTIONS = ("-p", "tests.triton_interpreter.on_triton", "-p", "no:cacheprovider",
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=pytest.mark.thorough) if g in ("block kernels", "loss") else g for g in GROUPS]
+)
 def test_interpreted(group: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(

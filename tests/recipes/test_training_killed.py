@@ -67,6 +67,7 @@ def _check_files(out: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_at_random_again_and_again(tmp_path: Path) -> None:
     data, whole = write_cifar(tmp_path / "data"), tmp_path / "whole"
     assert _exit_code(data, whole) == 0

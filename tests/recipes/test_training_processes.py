@@ -119,6 +119,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
     data = write_cifar(tmp_path / "data")
     assert _two(data, tmp_path / "whole", loss="ce") == [0, 0]
