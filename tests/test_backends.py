@@ -84,6 +84,7 @@ def test_every_cpu_variant_gives_the_same_loss() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", other_variants())
 def test_accuracy_of_the_other_cpu_variants(variant: str) -> None:
     tests = Path(__file__).parent / "ops"
