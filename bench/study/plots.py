@@ -13,7 +13,7 @@ DIFFERENCES, CURVES, GRID, LAYERS = (f"study-{name}.svg" for name in ("differenc
 
 
 def draw(found: Sequence[Found], folder: Path) -> list[str]:
-    """Draws what there are runs for; returns the names of the files."""
+    """Draws what there are runs for, and removes the other plots; returns the names of the files."""
     losses = [setting for setting in found if setting.part.letter != "d" and setting.differences()]
     grids = [setting for setting in found if setting.part.letter == "d" and setting.finished]
     diverse = [setting for setting in found if setting.part.letter in "abc" and setting.finished]
@@ -27,6 +27,8 @@ def draw(found: Sequence[Found], folder: Path) -> list[str]:
         if settings:
             plot(settings, folder / name)
             drawn.append(name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     return drawn
 
 

@@ -208,7 +208,7 @@ def running(found: Sequence[Found]) -> list[str]:
 
 
 def whole_run(found: Sequence[Found]) -> str | None:
-    """What `biasloss train` reaches on Fashion-MNIST, None before that run is finished."""
+    """What `biasloss train` reaches on Fashion-MNIST; None before that run is finished."""
     (setting,) = (setting for setting in found if setting.setting.name == WHOLE_RUN)
     record = setting.records["bias"].get(0)
     if record is None:
@@ -241,17 +241,14 @@ def pages(found: Sequence[Found], drawn: Sequence[str], docs: Path) -> dict[Path
 def main(check: bool = False, results: Path = RESULTS, docs: Path = DOCS) -> int:
     """Writes the pages and the plots, or with ``check`` returns 1 if a page is not up to date."""
     found = records.load(results)
-    names = (plots.DIFFERENCES, plots.CURVES, plots.GRID, plots.LAYERS)
     if check:
+        names = (plots.DIFFERENCES, plots.CURVES, plots.GRID, plots.LAYERS)
         drawn = [name for name in names if (docs / IMAGES / name).exists()]
         stale = [p.name for p, text in pages(found, drawn, docs).items() if not p.exists() or p.read_text() != text]
         if stale:
             print(f"not up to date: {', '.join(stale)}; run `python -m bench.study report`", file=sys.stderr)
         return int(bool(stale))
-    drawn = plots.draw(found, docs / IMAGES)
-    for name in set(names) - set(drawn):
-        (docs / IMAGES / name).unlink(missing_ok=True)
-    written = pages(found, drawn, docs)
+    written = pages(found, plots.draw(found, docs / IMAGES), docs)
     for path, text in written.items():
         path.write_text(text)
     print(f"written: {', '.join(path.name for path in written)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.study import plan, records, report, runner
+from bench.study import plan, plots, records, report, runner
 
 
 def record(run: plan.Run, accuracy: float) -> dict[str, Any]:
@@ -47,7 +47,11 @@ def test_the_committed_page_is_up_to_date() -> None:
 
 
 def test_without_runs_it_says_so(tmp_path: Path) -> None:
+    before = tmp_path / "docs" / "images" / plots.CURVES
+    before.parent.mkdir(parents=True)
+    before.touch()
     text = written(tmp_path)
+    assert not before.exists()
     planned = sum(1 for _ in plan.runs())
     assert f"0 of {planned} planned runs are finished." in text
     assert text.count("Not run yet.") == sum(len(part.settings) for part in plan.PARTS)
