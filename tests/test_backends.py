@@ -15,7 +15,7 @@ import biasloss_ext
 from biasloss_ext.info import report
 from biasloss_ext.ops import FAMILIES, backends
 from biasloss_ext.ops.native import BUILD_HINT, _remedy, covers, native
-from tests.runnable import other_variants, variant_in_use
+from tests.runnable import assert_tests_pass_on, other_variants, variant_in_use
 
 PACKAGE = Path(biasloss_ext.__file__).parent
 
@@ -89,16 +89,7 @@ def test_every_cpu_variant_gives_the_same_loss() -> None:
 def test_accuracy_of_the_other_cpu_variants(variant: str) -> None:
     tests = Path(__file__).parent / "ops"
     names = ("bias_loss", "feature_variance", "bias_loss_edge_cases", "batch_norm", "pool_variance", "squeeze_excite")
-    files = [str(tests / f"test_{name}.py") for name in names]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *files],
-        env={**os.environ, "BIASLOSS_CPU_ISA": variant},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    assert_tests_pass_on(variant, "cpu", *(tests / f"test_{name}.py" for name in names))
 
 
 def test_choice() -> None:

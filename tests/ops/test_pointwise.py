@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import biasloss_ext
 from biasloss_ext.ops import maps
 from biasloss_ext.ops.expand_depthwise import op as expand_depthwise
 from biasloss_ext.ops.expand_depthwise import reference as expand_reference
@@ -23,7 +18,7 @@ from biasloss_ext.ops.library import accumulation_dtype
 from biasloss_ext.ops.pointwise import op, reference
 from tests import norm_cases
 from tests.calls import Call
-from tests.runnable import backends_of, other_variants
+from tests.runnable import assert_tests_pass_on, backends_of, other_variants
 
 BACKENDS = backends_of("pointwise")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -354,13 +349,4 @@ def test_the_weight_gradient_of_any_origin(backend: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("variant", other_variants())
 def test_the_other_cpu_variants(variant: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu and float64 or far", __file__],
-        env={**os.environ, "BIASLOSS_CPU_ISA": variant},
-        cwd=Path(biasloss_ext.__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    assert_tests_pass_on(variant, "cpu and float64 or far", __file__)

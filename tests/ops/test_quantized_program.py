@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import biasloss_ext
 from biasloss_ext.nn.quantization.weights import LARGEST_WEIGHT, quantized_weight
 from biasloss_ext.ops import backends, maps
 from biasloss_ext.ops.native import native
@@ -31,6 +26,7 @@ from biasloss_ext.ops.program.packing import (
     unpack_taps,
 )
 from biasloss_ext.ops.registry import OPS
+from tests.runnable import assert_tests_pass_on
 
 HAS_KERNELS = backends.why_not("cpu", torch.device("cpu"), "program") is None and bool(native().build.get("cpu_int8"))
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="this CPU or build has no int8 kernels")
@@ -207,17 +203,7 @@ def test_no_pair_of_weights_is_too_large(packing: Callable[[Tensor], Tensor]) ->
 @needs_kernels
 @pytest.mark.skipif(native().build.get("cpu_int8") == "AVX2", reason="no other instruction set")
 def test_on_avx2() -> None:
-    chosen = ("-k", "any_shape or linear or between", __file__)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
-        env={**os.environ, "BIASLOSS_CPU_ISA": "avx2"},
-        cwd=Path(biasloss_ext.__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    assert_tests_pass_on("avx2", "any_shape or linear or between", __file__)
 
 
 @needs_kernels
