@@ -17,36 +17,37 @@ Isa limit() {
   throw std::invalid_argument("BIASLOSS_CPU_ISA must be baseline, avx2 or avx512, got '" + std::string(name) + "'");
 }
 
-[[maybe_unused]] bool may_use(Isa isa) {
-  if (limit() < isa) return false;
+// The best that the environment and the CPU allow, whatever kernels were built.
+Isa usable() {
+  const Isa most = limit();
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (isa == Isa::avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
+  if (most >= Isa::avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  if (most >= Isa::avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
+  return Isa::baseline;
 }
 
 Isa detect() {
+  [[maybe_unused]] const Isa most = usable();
 #if defined(BIASLOSS_WITH_AVX512)
-  if (may_use(Isa::avx512)) return Isa::avx512;
+  if (most >= Isa::avx512) return Isa::avx512;
 #endif
 #if defined(BIASLOSS_WITH_AVX2)
-  if (may_use(Isa::avx2)) return Isa::avx2;
+  if (most >= Isa::avx2) return Isa::avx2;
 #endif
-  limit();  // throws
   return Isa::baseline;
 }
 
 Int8Isa detect_int8() {
+  [[maybe_unused]] const Isa most = usable();
 #if defined(BIASLOSS_WITH_INT8_AVX512VNNI)
-  if (may_use(Isa::avx512) && __builtin_cpu_supports("avx512vnni")) return Int8Isa::avx512vnni;
+  if (most >= Isa::avx512 && __builtin_cpu_supports("avx512vnni")) return Int8Isa::avx512vnni;
 #endif
 #if defined(BIASLOSS_WITH_INT8_AVX2)
-  if (may_use(Isa::avx2)) return Int8Isa::avx2;
+  if (most >= Isa::avx2) return Int8Isa::avx2;
 #endif
   return Int8Isa::none;
 }
