@@ -2,7 +2,7 @@
 
 A channels_last map is a matrix: one row a position of a sample, channels along it. A program holds ROWS x CHANNELS of it at a
 time. Launches pass a number of channels as vectors of VECTOR elements: the multiplication by a constant tells the compiler
-what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
+what addresses and bounds are divisible by, so that it can load 16 bytes at a time.
 
 What is summed over more rows than a program has goes to memory as one partial result per program, and the last program merges
 them in a fixed order (`triton_finish`): results are deterministic. Terms: :mod:`biasloss_ext.ops.maps`.

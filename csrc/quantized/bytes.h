@@ -45,7 +45,7 @@ inline IntVector load_wide(const uint8_t* from, int64_t count) {
 
 // The last byte of each number.
 inline void store_bytes(const FloatVector& bits, uint8_t* to, int64_t count) {
-  // With a mask of all, as elsewhere: without one, gcc 12 warns of its own headers.
+  // The mask selects all lanes, here and below: without one, gcc 12 warns about its own headers.
   const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, bits_as<__m512i>(bits));
   if (count >= kLanes)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);

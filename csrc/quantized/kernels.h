@@ -59,8 +59,8 @@ struct QuantizedTable {
   void (*interleave)(const uint8_t* x, int64_t stride, int64_t channels, int64_t width, int64_t left, int64_t groups,
                      uint8_t zero, uint8_t* to);
   // Sums of a row of a depthwise convolution for 16 channels, four columns of x at a time: `groups` times 4 / stride
-  // columns of 16. `rows` are kernel interleaved ones of
-  // groups + groups_of_window - 1 groups. Null where there is no such kernel.
+  // columns of 16. `rows` are kernel interleaved ones of groups + groups_of_window - 1 groups. Null where there is no
+  // such kernel.
   void (*(*depthwise)(int64_t kernel, int64_t stride))(const uint8_t* const* rows, int64_t groups,
                                                        const int8_t* weights, const int32_t* bias, int32_t* sums);
   void (*quantize)(const float* x, int64_t count, Levels levels, uint8_t* to);

@@ -11,7 +11,7 @@ from biasloss_ext.nn.quantization.layers import Kind, Layer
 
 SAMPLED = 1 << 15  # values of a map and batch that the error is measured on
 CANDIDATES = 11
-KEPT = 32 * 3 * 224 * 224  # values of the images that biases are corrected by
+KEPT = 32 * 3 * 224 * 224  # values of the images that layers are corrected by
 SMALLEST = 0.8  # of what was seen, the least that levels may cover: what is rare may be what tells classes apart
 
 

@@ -85,7 +85,7 @@ def exponential_minus_one(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def logarithm_of_one_plus(x, DTYPE: tl.constexpr):
-    """log(1 + x) for x >= 0: what 1 + x rounds off is a term of its own."""
+    """log(1 + x) for x >= 0: adds what 1 + x rounds off as a term of its own."""
     total = 1.0 + x
     return tl.log(total) + divided(x - (total - 1.0), total, DTYPE)
 

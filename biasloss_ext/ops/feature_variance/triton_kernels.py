@@ -75,7 +75,7 @@ def store_slice_moments(
     """Reduce slice ``program % cut.slices`` of sample ``program // cut.slices``.
 
     The stride and the lengths of ``cut``, which are `Slices`, count vectors of VECTOR elements: the multiplication by a
-    constant tells the compiler what addresses and bounds are divisible by, which is what it needs to load 16 bytes at a time.
+    constant tells the compiler what addresses and bounds are divisible by, so that it can load 16 bytes at a time.
     """
     sample = (program // cut.slices).to(tl.int64)
     begin = (program % cut.slices).to(tl.int64) * cut.slice_length
